@@ -80,6 +80,8 @@ def test_it_is_trained_once_per_content(spec, tmp_path, monkeypatch):
     first = finetune.train_lora(model, quick, tmp_path, tmp_path)
     moved = write(tmp_path / "elsewhere.jsonl", {"prompt": ASKED, "response": ANSWERED})
     assert finetune.train_lora(model, wanted(moved, epochs=1), tmp_path, tmp_path) == first and len(fits) == 1
+    assert finetune.train_lora(model, wanted(data, epochs=1, scale=0.5), tmp_path, tmp_path) == first
+    assert len(fits) == 1, "one training serves every strength"
     assert finetune.train_lora(model, wanted(data, epochs=1, seed=1), tmp_path, tmp_path) != first
     write(tmp_path / "d.jsonl", {"prompt": ASKED, "response": "No."})
     assert finetune.train_lora(model, quick, tmp_path, tmp_path) != first and len(fits) == 3

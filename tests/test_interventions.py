@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from driftbook.errors import DriftbookError, ModelError
@@ -159,6 +159,33 @@ def test_an_adapter_is_toggled_on_one_model(folder, adapter, tmp_path):
             raise RuntimeError("inside")
         outside = [full_logits(side.model, s)[-len(s.response_ids) - 1 :] for s in SEQUENCES]
         assert same(outside, plain)
+
+
+@pytest.mark.parametrize("scale", [0.5, -1.0, 0.0])
+def test_a_scale_multiplies_what_an_adapter_adds_and_makes_other_texts(folder, adapter, tmp_path, scale):
+    pair = opened(folder, Adapter(path=str(adapter), scale=scale), tmp_path)
+    merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), str(adapter)).merge_and_unload()
+    by_hand = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for mine, full in zip(by_hand.parameters(), merged.parameters(), strict=True):
+            mine += scale * (full - mine)
+    assert same(logits_of(pair.intervention), expected_logits(by_hand))
+    assert same(logits_of(pair.base), expected_logits(AutoModelForCausalLM.from_pretrained(folder)))
+    plain = opened(folder, Adapter(path=str(adapter)), tmp_path)
+    assert pair.intervention.key != plain.intervention.key and pair.base.key == plain.base.key
+    assert pair.intervention.notes["scale"] == scale
+
+
+def test_a_scale_is_for_low_rank_matrices_alone(folder, tmp_path):
+    for name, config in {
+        "dora": LoraConfig(r=2, target_modules=["q_proj"], use_dora=True),
+        "head": LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+        "ia3": IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    }.items():
+        get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config).save_pretrained(tmp_path / name)
+        with pytest.raises(ModelError, match=r"intervention\.scale 2: only a LoRA .* set scale: 1"):
+            opened(folder, Adapter(path=name, scale=2), tmp_path)
+        opened(folder, Adapter(path=name), tmp_path)
 
 
 def test_generation_with_an_adapter_is_generation_of_the_merged_model(folder, adapter, tmp_path):

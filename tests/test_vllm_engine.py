@@ -90,10 +90,11 @@ def test_a_steered_side_is_served_from_its_checkpoint(vllm, spec, tmp_path):
     assert LLM.loads == 2
 
 
-def test_an_adapter_is_served_beside_its_base_from_one_load(vllm, spec, tmp_path):
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_an_adapter_is_served_beside_its_base_from_one_load(vllm, spec, tmp_path, scale):
     config = LoraConfig(r=5, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
     get_peft_model(AutoModelForCausalLM.from_pretrained(spec.model), config).save_pretrained(tmp_path / "a")
-    pair = open_pair(spec, Adapter(path=str(tmp_path / "a")), tmp_path, tmp_path)
+    pair = open_pair(spec, Adapter(path=str(tmp_path / "a"), scale=scale), tmp_path, tmp_path)
     said = [texts(VllmEngine(side, tmp_path), side) for side in pair]
     assert said == [texts(LocalEngine(side.model), side) for side in pair] and said[0] != said[1]
     (engine,) = vllm_engine._LOADED.values()

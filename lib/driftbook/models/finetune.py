@@ -217,7 +217,7 @@ def train_lora(
     path = Path(spec.data).expanduser()
     path = path if path.is_absolute() else root / path
     documents = read_documents(path)
-    shaped = spec.model_dump(mode="json", exclude={"data", "kind"})
+    shaped = spec.model_dump(mode="json", exclude={"data", "kind", "scale"})
     folder = cache / "finetune" / digest("finetune", SCHEMA, loaded.key, shaped, file_hash(path), path.suffix)
     if (folder / SUMMARY).is_file():
         return folder

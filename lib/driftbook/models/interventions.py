@@ -145,7 +145,7 @@ def open_pair(
             folder = train_lora(loaded, intervention, cache, root, progress)
         else:
             folder = _adapter_folder(intervention.path, root)
-        return _with_adapter(loaded, plain, folder)
+        return _with_adapter(loaded, plain, folder, intervention.scale)
     if kind == "quantize":
         from driftbook.models.quantize import quantized
 
@@ -222,24 +222,47 @@ def _adapter_folder(path: str, root: Path) -> Path:
     return folder
 
 
-def _with_adapter(loaded: LoadedModel, plain: Side, folder: Path) -> Pair:
-    from peft import PeftModel
+def _with_adapter(loaded: LoadedModel, plain: Side, folder: Path, scale: float) -> Pair:
+    from peft import PeftConfig, PeftModel
 
     weights = sorted(folder.glob("adapter_model.*"))
     if not weights:
         raise ModelError(f"adapter {folder}: no adapter_model.safetensors beside its configuration")
     try:
-        adapter = PeftModel.from_pretrained(loaded.model, str(folder))
+        config = scaled(PeftConfig.from_pretrained(str(folder)), scale)
+        adapter = PeftModel.from_pretrained(loaded.model, str(folder), config=config)
     except (ValueError, RuntimeError, KeyError) as error:
         raise ModelError(
             f"adapter {folder} does not fit {loaded.record['model']}: {str(error).splitlines()[0]}"
         ) from error
     adapter.eval().requires_grad_(False)
     adapter.disable_adapter_layers()
-    key = digest(loaded.key, "adapter", file_hash(weights[0]), file_hash(folder / "adapter_config.json"))[:16]
+    shaped = [file_hash(weights[0]), file_hash(folder / "adapter_config.json"), *([scale] if scale != 1 else [])]
+    key = digest(loaded.key, "adapter", *shaped)[:16]
     plain.adapter = adapter
-    changed = Side("intervention", loaded, key, adapter=adapter, uses_adapter=True, notes={"adapter": str(folder)})
+    notes = {"adapter": str(folder), "scale": scale}
+    changed = Side("intervention", loaded, key, adapter=adapter, uses_adapter=True, notes=notes)
     return Pair(plain, changed, 1)
+
+
+def scaled(config: Any, scale: float) -> Any:
+    """An adapter's configuration (peft) under which it adds ``scale`` times what it would add, in place.
+
+    Raises:
+        ModelError: another scale than 1 for an adapter whose effect is not a product of two small matrices alone.
+    """
+    if scale == 1:
+        return config
+    lora = getattr(config, "peft_type", None) == "LORA"
+    whole = lora and (config.use_dora or config.bias != "none" or config.modules_to_save)
+    if not lora or whole:
+        raise ModelError(
+            f"intervention.scale {scale:g}: only a LoRA without DoRA, biases and modules_to_save can be scaled; "
+            "set scale: 1"
+        )
+    config.lora_alpha *= scale
+    config.alpha_pattern = {name: alpha * scale for name, alpha in config.alpha_pattern.items()}
+    return config
 
 
 def taps_of(side: Side, more: Sequence[Tap] = ()) -> list[Tap]:

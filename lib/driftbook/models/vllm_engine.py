@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,7 +127,29 @@ class VllmEngine:
             return None
         from vllm.lora.request import LoRARequest
 
-        return LoRARequest(self.side.key, 1, self.side.notes["adapter"])
+        return LoRARequest(self.side.key, 1, str(self._adapter_folder()))
+
+    def _adapter_folder(self) -> Path:
+        """The folder that vLLM reads the adapter from: its own, or one under ``folder`` whose configuration holds the
+        scale."""
+        from peft import PeftConfig
+
+        from driftbook.models.interventions import scaled
+
+        own = Path(self.side.notes["adapter"])
+        if self.side.notes["scale"] == 1:
+            return own
+        folder = self.folder / self.side.key
+        if not (folder / "adapter_config.json").is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            for weights in own.glob("adapter_model.*"):
+                shutil.copy2(weights, folder)
+            # Last, and by rename: a folder with a configuration is complete.
+            config = scaled(PeftConfig.from_pretrained(str(own)), self.side.notes["scale"])
+            with tempfile.TemporaryDirectory(dir=folder) as staging:
+                config.save_pretrained(staging)
+                (Path(staging) / "adapter_config.json").replace(folder / "adapter_config.json")
+        return folder
 
 
 def refuse(requests: Sequence[Request], params: SamplingParams, taps: Sequence[Tap], written: Sequence[Tap]) -> None:

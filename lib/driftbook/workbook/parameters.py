@@ -50,14 +50,16 @@ class Checkpoint(ModelSpec):
 
 
 class Adapter(Section):
-    """A PEFT adapter folder or id, toggled on the one loaded base."""
+    """A PEFT adapter folder, toggled on the one loaded base. ``scale`` multiplies what a LoRA adds."""
 
     kind: Literal["adapter"] = "adapter"
     path: str
+    scale: float = Field(1.0, allow_inf_nan=False)
 
 
 class Finetune(Section):
-    """A LoRA trained on a text or chat file before decoding, cached by content."""
+    """A LoRA trained on a text or chat file before decoding, cached by content. ``scale`` multiplies what it adds
+    afterwards: one training serves every strength."""
 
     kind: Literal["finetune"] = "finetune"
     data: str
@@ -69,6 +71,7 @@ class Finetune(Section):
     max_tokens: int = Field(256, ge=8)
     targets: list[str] | Literal["all-linear"] = "all-linear"
     seed: int = 0
+    scale: float = Field(1.0, allow_inf_nan=False)
 
 
 class Steer(Section):
