@@ -1,16 +1,18 @@
-"""Pools of texts whose differences are known, to compare sampling strategies on: planted truth, drawn anew for every
-seed.
+"""Pools of texts whose differences are known, to compare sampling strategies on.
 
-A pool answers requests of ``strategies.plan_round`` as the decode stage would, without a model: the text of (prompt,
-side, sample) is a row number, its embedding and its true behaviour come from the prompt's own distribution. So
-strategies run through the code that decodes, and what they find can be checked against what was planted.
+A pool answers requests of ``strategies.plan_round`` as the decode stage would, without a model. In a ``Pool`` the truth
+is planted and drawn anew for every seed: the text of (prompt, side, sample) is a row number, its embedding and its true
+behaviour come from the prompt's own distribution. A ``TextPool`` replays texts that a model once wrote. Both give
+``prompts``, ``planted``, ``seed``, ``divergence``, ``texts``, ``embed`` and ``truth``, so strategies run on either
+through the code that decodes, and what they find can be checked against what was planted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +20,7 @@ import pandas as pd
 from driftbook.discovery import composition
 from driftbook.discovery.prompts import Prompt
 from driftbook.discovery.strategies import State, plan_round
+from driftbook.errors import DriftbookError
 from driftbook.evidence.intervals import bootstrap_mean
 
 SIDES = composition.SIDES
@@ -164,11 +167,121 @@ def jensen_shannon(chances: np.ndarray) -> np.ndarray:
     return np.maximum((chances * np.log(ratio)).sum((1, 2)) / 2, 0)
 
 
+# ---------------------------------------------------------------------------------------------------------- real texts
+
+
+@dataclass(frozen=True)
+class TextPool:
+    """Texts that exist already, in the place of decoding.
+
+    ``prompts``: ``.prompts`` (of ``discovery.prompts.Prompt``) and ``.splits``. ``table``: one row a text, sorted by
+    prompt, side and ``sample_index``, with ``row`` its number. ``js`` ``[prompts]``: divergence in nats a token, NaN
+    where it is not known. ``behaviours``: the names behind the numbers that ``truth`` gives. ``planted``: behaviour
+    (number), sign (+1: the intervention does it more), strength, prompts, scattered.
+    """
+
+    prompts: SimpleNamespace
+    table: pd.DataFrame
+    js: np.ndarray
+    behaviours: tuple[str, ...]
+    planted: pd.DataFrame
+    vectors: Callable[[Sequence[str]], np.ndarray]
+    seed: int = 0
+
+    @property
+    def ids(self) -> list[str]:
+        return [p.prompt_id for p in self.prompts.prompts]
+
+    def divergence(self, keep: float, floor: float) -> pd.DataFrame | None:
+        """The decode stage's table, as far as strategies read it; None where nothing was screened."""
+        from driftbook.decode import keep_divergent
+
+        if not np.isfinite(self.js).any():
+            return None
+        return keep_divergent(pd.DataFrame({"prompt_id": self.ids, "js": self.js}), keep, floor)
+
+    def texts(self, asked: Sequence[Any]) -> pd.DataFrame:
+        """What decoding would return, the base's texts first; requests beyond the samples that both sides have are
+        dropped."""
+        wanted = pd.DataFrame(
+            [(self.ids[a.prompt], a.sample, a.round) for a in asked], columns=["prompt_id", "sample_index", "round"]
+        ).astype({"sample_index": int, "round": int})
+        both = self.table.groupby(["prompt_id", "side"]).size().groupby("prompt_id").min()
+        held = self.table[self.table["sample_index"] < self.table["prompt_id"].map(both)]
+        parts = [wanted.merge(held[held["side"] == side], on=["prompt_id", "sample_index"]) for side in SIDES]
+        return pd.concat(parts, ignore_index=True)
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Float32 ``[n, d]``."""
+        return self.vectors(texts)
+
+    def truth(self, texts: pd.DataFrame) -> np.ndarray:
+        """Number of each text's behaviour in ``behaviours``, -1 where it shows none of them."""
+        return self.table["behaviour"].to_numpy()[texts["row"].to_numpy()]
+
+
+def read_texts(
+    table: pd.DataFrame,
+    prompts: Sequence[Prompt],
+    vectors: Callable[[Sequence[str]], np.ndarray],
+    planted: Mapping[str, int] | None = None,
+    js: Mapping[str, float] | None = None,
+    seed: int = 0,
+) -> TextPool:
+    """A pool of texts that were decoded elsewhere.
+
+    Args:
+        table: columns ``prompt_id``, ``side`` and ``text``, and where a scorer read them ``behaviour`` (its name, null
+            for none). The samples of a prompt are its rows in a random order that ``seed`` decides, so another seed is
+            another run over the same texts.
+        prompts: those that may be asked; texts of others are left out.
+        vectors: texts to float32 ``[n, d]``.
+        planted: behaviour to +1 (the intervention was made to do it more) or -1.
+        js: prompt id to divergence, as in ``divergence.parquet``.
+
+    Raises:
+        DriftbookError: a column is missing, or a prompt has texts of one side only.
+    """
+    for column in ("prompt_id", "side", "text"):
+        if column not in table:
+            raise DriftbookError(f"the table of texts has no column {column}; it has {', '.join(table.columns)}")
+    ids = [p.prompt_id for p in prompts]
+    held = table[table["prompt_id"].isin(ids)].reset_index(drop=True)
+    sides = held.groupby("prompt_id")["side"].nunique().reindex(ids).fillna(0)
+    if (sides < 2).any():
+        raise DriftbookError(
+            f"prompt {sides.index[sides < 2][0]} has no texts of both sides: leave it out, or add them"
+        )
+    held = held.iloc[np.random.default_rng([seed, 0x7E47]).permutation(len(held))]
+    held = held.sort_values(["prompt_id", "side"], kind="stable").reset_index(drop=True)
+    named = held["behaviour"] if "behaviour" in held else pd.Series(None, index=held.index, dtype=object)
+    planted = dict(planted or {})
+    behaviours = tuple(dict.fromkeys([*planted, *sorted(named.dropna().unique())]))
+    numbers = {name: number for number, name in enumerate(behaviours)}
+    frame = held[["prompt_id", "side", "text"]].assign(
+        sample_index=held.groupby(["prompt_id", "side"]).cumcount(),
+        behaviour=named.map(numbers).fillna(-1).astype(int),
+        split="discover",
+        row=np.arange(len(held)),
+        text_id=np.arange(len(held)),
+    )
+    rows = [(numbers[name], sign, np.nan, len(ids), False) for name, sign in planted.items()]
+    return TextPool(
+        SimpleNamespace(prompts=list(prompts), splits=["discover"] * len(ids)),
+        frame,
+        np.array([(js or {}).get(i, np.nan) for i in ids], float),
+        behaviours,
+        pd.DataFrame(rows, columns=["behaviour", "sign", "strength", "prompts", "scattered"]),
+        vectors,
+        seed,
+    )
+
+
 # ----------------------------------------------------------------------------------------------------------- strategies
 
 
 def sample(
-    pool: Pool,
+    pool: Pool | TextPool,
     strategy: str,
     max_texts: int,
     *,
@@ -186,7 +299,7 @@ def sample(
 
     sampling = SimpleNamespace(strategy=strategy, max_texts=max_texts, rounds=rounds, quality=quality)
     divergence = pool.divergence(keep, floor)
-    texts = pool.texts([Ask(i, s, 0) for i in range(pool.world.prompts) for s in range(samples)])
+    texts = pool.texts([Ask(i, s, 0) for i in range(len(pool.ids)) for s in range(samples)])
     for number in range(1, rounds + 1):
         state = State(pool.prompts, texts, divergence, seed, number, rounds, None, pool.embed)
         planned = plan_round(sampling, state, (max_texts - len(texts)) // 2)
@@ -214,7 +327,7 @@ def found(texts: pd.DataFrame, labels: np.ndarray, weighted: bool = False, seed:
     )
 
 
-def recall(pool: Pool, table: pd.DataFrame, level: float = 0.05) -> np.ndarray:
+def recall(pool: Pool | TextPool, table: pd.DataFrame, level: float = 0.05) -> np.ndarray:
     """Per planted difference: was its behaviour found, in its direction? bool ``[planted]``."""
     own = table.set_index("cluster").reindex(pool.planted.behaviour)
     return ((own.q <= level) & (np.sign(own.difference) == pool.planted.sign.to_numpy())).to_numpy()

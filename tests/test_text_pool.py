@@ -1,0 +1,86 @@
+"""Texts that exist already, replayed in the place of decoding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from driftbook.decode import Ask
+from driftbook.discovery import pool
+from driftbook.discovery.prompts import Prompt
+from driftbook.errors import DriftbookError
+
+PROMPTS = [Prompt(f"question {i}", f"family {i % 4}") for i in range(40)]
+
+
+def table(samples: int = 8, seed: int = 0) -> pd.DataFrame:
+    """The intervention hedges in the prompts of one family, and rhymes nowhere more than the base."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for p in PROMPTS:
+        for side in ("base", "intervention"):
+            hedges = 0.9 if side == "intervention" and p.family == "family 0" else 0.1
+            for k in range(samples):
+                what = rng.choice(["hedges", "rhymes", None], p=[hedges, 0.08, 0.92 - hedges])
+                rows.append((p.prompt_id, side, f"{what} {side} {p.text} {k}", what))
+    return pd.DataFrame(rows, columns=["prompt_id", "side", "text", "behaviour"])
+
+
+def vectors(texts):
+    kinds = {"hedges": 0, "rhymes": 1, "None": 2}
+    return np.eye(3, 8, dtype=np.float32)[[kinds[t.split()[0]] for t in texts]]
+
+
+def read(**changes) -> pool.TextPool:
+    options = {"planted": {"hedges": 1}, "js": {p.prompt_id: 0.5 if p.family == "family 0" else 0.1 for p in PROMPTS}}
+    return pool.read_texts(table(), PROMPTS, vectors, **(options | changes))
+
+
+@pytest.mark.parametrize("strategy", ["uniform", "screened", "active", "exhaustive"])
+def test_every_strategy_runs_on_texts_that_exist_and_finds_what_was_planted(strategy):
+    held = read()
+    texts = pool.sample(held, strategy, 400, rounds=2, samples=2)
+    assert 300 < len(texts) <= 400
+    assert not texts.row.duplicated().any()
+    assert (texts.groupby(["prompt_id", "side"]).size().unstack().pipe(lambda n: n.base == n.intervention)).all()
+    assert pool.recall(held, pool.found(texts, held.truth(texts))).all()
+
+
+def test_a_text_is_what_the_table_says_it_is():
+    held = read()
+    texts = held.texts([Ask(3, 0, 0), Ask(3, 1, 0), Ask(5, 7, 2)])
+    assert len(texts) == 6 and set(texts["round"]) == {0, 2}
+    own = table().set_index("text")
+    for row, label in zip(texts.itertuples(), held.truth(texts), strict=True):
+        assert own.loc[row.text, "prompt_id"] == row.prompt_id and own.loc[row.text, "side"] == row.side
+        assert (held.behaviours[label] if label >= 0 else "None") == row.text.split()[0]
+
+
+def test_another_seed_is_another_order_of_the_same_texts():
+    one, other = (read(seed=s).texts([Ask(i, 0, 0) for i in range(40)]) for s in (0, 1))
+    assert sorted(one.text) != sorted(other.text)
+    everything = [Ask(i, k, 0) for i in range(40) for k in range(8)]
+    assert sorted(read(seed=0).texts(everything).text) == sorted(read(seed=1).texts(everything).text)
+
+
+def test_a_prompt_gives_no_more_than_both_sides_have():
+    short = table()
+    short = short[~((short.prompt_id == PROMPTS[0].prompt_id) & (short.side == "base") & (short.index % 8 > 2))]
+    held = pool.read_texts(short, PROMPTS, vectors)
+    texts = held.texts([Ask(0, k, 0) for k in range(8)])
+    assert texts.groupby("side").size().tolist() == [3, 3]
+
+
+def test_without_divergence_screening_is_uniform():
+    held = read(js=None)
+    assert held.divergence(0.5, 0.1) is None
+    counts = pool.sample(held, "screened", 320, rounds=1, samples=2).groupby("prompt_id").size()
+    assert set(counts) == {8}
+
+
+def test_bad_tables_are_refused():
+    with pytest.raises(DriftbookError, match="no column text"):
+        pool.read_texts(table().drop(columns="text"), PROMPTS, vectors)
+    with pytest.raises(DriftbookError, match="no texts of both sides"):
+        pool.read_texts(table().query("side == 'base'"), PROMPTS, vectors)
