@@ -14,6 +14,9 @@ from chat_server import Server
 from driftbook import validate as stage
 from driftbook.discovery.hypotheses import Hypothesis, to_frame
 from driftbook.errors import DriftbookError
+from driftbook.evidence.judges import LexiconJudge
+from driftbook.evidence.ledger import Ledger
+from driftbook.evidence.panel import open_judge
 from driftbook.workbook.parameters import Judge as JudgeSpec
 from driftbook.workbook.parameters import Validate
 
@@ -88,7 +91,7 @@ def go(run, with_rivals=True, write=None):
     screening = stage.screen(material, judges, run.section)
     tested = stage.holdout_test(material, judges, screening.survivors, run.section, run.progress)
     rivals = stage.rivals(material, length_vectors) if with_rivals else None
-    table = stage.claims(material, frozen, screening, tested, run.section, rivals)
+    table = stage.claims_table(material, frozen, screening, tested, run.section, rivals)
     if write is not None:
         return stage.write(write, frozen, screening, tested, table, judges, run.section)
     return table.set_index("text")
@@ -199,10 +202,10 @@ class Forgetful:
     """A judge that loses the verdicts of some texts."""
 
     name, paid, identity = "forgetful", False, {"kind": "forgetful"}
-    quote = stage.LexiconJudge.quote
+    quote = LexiconJudge.quote
 
     def __init__(self, lose):
-        self.lose, self.judge = lose, stage.LexiconJudge()
+        self.lose, self.judge = lose, LexiconJudge()
 
     def score(self, texts, hypotheses, prompts=None):
         scores = self.judge.score(texts, hypotheses)
@@ -227,11 +230,11 @@ def hash_share(text):
 
 
 def go_with(run, material, judge):
-    judges = stage.Judges(judge, None, stage.Ledger(run.cache / "a.sqlite", 1.0))
+    judges = stage.Judges(judge, None, Ledger(run.cache / "a.sqlite", 1.0))
     frozen = stage.freeze(material, judges, run.section)
     screening = stage.screen(material, judges, run.section)
     tested = stage.holdout_test(material, judges, screening.survivors, run.section, run.progress)
-    return stage.claims(material, frozen, screening, tested, run.section).iloc[0]
+    return stage.claims_table(material, frozen, screening, tested, run.section).iloc[0]
 
 
 def test_a_persons_hypothesis_is_tested_like_any_other(tmp_path):
@@ -301,7 +304,7 @@ def test_what_a_person_reads_follows_the_claims(tmp_path):
     frozen = stage.freeze(material, judges, run.section)
     screening = stage.screen(material, judges, run.section)
     tested = stage.holdout_test(material, judges, screening.survivors, run.section, run.progress)
-    table = stage.claims(material, frozen, screening, tested, run.section)
+    table = stage.claims_table(material, frozen, screening, tested, run.section)
 
     sentence = stage.answer(table, tested, run.section)
     assert sentence.startswith("1 of 4 hypotheses survived on 80 held-out prompts") and "hedges" in sentence
@@ -321,12 +324,12 @@ class Oracle:
     """A paid judge that sees planted marks; ``favours`` scores single claims by the text alone instead."""
 
     paid = True
-    quote = stage.LexiconJudge.quote
+    quote = LexiconJudge.quote
 
     def __init__(self, name, favours=None, mode="single"):
         self.name, self.favours, self.mode = name, favours or {}, mode
         self.identity = {"kind": name}
-        self.judge, self.asked = stage.LexiconJudge(), 0
+        self.judge, self.asked = LexiconJudge(), 0
 
     def score(self, texts, hypotheses, prompts=None):
         self.asked += len(texts) * len(hypotheses)
@@ -346,15 +349,15 @@ def stages(run, judges):
     frozen = stage.freeze(material, judges, run.section)
     screening = stage.screen(material, judges, run.section)
     tested = stage.holdout_test(material, judges, screening.survivors, run.section, run.progress)
-    return stage.claims(material, frozen, screening, tested, run.section).set_index("text"), tested
+    return stage.claims_table(material, frozen, screening, tested, run.section).set_index("text"), tested
 
 
 def test_a_paid_judge_stops_as_soon_as_it_can_and_its_verdict_is_the_same(tmp_path):
     run = run_of(tmp_path, texts_of())
-    ledger = stage.Ledger(run.cache / "a.sqlite", 1.0)
+    ledger = Ledger(run.cache / "a.sqlite", 1.0)
     strong = Oracle("strong")
-    free, _ = stages(run, stage.Judges(stage.LexiconJudge(), None, ledger))
-    paid, tested = stages(run, stage.Judges(stage.LexiconJudge(), strong, ledger))
+    free, _ = stages(run, stage.Judges(LexiconJudge(), None, ledger))
+    paid, tested = stages(run, stage.Judges(LexiconJudge(), strong, ledger))
     assert paid["confirmed"].to_dict() == free["confirmed"].to_dict()
     assert paid.loc["hedges", "prompts"] < 60
     assert strong.asked < 0.6 * 4 * SPLITS["validate"] * (paid["status"] != "screened out").sum()
@@ -373,7 +376,7 @@ def test_a_cheap_judge_that_is_surely_wrong_fools_the_borderline_cascade_and_not
     verdicts = {}
     for cascade in ("borderline", "screen_then_test"):
         run = run_of(tmp_path / cascade, texts, cascade=cascade)
-        judges = stage.Judges(biased, Oracle("strong"), stage.Ledger(run.cache / "a.sqlite", 1.0))
+        judges = stage.Judges(biased, Oracle("strong"), Ledger(run.cache / "a.sqlite", 1.0))
         verdicts[cascade], _ = stages(run, judges)
         assert bool(stage.caution(run.section)) == (cascade == "borderline")
     assert verdicts["borderline"].loc["talks about rivers", "confirmed"]
@@ -384,8 +387,8 @@ def test_a_cheap_judge_that_is_surely_wrong_fools_the_borderline_cascade_and_not
 
 def test_a_judge_of_pairs_confirms_the_same_claims(tmp_path):
     run = run_of(tmp_path, texts_of())
-    ledger = stage.Ledger(run.cache / "a.sqlite", 1.0)
-    table, tested = stages(run, stage.Judges(stage.LexiconJudge(), Oracle("pairs", mode="pair"), ledger))
+    ledger = Ledger(run.cache / "a.sqlite", 1.0)
+    table, tested = stages(run, stage.Judges(LexiconJudge(), Oracle("pairs", mode="pair"), ledger))
     assert table["confirmed"].to_dict() == {
         "hedges": True,
         "hedges less": False,
@@ -451,26 +454,26 @@ def test_a_model_labeller_without_a_model_says_what_is_missing(tmp_path):
 
 def test_every_kind_of_judge_of_the_parameter_file_opens(tmp_path):
     run = run_of(tmp_path, texts_of())
-    material, ledger = stage.load(run), stage.Ledger(run.cache / "a.sqlite", 1.0)
+    material, ledger = stage.load(run), Ledger(run.cache / "a.sqlite", 1.0)
     (tmp_path / "rubric.txt").write_text("Be strict.")
     specs = [
         {"kind": "lexicon"},
         {"kind": "embedding"},
         {"kind": "endpoint", "model": "m", "base_url": "http://127.0.0.1:9", "rubric": "rubric.txt"},
     ]
-    opened = [stage.open_judge(JudgeSpec(**s), "cheap", material, ledger, run.cache, tmp_path) for s in specs]
+    opened = [open_judge(JudgeSpec(**s), "cheap", material, ledger, run.cache, tmp_path) for s in specs]
     assert [j.identity["kind"] for j in opened] == ["lexicon", "embedding", "endpoint"]
     assert opened[2].identity["rubric"] == "Be strict."
     with pytest.raises(DriftbookError, match=r"none\.txt"):
         gone = JudgeSpec(kind="endpoint", model="m", base_url="http://127.0.0.1:9", rubric="none.txt")
-        stage.open_judge(gone, "cheap", material, ledger, run.cache, tmp_path)
+        open_judge(gone, "cheap", material, ledger, run.cache, tmp_path)
 
 
 def test_an_audit_shows_what_a_blind_screen_has_missed(tmp_path):
     run = run_of(tmp_path, texts_of(hedge_changed=0.9), audit=0.3)
     material = stage.load(run)
     blind = Oracle("cheap", {"hedges": lambda t: 0.0})
-    judges = stage.Judges(blind, Oracle("strong"), stage.Ledger(run.cache / "a.sqlite", 1.0))
+    judges = stage.Judges(blind, Oracle("strong"), Ledger(run.cache / "a.sqlite", 1.0))
     screening = stage.screen(material, judges, run.section)
     assert "hedges" not in [h.text for h in screening.survivors]
     table = stage.audit(material, judges, screening, run.section).set_index("text")

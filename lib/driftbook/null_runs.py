@@ -103,7 +103,7 @@ def null_run(ground: Ground, sections: Sequence[Validate], ledger: Ledger, seed:
         frozen = validate.freeze(material, judges, section)
         screening = validate.screen(material, judges, section)
         tested = validate.holdout_test(material, judges, screening.survivors, section, _silent)
-        claims = validate.claims(material, frozen, screening, tested, section)
+        claims = validate.claims_table(material, frozen, screening, tested, section)
         rows.append(
             {
                 "seed": seed,

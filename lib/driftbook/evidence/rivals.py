@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -48,3 +49,11 @@ def embedding_classifier(train: np.ndarray, changed: np.ndarray, test: np.ndarra
     d]."""
     scale = StandardScaler().fit(train)
     return _fit_and_score(scale.transform(train), np.asarray(changed), scale.transform(test))
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """Scores of the rivals for held-out texts, by text id; higher for the intervention's side."""
+
+    bow: dict[str, float]
+    embedding: dict[str, float]

@@ -1,0 +1,42 @@
+"""What is validated: answers of both sides with their split, and what was claimed about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from driftbook.discovery.hypotheses import Hypothesis
+from driftbook.evidence.wins import shuffled
+
+
+@dataclass(frozen=True)
+class Material:
+    """All that is validated: answers of both sides with their split, prompts by id, and the hypotheses."""
+
+    texts: pd.DataFrame  # text_id, side, prompt_id, split, text
+    prompts: dict[str, str]
+    hypotheses: list[Hypothesis]
+    seed: int
+
+    def held_out(self, split: str) -> Held:
+        """The texts of a split, on prompts that both sides answered, with the prompts in their one shuffled order."""
+        texts = self.texts[self.texts["split"] == split]
+        sides = texts.groupby("prompt_id")["side"].nunique()
+        order = shuffled([str(p) for p in sides.index[sides == 2]], self.seed)
+        texts = texts[texts["prompt_id"].isin(order)].reset_index(drop=True)
+        return Held(split, texts, order, self.prompts)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Texts of one held-out split; ``order`` are its prompts."""
+
+    split: str
+    texts: pd.DataFrame
+    order: list[str]
+    prompts: Mapping[str, str]
+
+    def of(self, prompt_ids: Sequence[str]) -> pd.DataFrame:
+        return self.texts[self.texts["prompt_id"].isin(set(prompt_ids))]
