@@ -315,6 +315,23 @@ def claims(experiment: Path, confirmed: tuple[bool, ...] = (True, False, False))
     ).to_parquet(experiment / "decode/data/texts.parquet")
 
 
+def found_tables(experiment: Path) -> None:
+    """What the stages before validate hand on, as far as the front page reads it."""
+    rng = np.random.default_rng(2)
+    js = pd.DataFrame({"prompt_id": [f"p{i:03d}" for i in range(100)], "js": 0.1 + rng.normal(0, 0.02, 100)})
+    js.to_parquet(experiment / "decode/data/divergence.parquet")
+    half = np.array([0.01, 0.02, 0.04])
+    composition = pd.DataFrame({"cluster": [0, 1, 2], "difference": [0.09, 0.0, -0.01], "q": [0.001, 0.7, 0.4]})
+    composition = composition.assign(low=composition.difference - half, high=composition.difference + half)
+    composition.to_parquet(experiment / "cluster/data/composition.parquet")
+    at = pd.DataFrame({"trait": ["uncertainty_calibration", "trait_1"], "layer": [4, 5], "site": "resid_post"})
+    at.to_parquet(experiment / "capture/data/dynamics.parquet")
+    shifts = pd.concat([at, at.assign(layer=2)]).assign(comparison="own_text", shift=[3.0, 0.1, 9.0, 9.0], prompts=24)
+    shifts.assign(low=shifts["shift"] - 0.5, high=shifts["shift"] + 0.5).to_parquet(
+        experiment / "capture/data/shifts.parquet"
+    )
+
+
 def experiment(folder: Path, monkeypatch: Any, coefficient: float = 0.5, points: int = 800, **sizes: int) -> Path:
     """A whole experiment of five runs, with claims."""
     shown: dict[str, list[Any]] = {
@@ -335,4 +352,5 @@ def experiment(folder: Path, monkeypatch: Any, coefficient: float = 0.5, points:
     texts = [f"{side}-p{i:03d}" for i in range(120) for side in ("base", "intervention")]
     frame = pd.DataFrame({"text_id": texts, "cluster": np.arange(240) // 40})
     frame.to_parquet(folder / "cluster/data/clusters.parquet")
+    found_tables(folder)
     return folder

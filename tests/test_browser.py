@@ -267,6 +267,24 @@ def test_slider_trait_and_prompt_change_the_trace(browser, site) -> None:
     assert browser.complaints() == []
 
 
+def test_both_conventions_are_named_and_one_position_apart(browser, site) -> None:
+    browser.open(site["readers"])
+    browser.wake()
+    read = f"""(() => {{
+        const columns = [...document.querySelectorAll('{TRACE} .db-col')];
+        return columns.slice(0, 12).map((column) => {{
+            column.dispatchEvent(new Event('mouseenter'));
+            return document.querySelector('{TRACE} .db-readout').textContent.match(/” (\\S+); intervention/)?.[1];
+        }});
+    }})()"""
+    own = browser.js(f"return {read}")
+    assert "convention own" in browser.js(f"return document.querySelector('{TRACE} .db-readout').textContent")
+    choose(browser, TRACE, "Read", 1)
+    producer = browser.js(f"return {read}")
+    assert producer == ["–", *own[:-1]] and len(set(own)) > 5
+    assert "convention producer" in browser.js(f"return document.querySelector('{TRACE} .db-readout').textContent")
+
+
 def test_a_trace_is_read_with_the_arrow_keys(browser, site) -> None:
     from selenium.webdriver.common.keys import Keys
 

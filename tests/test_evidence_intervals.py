@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy.stats import mannwhitneyu
+from scipy.stats import mannwhitneyu, norm
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.proportion import proportion_confint
 
@@ -14,6 +14,7 @@ from driftbook.evidence.intervals import (
     auc_difference,
     auc_interval,
     bootstrap_mean,
+    detectable,
     prompts_needed,
     sign_flip_p,
     weighted_auc,
@@ -35,6 +36,15 @@ def test_auc_agrees_with_scikit_learn_and_mann_whitney_with_ties_and_weights():
     u = mannwhitneyu(scores[positive], scores[~positive]).statistic
     estimate = auc_interval(scores, positive, np.arange(80)).estimate
     assert estimate == pytest.approx(u / (positive.sum() * (~positive).sum()))
+
+
+@pytest.mark.parametrize("tests", [1, 20])
+def test_the_detectable_effect_is_found_four_times_in_five(tests):
+    rng, n = np.random.default_rng(0), 400
+    effect = detectable(norm.isf(0.025) / np.sqrt(n), tests)
+    means = effect + rng.normal(size=20_000) / np.sqrt(n)
+    found = np.abs(means) * np.sqrt(n) > norm.isf(0.025 / tests)
+    assert found.mean() == pytest.approx(0.8, abs=0.01)
 
 
 def test_auc_interval_covers_the_truth_when_texts_share_prompts():

@@ -14,7 +14,7 @@ import pytest
 import pages
 from driftbook.workbook import figures
 from driftbook.workbook.axes import Axis, nice_ticks
-from driftbook.workbook.packing import csv_text, pack, quantize_int8, script_json, to_int16, unpack
+from driftbook.workbook.packing import MOST_STEPS, csv_text, differences, pack, quantize, script_json, to_int16, unpack
 from driftbook.workbook.page import inline_files
 from driftbook.workbook.raster import indexed_png
 from driftbook.workbook.static import picture
@@ -234,11 +234,12 @@ def test_json_for_a_script_cannot_end_it_and_reads_back() -> None:
 def test_quantization_errs_by_half_a_step_at_most() -> None:
     values = np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32)
     values[0, 40:] = np.nan
-    scale = np.nanmax(np.abs(values), axis=1, keepdims=True) / 127
-    stored = quantize_int8(values, scale)
+    scale = np.nanmax(np.abs(values), axis=1, keepdims=True) / MOST_STEPS
+    stored = quantize(values, scale)
     assert stored.dtype == np.int8 and (stored[0, 40:] == -128).all()
     error = np.abs(stored * scale - values)
     assert np.nanmax(error / scale) <= 0.5 + 1e-3
+    assert (np.cumsum(differences(stored, axis=1), axis=1, dtype=np.int8) == stored).all()
 
 
 def test_coordinates_keep_their_place_as_int16() -> None:
@@ -274,10 +275,9 @@ def test_a_table_says_what_is_missing_and_cuts_long_text() -> None:
 
 def test_traces_of_a_whole_capture_are_small_and_read_back() -> None:
     data = pages.trace_data()
-    figure = figures.trace_explorer(data, title="t", caption="c")
-    assert sum(map(len, figure.view.blocks.values())) < 2_000_000
+    figure = figures.trace_explorer(data, title="t", caption="c", budget=10_000_000)
     shape = (24, 30, 10, 50)
-    steps = np.frombuffer(unpack(figure.view.blocks["intervention"]), np.int8).reshape(shape)
+    steps = _steps(figure, "intervention", shape)
     scale, low, high = np.frombuffer(unpack(figure.view.blocks["scale"]), "<f4").reshape(3, 30, 10)
     read = np.where(steps == -128, np.nan, steps * scale[None, :, :, None])
     truth = data["projections"]["intervention"]
@@ -285,6 +285,35 @@ def test_traces_of_a_whole_capture_are_small_and_read_back() -> None:
     assert np.nanmax(np.abs(read - truth) / scale[None, :, :, None]) <= 0.5 + 1e-3
     assert np.allclose(low, -0.35) and np.allclose(high, 0.35)
     assert json.loads(unpack(figure.view.blocks["tokens"]))["base"][0][3] == HOSTILE
+
+
+def _steps(figure: figures.Figure, side: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The traces of one side as the page's script reads them."""
+    stored = np.frombuffer(unpack(figure.view.blocks[side]), np.int8).reshape(shape)
+    return np.cumsum(stored, axis=1, dtype=np.int8)
+
+
+def test_traces_leave_layers_and_then_prompts_out_rather_than_exceed_their_budget() -> None:
+    data = pages.trace_data(samples=24, layers=30, traits=4, length=40)
+    whole = figures.trace_explorer(data, title="t", caption="c", budget=10_000_000)
+    assert whole.view.settings["note"] == "" and len(whole.view.settings["layers"]) == 30
+    first = whole.view.settings["first"]
+    for budget, layers, samples in ((180_000, range(11, 30), [24]), (40_000, [10], range(2, 24))):
+        figure = figures.trace_explorer(data, title="t", caption="c", budget=budget)
+        settings = figure.view.settings
+        assert sum(len(figure.view.blocks[name]) for name in ("base", "intervention", "scale")) <= budget
+        assert len(settings["layers"]) in layers and len(settings["samples"]) in samples
+        assert f"{len(settings['layers'])} of 30 layers" in settings["note"]
+        at, layer, trait = settings["first"]  # the first view is among what is left
+        assert settings["samples"][at] == data["samples"][first[0]]
+        assert settings["layers"][layer] == data["layers"][first[1]] and trait == first[2]
+        kept = data["projections"]["base"][: len(settings["samples"]), settings["layers"]]
+        if at < len(settings["samples"]) - 1:
+            shape = kept.shape
+            steps = _steps(figure, "base", shape)
+            scale = np.frombuffer(unpack(figure.view.blocks["scale"]), "<f4").reshape(3, shape[1], 4)[0]
+            assert np.nanmax(np.abs(np.where(steps == -128, np.nan, steps) - kept / scale[:, :, None])) <= 0.501
+        assert len(figure.table) == 24 * 4  # the table tells of all
 
 
 def test_the_first_view_is_where_most_tokens_leave_the_band() -> None:
@@ -295,7 +324,7 @@ def test_the_first_view_is_where_most_tokens_leave_the_band() -> None:
         pages.trace_data(samples=3, layers=6, traits=3, length=30), title="t", caption="c",
         start={"sample": 2, "layer": 1, "trait": "trait_2"},
     )  # fmt: skip
-    assert chosen.view.settings["first"] == (2, 1, 2)
+    assert chosen.view.settings["first"] == [2, 1, 2]
 
 
 def test_traces_of_one_model_need_no_second_side() -> None:

@@ -8,13 +8,14 @@ import shutil
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 
 import pages
 from driftbook.errors import DriftbookError
-from driftbook.workbook.frontpage import still
+from driftbook.workbook import figures
 from driftbook.workbook.packing import unpack
-from driftbook.workbook.page import build_page, packed_plotly, read_notebook, without_outside
+from driftbook.workbook.page import build_page, packed_plotly, read_notebook, still, without_outside
 from driftbook.workbook.reports import render_compare, render_experiment, render_outputs, render_stage
 from driftbook.workbook.theme import ASSETS
 from pages import HOSTILE, Page
@@ -280,6 +281,29 @@ def test_what_was_not_found_is_said_with_the_effect_that_would_have_been_seen(ou
     assert 60 < int(seen[1]) < 90
 
 
+def test_every_stage_says_what_it_would_have_found(outputs: Path) -> None:
+    page = Page(render_experiment(outputs / "quickstart").read_text())
+    assert page.by_tag["h2"].index("What was not found") < page.by_tag["h2"].index("Provenance")
+    text = page.text
+    assert re.search(r"the mean over the 100 prompts that were screened is known to ±0\.00[34]", text)
+    # 2.39 + 0.84 standard errors, of half-widths 1, 2 and 4 points, with three tests at once
+    assert "2 of 3 clusters did not change their share beyond chance" in text
+    assert "of 3.3 points in the median cluster, of 6.6 in the least certain one" in text
+    # the chosen layers decide, not the one where most moved
+    assert "1 of 2 traits moved, and no shift was found of trait_1" in text
+    assert "a shift of 0.787 null standard deviations" in text
+
+
+def test_the_page_begins_with_what_was_asked_and_the_four_answers(outputs: Path) -> None:
+    page = Page(render_experiment(outputs / "quickstart").read_text())
+    assert "Both models were asked the same 120 prompts" in page.text
+    short = page.text[page.text.index("In short") : page.text.index("1. Where do the two differ at all?")]
+    for stage in ("decode", "cluster", "capture", "validate"):
+        assert f"The answer of {stage}." in short
+    assert page.text.index("Words on this page") > page.text.index("What was not found")
+    assert {f"#question-{i}" for i in range(1, 5)} <= set(page.addresses)
+
+
 def test_missing_and_failed_stages_are_named(tmp_path: Path, monkeypatch) -> None:
     experiment = tmp_path / "outputs" / "quickstart"
     pages.run(experiment / "decode", [pages.families()], monkeypatch)
@@ -314,6 +338,18 @@ def test_a_front_page_with_heavy_pictures_keeps_them_still(tmp_path: Path, monke
     html = render_experiment(experiment).read_text()
     assert len(html) < 400_000 and 'data-kind="still"' in html and 'id="db-plotly"' not in html
     assert "The picture is alive in" in Page(html).text
+
+
+def test_a_report_too_large_to_send_keeps_its_heaviest_plots_still(tmp_path: Path, monkeypatch) -> None:
+    noise = np.random.default_rng(0).random((12, 30, 200)).astype(np.float32)
+    tokens = [[f" w{i}" for i in range(200)]] * 12
+    heavy = figures.layer_token_heatmap(noise, tokens, range(30), title="t", caption="c", choices=list("abcdefghijkl"))
+    shown = [pages.forest(), heavy, pages.traces(samples=3, layers=6, traits=3, length=30), heavy]
+    html = render_stage(pages.run(tmp_path / "x" / "capture", shown, monkeypatch)).read_text()
+    assert len(html.encode()) < 2_500_000
+    assert re.findall(r'<figure class="db-figure" data-kind="(\w+)"', html) == ["plot", "still", "trace", "still"]
+    page = Page(html)
+    assert page.text.count("too large to send around") == 2 and page.count("svg", aria_hidden="true") >= 4
 
 
 def test_a_still_figure_keeps_its_picture_words_and_csv() -> None:

@@ -341,7 +341,8 @@ def answer(compared: Comparison, names: Mapping[int, str]) -> str:
     first = found.iloc[0]
     return (
         f"{len(found)} of {total} clusters moved ({anywhere}). The largest: cluster {names[int(first['cluster'])]}, "
-        f"{first['share_base']:.1%} of the base's texts and {first['share_intervention']:.1%} of the intervention's."
+        f"{first['share_base']:.1%} of the base's texts and {first['share_intervention']:.1%} of the intervention's "
+        f"(difference {100 * first['difference']:+.1f} points, {100 * first['low']:.1f} to {100 * first['high']:.1f})."
     )
 
 

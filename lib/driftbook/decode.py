@@ -551,16 +551,16 @@ def headline_divergence(divergence: pd.DataFrame, seed: int) -> list[tuple[str, 
     return [("mean divergence (JS)", i.estimate, i.low, i.high, "0 for the same model, 0.69 at most", "nats per token")]
 
 
-def answer(decoded: Decoded, families: pd.DataFrame) -> str:
-    """The stage's answer in a sentence."""
+def answer(decoded: Decoded, families: pd.DataFrame, seed: int = 0) -> str:
+    """The stage's answer in a sentence, with 95% intervals from resampled prompts."""
     said = f"{len(decoded.texts):,} answers were decoded"
     if not len(families):
         return f"{said}; exact divergence was not measured."
-    js = float(decoded.divergence.js.mean())
-    if js < 1e-6:
+    js = decoded.divergence.js.dropna().to_numpy(float)
+    if js.mean() < 1e-6:
         return f"{said}; the two models give the same next-token distributions everywhere: nothing differs."
-    top = families.iloc[0]
+    top, mean = families.iloc[0], bootstrap_mean(js, seed=seed)
     return (
-        f"{said}; next-token distributions differ by {js:.3f} nats (JS) a token on average, most on "
-        f"{top.family} ({top.js:.3f})."
+        f"{said}; next-token distributions differ by {mean.estimate:.3f} nats (JS) a token on average "
+        f"({mean.low:.3f} to {mean.high:.3f}), most on {top.family} ({top.js:.3f}, {top.low:.3f} to {top.high:.3f})."
     )

@@ -156,3 +156,15 @@ def prompts_needed(
         enough = middle * growth - z * np.sqrt(2 * middle * growth) - 0.5 * math.log(middle) >= target
         low, high = (low, middle) if enough else (middle + 1, high)
     return high
+
+
+def detectable(half_width: float, tests: int = 1, alpha: float = 0.05, power: float = 0.8) -> float:
+    """The smallest effect that a two-sided test finds with probability ``power``; from half of a 95% interval's width.
+
+    ``tests`` are made at once and each gets ``alpha / tests``; with Benjamini-Hochberg somewhat smaller effects can be
+    found as well. Normal approximation: ``(z(1 - alpha / 2 tests) + z(power)) * half_width / 1.96``.
+    """
+    if tests < 1:
+        raise ValueError(f"tests must be at least 1, not {tests}")
+    standard_error = half_width / float(norm.isf(0.025))
+    return float((norm.isf(alpha / (2 * tests)) + norm.ppf(power)) * standard_error)

@@ -57,7 +57,7 @@ def read_findings(experiment: Path, most: int = 6) -> Findings | None:
     path = experiment / "validate" / "data" / "claims.parquet"
     if not path.is_file():
         return None
-    table = _table(path)
+    table = read_table(path)
     if not len(table):
         return Findings([], [], table, "")
     strength = pd.to_numeric(table.get("win_rate", pd.Series(np.nan, index=table.index)), errors="coerce")
@@ -76,7 +76,7 @@ def read_findings(experiment: Path, most: int = 6) -> Findings | None:
     )
 
 
-def _table(path: Path) -> pd.DataFrame:
+def read_table(path: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:
@@ -135,7 +135,7 @@ def _exemplars(experiment: Path, wanted: list[str]) -> dict[str, list[Exemplar]]
     prompts = experiment / "decode" / "data" / "prompts.parquet"
     if not wanted or not verdicts.is_file() or not texts.is_file():
         return {}
-    table = _table(verdicts)
+    table = read_table(verdicts)
     table = table[table["hypothesis_id"].isin(wanted) & table["x"].notna()]
     if "split" in table:
         table = table[table["split"] == "validate"]
@@ -144,10 +144,10 @@ def _exemplars(experiment: Path, wanted: list[str]) -> dict[str, list[Exemplar]]
         x = own.groupby("prompt_id")["x"].mean().sort_values(ascending=False, kind="stable")
         chosen[str(name)] = x.iloc[np.unique(np.linspace(0, len(x) - 1, EXEMPLARS).round().astype(int))]
     ids = {p for x in chosen.values() for p in x.index}
-    answers = _table(texts)
+    answers = read_table(texts)
     answers = answers[answers["prompt_id"].isin(ids)].drop_duplicates(["prompt_id", "side"])
     said = {(a.prompt_id, a.side): a.text for a in answers.itertuples()}
-    asked = {p.prompt_id: p.text for p in _table(prompts).itertuples()} if prompts.is_file() else {}
+    asked = {p.prompt_id: p.text for p in read_table(prompts).itertuples()} if prompts.is_file() else {}
     return {
         name: [
             Exemplar(str(asked.get(p, p)), str(said[p, "base"]), str(said[p, "intervention"]), float(v))
@@ -168,7 +168,7 @@ def _sensitivity(experiment: Path, claims: pd.DataFrame) -> str:
     path = experiment / "validate" / "data" / "verdicts.parquet"
     if not len(tested) or not path.is_file() or "prompts" not in tested:
         return ""
-    verdicts = _table(path)
+    verdicts = read_table(path)
     verdicts = verdicts[verdicts["x"].notna() & verdicts["hypothesis_id"].isin(tested["hypothesis_id"])]
     if "split" in verdicts:
         verdicts = verdicts[verdicts["split"] == "validate"]

@@ -17,7 +17,16 @@ from driftbook.workbook.claims import read_findings
 from driftbook.workbook.compare import Difference, compare
 from driftbook.workbook.page import Link, build_page, fill
 from driftbook.workbook.parameters import STAGES
-from driftbook.workbook.records import Headline, amount, finite, headlines, interval_picture, read_record, write_page
+from driftbook.workbook.records import (
+    Headline,
+    amount,
+    finite,
+    headlines,
+    interval_picture,
+    read_record,
+    reference,
+    write_page,
+)
 from driftbook.workbook.tables import html_table
 
 # Headlines stand in a table of their own.
@@ -170,7 +179,7 @@ def _headlines(a: Path, b: Path) -> list[dict[str, Any]]:
 
 def _on_scale(entry: Mapping[str, Any], reach: list[float]) -> Headline:
     value, low, high, baseline = (entry.get(k) for k in ("value", "low", "high", "baseline"))
-    return replace(headlines([entry])[0], picture=interval_picture(value, low, high, baseline, reach))
+    return replace(headlines([entry])[0], picture=interval_picture(value, low, high, reference(baseline), reach))
 
 
 def _clusters(a: Path, b: Path) -> dict[str, Any] | None:

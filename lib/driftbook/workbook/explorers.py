@@ -10,9 +10,12 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from driftbook.workbook.figure import Figure, View, chart, floats, same_length
-from driftbook.workbook.packing import pack, quantize_int8, script_json
+from driftbook.workbook.packing import MOST_STEPS, differences, pack, quantize, script_json
 from driftbook.workbook.theme import DASHES, GREY, SYMBOLS, band, side_colour
 from driftbook.workbook.wording import format_number, plain, shorten, visible_token
+
+TRACE_BUDGET = 250_000  # characters of base64 that the traces of one explorer may take
+FEWEST_LAYERS = 10  # an explorer keeps so many at least
 
 
 def trait_trace(
@@ -84,10 +87,15 @@ def trait_trace(
 
 
 def trace_explorer(
-    data: Mapping[str, Any], *, title: str, caption: str, start: Mapping[str, Any] | None = None
+    data: Mapping[str, Any],
+    *,
+    title: str,
+    caption: str,
+    start: Mapping[str, Any] | None = None,
+    budget: int = TRACE_BUDGET,
 ) -> Figure:
     """Tokens as text, coloured by projection, with the trace above them: for every sample, layer and trait of a
-    capture.
+    capture. It goes to the experiment's front page.
 
     ``data`` holds
         ``samples``: labels, one a sample; ``traits``: names; ``layers``: numbers;
@@ -95,64 +103,101 @@ def trace_explorer(
         ``projections``: {"base": float [sample, layer, trait, position], ...}, NaN beyond the end of a sample;
         ``null_low``, ``null_high``: [layer, trait], the band of random directions;
         ``unit``: what the numbers are, e.g. "projection / mean |h|"; ``null_label``: what the band is;
-        ``convention``: "own" or "producer";
+        ``convention``: "own" or "producer"; the reader can look at both, which are one position apart;
         optional ``prompt_end``: {"base": [sample] number of leading tokens that belong to the prompt, ...}.
     ``start`` may name the first view: {"sample": i, "layer": number, "trait": name}. By default it is the trait, layer
     and sample with the most tokens outside the band.
 
-    Values are stored as int8 steps of 1/127 of the largest |value| of their (layer, trait). Raises ``ValueError`` when
-    shapes differ.
+    Values are stored as steps of 1/63 of the largest |value| of their (layer, trait), in at most ``budget`` characters:
+    where that is too little, layers are left out evenly, down to 10, then the last samples, and the figure says so.
+    Raises ``ValueError`` when shapes differ.
     """
-    sides = [s for s in ("base", "intervention") if data["projections"].get(s) is not None]
+    arrays, low, high = _checked(data)
+    sides = list(arrays)
     samples, traits, layers = list(data["samples"]), list(data["traits"]), [int(v) for v in data["layers"]]
+    sample, layer, trait = first = _first_view(arrays, low, high, layers, traits, start or {})
+    table = _trace_summary(arrays, low, high, samples, layers, traits)
+    picture = _first_picture(data, arrays, low, high, first, title, caption)
+    alt = f"Trace of {traits[trait]} at layer {layers[layer]} on {samples[sample]!r}. {picture.alt}"
+
+    at_layer, at_sample = np.arange(len(layers)), np.arange(len(samples))
+    blocks = _packed(arrays, low, high)
+    while (size := sum(map(len, blocks.values()))) > budget and (len(at_layer) > FEWEST_LAYERS or len(at_sample) > 1):
+        share = 0.97 * budget / size
+        if len(at_layer) > FEWEST_LAYERS:
+            at_layer = _thinned(len(layers), max(FEWEST_LAYERS, int(len(at_layer) * share)), layer)
+        else:
+            count = max(1, min(len(at_sample) - 1, int(len(at_sample) * share)))
+            at_sample = np.array(sorted([sample, *(i for i in range(len(samples)) if i != sample)][:count]))
+        kept = {side: a[at_sample][:, at_layer] for side, a in arrays.items()}
+        blocks = _packed(kept, low[at_layer], high[at_layer])
+    tokens = {side: [list(map(str, data["tokens"][side][i])) for i in at_sample] for side in sides}
+    settings = {
+        "samples": [samples[i] for i in at_sample],
+        "traits": traits,
+        "layers": [layers[i] for i in at_layer],
+        "sides": sides,
+        "unit": data.get("unit", "projection"),
+        "convention": data.get("convention", "own"),
+        "nullLabel": data.get("null_label", "null band: what meaningless directions reach 95% of the time"),
+        "length": max(a.shape[3] for a in arrays.values()),
+        "first": [int(np.searchsorted(at_sample, sample)), int(np.searchsorted(at_layer, layer)), trait],
+        "steps": MOST_STEPS,
+        "note": _left_out(len(at_layer), len(layers), len(at_sample), len(samples)),
+    }
+    if data.get("prompt_end") is not None:
+        settings["promptEnd"] = {s: [int(data["prompt_end"][s][i]) for i in at_sample] for s in sides}
+    blocks["tokens"] = pack(script_json(tokens))
+    return Figure(picture.plotly, title, caption, alt, table, best=True, view=View("trace", blocks, settings))
+
+
+def _checked(data: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Projections by side, and the ends of the null band, as float32 arrays of matching shapes."""
+    sides = [s for s in ("base", "intervention") if data["projections"].get(s) is not None]
+    wanted = (len(data["samples"]), len(data["layers"]), len(data["traits"]))
     low, high = (np.asarray(data[k], dtype=np.float32) for k in ("null_low", "null_high"))
     arrays: dict[str, np.ndarray] = {}
     for side in sides:
         values = np.asarray(data["projections"][side], dtype=np.float32)
         tokens = data["tokens"][side]
-        wanted = (len(samples), len(layers), len(traits))
         if values.ndim != 4 or values.shape[:3] != wanted:
             raise ValueError(
                 f"projections[{side!r}] must be [sample, layer, trait, position] = {wanted}, got {values.shape}"
             )
-        if len(tokens) != len(samples) or any(len(t) > values.shape[3] for t in tokens):
+        if len(tokens) != wanted[0] or any(len(t) > values.shape[3] for t in tokens):
             raise ValueError(f"tokens[{side!r}] must be one list per sample, at most {values.shape[3]} long")
         arrays[side] = values
-    if low.shape != (len(layers), len(traits)) or high.shape != low.shape:
-        raise ValueError(
-            f"null_low and null_high must be [layer, trait] = {(len(layers), len(traits))}, "
-            f"got {low.shape} and {high.shape}"
-        )
+    if low.shape != wanted[1:] or high.shape != low.shape:
+        raise ValueError(f"null_low and null_high must be [layer, trait] = {wanted[1:]}, got {low.shape}, {high.shape}")
+    return arrays, low, high
+
+
+def _packed(arrays: Mapping[str, np.ndarray], low: np.ndarray, high: np.ndarray) -> dict[str, str]:
+    """The data blocks of an explorer: step and band per (layer, trait); per side the steps, as differences by layer."""
     reach = np.maximum.reduce(
         [np.nanmax(np.abs(a), axis=(0, 3)) for a in arrays.values()] + [np.abs(low), np.abs(high)]
     )
-    scale = np.where(reach > 0, reach / 127, 1.0).astype(np.float32)
-    first = _first_view(arrays, low, high, layers, traits, start or {})
-    settings = {
-        "samples": samples,
-        "traits": traits,
-        "layers": layers,
-        "sides": sides,
-        "unit": data.get("unit", "projection"),
-        "convention": data.get("convention", "own"),
-        "nullLabel": data.get("null_label", "null band: random directions"),
-        "length": max(a.shape[3] for a in arrays.values()),
-        "first": first,
-    }
-    length = settings["length"]
-    blocks = {"tokens": pack(script_json({s: [list(map(str, t)) for t in data["tokens"][s]] for s in sides}))}
-    if data.get("prompt_end") is not None:
-        settings["promptEnd"] = {s: [int(v) for v in data["prompt_end"][s]] for s in sides}
-    blocks["scale"] = pack(np.stack([scale, low, high]).astype("<f4").tobytes())
+    scale = np.where(reach > 0, reach / MOST_STEPS, 1.0).astype(np.float32)
+    blocks = {"scale": pack(np.stack([scale, low, high]).astype("<f4").tobytes())}
+    length = max(a.shape[3] for a in arrays.values())
     for side, values in arrays.items():
         padded = np.full((*values.shape[:3], length), np.nan, np.float32)
         padded[..., : values.shape[3]] = values
-        blocks[side] = pack(quantize_int8(padded, scale[None, :, :, None]).tobytes())
-    sample, layer, trait = first
-    picture = _first_picture(data, arrays, low, high, (sample, layer, trait), title, caption)
-    table = _trace_summary(arrays, low, high, samples, layers, traits)
-    alt = f"Trace of {traits[trait]} at layer {layers[layer]} on {samples[sample]!r}. {picture.alt}"
-    return Figure(picture.plotly, title, caption, alt, table, view=View("trace", blocks, settings))
+        blocks[side] = pack(differences(quantize(padded, scale[None, :, :, None]), axis=1).tobytes())
+    return blocks
+
+
+def _thinned(count: int, keep: int, always: int) -> np.ndarray:
+    """``keep`` of ``count`` indices, evenly apart; the one nearest to ``always`` gives it its place."""
+    chosen = np.unique(np.linspace(0, count - 1, keep).round().astype(int))
+    chosen[np.abs(chosen - always).argmin()] = always
+    return chosen
+
+
+def _left_out(layers: int, of_layers: int, samples: int, of_samples: int) -> str:
+    parts = [f"{layers} of {of_layers} layers"] if layers < of_layers else []
+    parts += [f"{samples} of {of_samples} prompts"] if samples < of_samples else []
+    return f"This page holds {' and '.join(parts)}; all are in the stage's data folder." if parts else ""
 
 
 def _outside(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any
 from markupsafe import Markup
 
 from driftbook.errors import DriftbookError
-from driftbook.workbook.claims import read_findings
-from driftbook.workbook.page import Link, build_page, fill, read_notebook
+from driftbook.workbook.blindspots import blind_spots
+from driftbook.workbook.claims import read_findings, read_table
+from driftbook.workbook.page import Link, build_page, data_size, fill, read_notebook, still
 from driftbook.workbook.parameters import STAGES
 from driftbook.workbook.progress import duration
 from driftbook.workbook.records import (
@@ -45,8 +45,9 @@ class Part:
     record: Mapping[str, Any]
     answer: str
     headlines: list[Headline]
-    figure: Markup
-    figure_is_static: bool = False
+    figures: tuple[Markup, ...]
+    """Those that its notebook marks as its best, in its order; the first one where none is marked."""
+    some_are_still: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def render_experiment(folder: Path) -> Path:
         findings=findings,
         claims_table=_claims_table(findings),
         stages=[_row(folder, s) for s in good],
-        lead=_lead(parts),
+        blind_spots=blind_spots(folder, findings),
+        asked=_asked(folder),
     )
     page = build_page(
         title=f"{_title(params, name)} · {name}",
@@ -103,23 +105,14 @@ def render_experiment(folder: Path) -> Path:
 def _part(folder: Path, stage: str) -> Part:
     record = read_record(folder / stage)
     notebook = folder / stage / "notebook.ipynb"
-    best = read_notebook(notebook).best if notebook.is_file() else None
+    best = read_notebook(notebook).best if notebook.is_file() else ()
     return Part(
         stage,
         record,
         str(record.get("answer") or ""),
         headlines((record.get("headlines") or [])[:4]),
-        Markup(best or ""),
+        tuple(Markup(figure) for figure in best),
     )
-
-
-_BLOCK = re.compile(r'<script type="application/json" class="db-block" data-name="(\w+)"[^>]*>([^<]*)</script>')
-
-
-def still(figure: str) -> Markup:
-    """A figure without the data of its live picture: title, static picture, words and table stay."""
-    kept = _BLOCK.sub(lambda block: block[0] if block[1] == "csv" else "", figure)
-    return Markup(re.sub(r'(<figure class="db-figure" data-kind=)"\w+"', r'\1"still"', kept, count=1))
 
 
 def _within_budget(questions: list[Question]) -> list[Question]:
@@ -128,12 +121,12 @@ def _within_budget(questions: list[Question]) -> list[Question]:
     for question in questions:
         parts = []
         for part in question.parts:
-            size = sum(len(block[2]) for block in _BLOCK.finditer(part.figure))
-            if size > left:
-                part = replace(part, figure=still(part.figure), figure_is_static=True)
-            else:
-                left -= size
-            parts.append(part)
+            figures = []
+            for figure in part.figures:
+                size = data_size(figure)
+                figures.append(still(figure) if size > left else figure)
+                left -= size if size <= left else 0
+            parts.append(replace(part, figures=tuple(figures), some_are_still=tuple(figures) != part.figures))
         out.append(replace(question, parts=parts))
     return out
 
@@ -190,11 +183,16 @@ def _description(folder: Path, name: str) -> str:
     return str(value.get("description") or "") if isinstance(value, dict) else ""
 
 
-def _lead(parts: Mapping[str, Part]) -> str:
-    for stage in ("validate", "cluster", "decode", "capture", "traits"):
-        if stage in parts and parts[stage].answer:
-            return parts[stage].answer
-    return ""
+def _asked(folder: Path) -> str:
+    """What the two models were asked, in one sentence: without it no number on the page has a meaning."""
+    path = folder / "decode" / "data" / "prompts.parquet"
+    if not path.is_file():
+        return ""
+    prompts = read_table(path)
+    families = f" of {prompts['family'].nunique()} kinds" if "family" in prompts else ""
+    held_out = int((prompts["split"] == "validate").sum()) if "split" in prompts else 0
+    tested = f"; claims are tested on {held_out:,} of them that nothing else has seen" if held_out else ""
+    return f"Both models were asked the same {len(prompts):,} prompts{families}{tested}."
 
 
 def _title(params: Mapping[str, Any], name: str) -> str:
@@ -255,4 +253,4 @@ def _claims_table(findings: Any) -> Markup:
     return Markup(html_table(findings.table, caption="all claims", columns=columns, max_rows=200))
 
 
-__all__ = ["read_json", "render_experiment", "still"]
+__all__ = ["read_json", "render_experiment"]

@@ -59,14 +59,23 @@ def unpack(text: str) -> bytes:
     return gzip.decompress(base64.b64decode(text))
 
 
-def quantize_int8(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """``round(values / scale)`` clipped to ±127; NaN becomes -128.
+MOST_STEPS = 63  # of quantized values: one step is less than a pixel of a trace
+
+
+def quantize(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """``round(values / scale)`` clipped to ±63, int8; NaN becomes -128.
 
     ``scale`` broadcasts against ``values``; one step is ``scale``, so the largest error inside the range is half of it.
     """
     filled = np.where(np.isfinite(values), values, 0.0)
-    steps = np.clip(np.rint(filled / scale), -127, 127).astype(np.int8)
+    steps = np.clip(np.rint(filled / scale), -MOST_STEPS, MOST_STEPS).astype(np.int8)
     return np.where(np.isfinite(values), steps, np.int8(-128))
+
+
+def differences(steps: np.ndarray, axis: int) -> np.ndarray:
+    """int8 differences along an axis, modulo 256, the first entry as it is: neighbours are alike and pack to less."""
+    wide = np.diff(steps.astype(np.int16), axis=axis, prepend=0)
+    return wide.astype(np.uint8).view(np.int8)
 
 
 def to_int16(values: np.ndarray) -> tuple[np.ndarray, float, float]:

@@ -128,7 +128,8 @@ class Story:
     title: str
     html: Markup | str
     figures: tuple[str, ...]
-    best: str | None
+    best: tuple[str, ...]
+    """The figures that the notebook marks as its best; the first one where it marks none."""
 
 
 def read_notebook(path: Path, failed_cell: int | None = None) -> Story:
@@ -145,16 +146,16 @@ def read_notebook(path: Path, failed_cell: int | None = None) -> Story:
     _join_streams(notebook)
     if failed_cell is not None and 0 <= failed_cell < len(notebook.cells):
         notebook.cells[failed_cell].metadata["driftbook_failed"] = True
-    figures, best = [], None
+    figures, best = [], []
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             text = output.get("data", {}).get("text/html", "")
             if '<figure class="db-figure"' in text:
                 figures.append(inline_files(text, path.parent))
-                if best is None and output.get("metadata", {}).get("driftbook", {}).get("best"):
-                    best = figures[-1]
+                if output.get("metadata", {}).get("driftbook", {}).get("best"):
+                    best.append(figures[-1])
     html = inline_files(_fragment(notebook), path.parent)
-    return Story(title, Markup(html), tuple(figures), best if best is not None else (figures[0] if figures else None))
+    return Story(title, Markup(html), tuple(figures), tuple(best or figures[:1]))
 
 
 def _take_title(notebook: Any) -> str:
@@ -235,6 +236,41 @@ def inline_files(html: str, folder: Path) -> str:
         return f"{match[1]}>{file.read_text()}</script>"
 
     return _FILE_BLOCK.sub(put_back, html)
+
+
+# ---------------------------------------------------------------------------------------------------------------- size
+
+_FIGURE = re.compile(r'<figure class="db-figure" data-kind="(\w+)".*?</figure>', re.S)
+_BLOCK = re.compile(r'<script type="application/json" class="db-block" data-name="(\w+)"[^>]*>([^<]*)</script>')
+LARGEST = 2_400_000  # bytes of a page without a map, its own style and scripts not counted
+LARGEST_WITH_MAP = 5_400_000
+
+
+def data_size(figure: str) -> int:
+    """Characters that the data of a figure takes."""
+    return sum(len(block[2]) for block in _BLOCK.finditer(figure))
+
+
+def still(figure: str) -> Markup:
+    """A figure without the data of its live picture: title, static picture, words, table and CSV stay."""
+    kept = _BLOCK.sub(lambda block: block[0] if block[1] == "csv" else "", figure)
+    return Markup(re.sub(r'(<figure class="db-figure" data-kind=)"\w+"', r'\1"still"', kept, count=1))
+
+
+def within_size(html: str) -> str:
+    """``html`` of a page in which the figures with the most data are still, where it would be too large to send around.
+
+    Plots go first, then traces, then maps. What each shows is in its table, its CSV and the stage's data folder.
+    """
+    while True:
+        figures = [(m[1], data_size(m[0]), m[0]) for m in _FIGURE.finditer(html) if m[1] != "still"]
+        kinds = {kind for kind, *_ in figures}
+        plotly_size = len(packed_plotly()) if kinds & {"plot", "map"} else 0
+        if not figures or len(html) + plotly_size <= (LARGEST_WITH_MAP if "map" in kinds else LARGEST):
+            return html
+        *_, largest = max(figures, key=lambda f: (("map", "trace", "plot").index(f[0]), f[1]))
+        note = '<p class="db-still">A still picture: with its data this page would be too large to send around.</p>'
+        html = html.replace(largest, still(largest).replace("<figcaption>", f"{note}<figcaption>", 1), 1)
 
 
 # -------------------------------------------------------------------------------------------------------- outside links

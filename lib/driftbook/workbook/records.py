@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,11 +87,15 @@ def _headline(entry: Mapping[str, Any]) -> Headline:
     unit = str(entry.get("unit") or "")
     sign = "%" if unit == "%" else ""
     interval = f"95% interval {amount(low)}{sign} to {amount(high)}{sign}" if finite(low) and finite(high) else ""
-    beside = "" if baseline in (None, "") else f"compare: {baseline}"
-    if finite(baseline):
-        beside = f"baseline {amount(baseline)}{sign}"
-    picture = interval_picture(value, low, high, baseline)
+    beside = f"baseline {amount(baseline)}{sign}" if finite(baseline) else str(baseline or "")
+    picture = interval_picture(value, low, high, reference(baseline))
     return Headline(str(entry.get("label", "")), amount(value) + sign, "" if sign else unit, interval, beside, picture)
+
+
+def reference(baseline: Any) -> Any:
+    """Where the baseline lies, if it is a number or begins with one: "0 for the same model"."""
+    leading = re.match(r"[-−]?\d+(\.\d+)?(?=\s|$)", str(baseline))
+    return baseline if finite(baseline) or not leading else float(leading[0].replace("−", "-"))
 
 
 def finite(value: Any) -> TypeGuard[float]:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from markupsafe import Markup
 
 from driftbook.errors import DriftbookError
 from driftbook.workbook.comparison import render_compare
 from driftbook.workbook.frontpage import render_experiment
 from driftbook.workbook.overview import render_outputs
-from driftbook.workbook.page import Link, Story, build_page, fill, read_notebook
+from driftbook.workbook.page import Link, Story, build_page, fill, read_notebook, within_size
 from driftbook.workbook.parameters import STAGES
 from driftbook.workbook.records import QUESTIONS, facts, failed, headlines, provenance, read_record, write_page
 
@@ -32,7 +33,7 @@ def render_stage(folder: Path) -> Path:
     failure = (record.get("failure") or record.get("error") or {}) if failed(record) else {}
     cell = failure.get("cell")
     cell = cell if isinstance(cell, int) else None
-    story = Story("", "", (), None)
+    story = Story("", "", (), ())
     if (folder / "notebook.ipynb").is_file() or not failed(record):
         story = read_notebook(folder / "notebook.ipynb", failed_cell=cell)
     title = story.title or QUESTIONS.get(stage, stage)
@@ -47,7 +48,7 @@ def render_stage(folder: Path) -> Path:
         source=_source(folder / "notebook.ipynb", cell),
         headlines=headlines(record.get("headlines") or []),
         facts=facts(record),
-        story=story.html,
+        story=Markup(within_size(story.html)),
         has_code="db-code" in story.html,
         provenance=provenance(record),
     )

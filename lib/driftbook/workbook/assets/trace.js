@@ -20,8 +20,16 @@
     const scales = new Float32Array((await db.bytes(figure, "scale")).buffer);
     const at = (kind, layer, trait) => scales[kind * L * T + layer * T + trait]; // 0 step, 1 low, 2 high
     const packed = {};
-    for (const side of s.sides) packed[side] = new Int8Array((await db.bytes(figure, side)).buffer);
-    const value = (side, sample, layer, trait, position) => {
+    for (const side of s.sides) {
+      const steps = (packed[side] = new Int8Array((await db.bytes(figure, side)).buffer));
+      for (let i = 0; i < S; i++) for (let k = i * L * T * N + T * N; k < (i + 1) * L * T * N; k++) steps[k] += steps[k - T * N]; // differences by layer
+    }
+    // The state at a token, and the one that predicted it, are one position apart.
+    const readings = ["own", "producer"];
+    let reading = readings.indexOf(s.convention);
+    const value = (side, sample, layer, trait, token) => {
+      const position = token + readings.indexOf(s.convention) - reading;
+      if (position < 0 || position >= N || token >= tokens[side][sample].length) return NaN;
       const step = packed[side][((sample * L + layer) * T + trait) * N + position];
       return step === -128 ? NaN : step * at(0, layer, trait);
     };
@@ -39,6 +47,7 @@
     slider.addEventListener("input", () => { layer = +slider.value; paint(); });
     box.append("Layer ", slider, layerText);
     controls.append(box);
+    db.select(figure, "Read", ["own: the state at the token", "producer: the state that predicted the token"], reading, (v) => { reading = v; paint(); });
 
     const key = document.createElement("div");
     key.className = "db-key";
@@ -59,6 +68,7 @@
     const marks = document.createElement("span");
     marks.textContent = `underlined: above the band; dotted: below it${s.promptEnd ? "; italic: the prompt" : ""}`;
     key.append(marks);
+    if (s.note) key.append(Object.assign(document.createElement("span"), { textContent: s.note }));
 
     const profile = make("svg", { class: "db-profile", height: 70, width: "100%", role: "img" });
     const area = document.createElement("div");
@@ -97,7 +107,7 @@
     const paint = () => {
       layerText.textContent = s.layers[layer];
       slider.setAttribute("aria-valuetext", `layer ${s.layers[layer]}`);
-      const [low, high, reach] = [at(1, layer, trait), at(2, layer, trait), at(0, layer, trait) * 127];
+      const [low, high, reach] = [at(1, layer, trait), at(2, layer, trait), at(0, layer, trait) * s.steps];
       columns.forEach((column, p) => {
         [...column.children].filter((c) => c.classList.contains("db-tok")).forEach((tok, i) => {
           const v = value(s.sides[i], sample, layer, trait, p);
@@ -132,7 +142,7 @@
         const own = tokens[side][sample];
         return p < own.length ? `${side} “${shown(own[p])}” ${number(value(side, sample, layer, trait, p))}` : `${side} has ended`;
       });
-      readout.textContent = `Token ${p}: ${parts.join("; ")} (null band ${number(at(1, layer, trait))} to ${number(at(2, layer, trait))}; ${s.unit}).`;
+      readout.textContent = `Token ${p}: ${parts.join("; ")} (null band ${number(at(1, layer, trait))} to ${number(at(2, layer, trait))}; ${s.unit}; convention ${readings[reading]}).`;
     };
     area.addEventListener("keydown", (event) => {
       const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];

@@ -1,0 +1,104 @@
+"""What an experiment did not find, and how large an effect would have had to be for it to be found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from driftbook.evidence.intervals import bootstrap_mean, detectable
+from driftbook.workbook.claims import Findings, read_table
+from driftbook.workbook.wording import format_number
+
+
+@dataclass(frozen=True)
+class BlindSpot:
+    """What one stage did not find, and the effect that it would have found four times in five."""
+
+    stage: str
+    text: str
+
+
+def blind_spots(experiment: Path, findings: Findings | None) -> list[BlindSpot]:
+    """One entry per stage of ``outputs/<experiment>`` that has its tables; ``findings`` are those of validate.
+
+    Raises ``DriftbookError`` when a table cannot be read.
+    """
+    said = (
+        ("decode", _divergence(experiment / "decode" / "data" / "divergence.parquet")),
+        ("cluster", _composition(experiment / "cluster" / "data" / "composition.parquet")),
+        ("capture", _shifts(experiment / "capture" / "data")),
+        ("validate", _claims(findings)),
+    )
+    return [BlindSpot(stage, text) for stage, text in said if text]
+
+
+def _divergence(path: Path) -> str:
+    js = read_table(path)["js"].dropna().to_numpy(float) if path.is_file() else np.zeros(0)
+    if len(js) < 2:
+        return ""
+    mean = bootstrap_mean(js)
+    return (
+        f"Two models that are the same give a divergence of exactly 0 on every prompt, so none is missed here; the "
+        f"mean over the {len(js):,} prompts that were screened is known to "
+        f"±{format_number((mean.high - mean.low) / 2)} nats a token. "
+        f"A difference that none of these prompts elicits stays unseen."
+    )
+
+
+def _composition(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    table = read_table(path)
+    table = table[(table["cluster"] >= 0) & table["q"].notna()]
+    if not len(table):
+        return ""
+    still = table[table["q"] > 0.05]
+    least = [100 * detectable(width / 2, len(table)) for width in table["high"] - table["low"]]
+    sizes = f"{np.median(least):.1f} points in the median cluster, of {max(least):.1f} in the least certain one,"
+    return (
+        f"{len(still)} of {len(table)} clusters did not change their share beyond chance. That does not show them to "
+        f"be alike: a difference between the two shares of {sizes} would have been found four times in five. "
+        f"A change that the embedding does not see, or that splits no cluster, is not found here."
+    )
+
+
+def _shifts(data: Path) -> str:
+    """Each trait at the layer and site that were chosen before anything was compared."""
+    shifts, dynamics = data / "shifts.parquet", data / "dynamics.parquet"
+    if not shifts.is_file() or not dynamics.is_file():
+        return ""
+    at = ["trait", "layer", "site"]
+    table = read_table(shifts).merge(read_table(dynamics)[at].drop_duplicates(), on=at)
+    own = table[(table["comparison"] == "own_text") & table["shift"].notna()]
+    if not len(own):
+        return ""
+    still = own[(own["low"] <= 0) & (own["high"] >= 0)]
+    what = "All" if not len(still) else f"{len(own) - len(still)} of"
+    rest = f", and no shift was found of {', '.join(map(str, still['trait']))}" if len(still) else ""
+    least = [detectable(width / 2, len(own)) for width in own["high"] - own["low"]]
+    return (
+        f"{what} {len(own)} traits moved{rest}. On {int(own['prompts'].iloc[0])} prompts, a shift of "
+        f"{format_number(float(np.median(least)))} null standard deviations in the median trait, of "
+        f"{format_number(max(least))} in the least certain one, would have been found four times in five. Only traits "
+        f"that were given a vector are read, each at its chosen layer."
+    )
+
+
+def _claims(findings: Findings | None) -> str:
+    if findings is None:
+        return "Nothing has been validated yet, so nothing on this page is confirmed."
+    total, others = len(findings.table), len(findings.others)
+    if not total:
+        return "No claim was proposed, so none was tested."
+    said = "Every proposed claim was confirmed."
+    if others:
+        said = (
+            f"{others} of {total} proposed claims {'was' if others == 1 else 'were'} not confirmed. "
+            f"That does not show {'it' if others == 1 else 'them'} to be false."
+        )
+    return f"{said} {findings.sensitivity}".strip()
+
+
+__all__ = ["BlindSpot", "blind_spots"]
