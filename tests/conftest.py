@@ -10,6 +10,8 @@ import nbformat
 import pytest
 import yaml
 
+from serve import server as server
+
 PARAMETERS = {
     "bench-tiny": 'experiment: str = "bench-tiny"\nseed: int = 0\nbench: dict = {}',
     **{

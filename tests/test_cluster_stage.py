@@ -68,7 +68,7 @@ def decoded() -> tuple[pd.DataFrame, pd.DataFrame]:
         ],
     )
     columns = ["prompt_id", "text", "system", "family", "source", "split", "n_tokens"]
-    return texts, pd.DataFrame(prompts, columns=columns)
+    return texts, pd.DataFrame(prompts, columns=columns).assign(messages=None)
 
 
 @pytest.fixture(scope="module")

@@ -171,7 +171,9 @@ def test_prompts_keep_their_splits_and_the_limit_is_a_sample(tmp_path):
     some = decode.load_prompts(["p.txt"], tmp_path, shares, limit=20)
     assert len(some.prompts) + len(some.dropped) == 20
     table = whole.table(range(len(whole.prompts)))
-    assert table.columns.tolist() == ["prompt_id", "text", "system", "family", "source", "split", "n_tokens"]
+    assert table.columns.tolist() == [
+        *("prompt_id", "text", "system", "messages", "family", "source", "split", "n_tokens")
+    ]
     decode.no_prompts(whole)
     with pytest.raises(PromptError, match="no prompt fell into the split 'validate'"):
         decode.no_prompts(decode.PromptSet(whole.prompts, ["discover"] * len(whole.prompts), whole.dropped))

@@ -112,6 +112,38 @@ def test_threads_share_the_store(tmp_path):
     assert endpoint._Kept(tmp_path / "e.sqlite").find("57") == ("text 57", "eos")
 
 
+@pytest.mark.parametrize(("temperature", "calls"), [(1.0, 4), (0.1, 1)])
+def test_a_server_that_does_not_draw_is_told_by_its_equal_answers(tmp_path, temperature, calls):
+    params = SamplingParams(9, temperature)
+    with Server(answer=lambda body: "always this") as server:
+        for _ in range(2):
+            if temperature == 1.0:
+                with pytest.raises(DriftbookError, match="at temperature 1, so it does not sample"):
+                    engine(server.url, tmp_path).check(params)
+            else:  # so cold that equal answers say nothing
+                engine(server.url, tmp_path).check(params)
+            assert len(server.bodies) == calls, "asked once, then known"
+
+
+def test_a_server_that_refuses_ends_the_run_before_the_base_decodes(tmp_path, monkeypatch):
+    tiny_model("llama", attention="sdpa").save_pretrained(tmp_path / "m")
+    tiny_tokenizer().save_pretrained(tmp_path / "m")
+    (tmp_path / "p.txt").write_text("\n".join(f"Please explain {w}." for w in ["tides", "apples", "chess", "bread"]))
+    run = SimpleNamespace(
+        section=Decode(samples=1, max_new_tokens=5, sampling={"max_texts": 40}),
+        params=SimpleNamespace(engine=Engine()),
+        cache=tmp_path,
+        seed=0,
+        progress=lambda *a: pytest.fail("nothing is decoded"),
+    )
+    with Server(script=[404] * 9, answer=said) as server:
+        spec = Endpoint(base_url=server.url, model="m")
+        pair = open_pair(ModelSpec(model=str(tmp_path / "m"), device="cpu", dtype="float32"), spec, tmp_path, tmp_path)
+        prompts = decode.load_prompts(["p.txt"], tmp_path, {"discover": 0.5, "screen": 0.25, "validate": 0.25})
+        with pytest.raises(DriftbookError, match=r"intervention\.base_url .*model m: refused: .*404"):
+            decode.decode_rounds(run, pair, prompts, decode.encode(pair, prompts, 5))
+
+
 def test_decode_puts_the_servers_answers_beside_the_bases_own(tmp_path):
     tiny_model("llama", attention="sdpa").save_pretrained(tmp_path / "m")
     tiny_tokenizer().save_pretrained(tmp_path / "m")
@@ -132,9 +164,9 @@ def test_decode_puts_the_servers_answers_beside_the_bases_own(tmp_path):
         prompts = decode.load_prompts(["p.jsonl"], tmp_path, {"discover": 0.5, "screen": 0.2, "validate": 0.3})
         ids = decode.encode(pair, prompts, 5)
         texts = decode.decode_rounds(run, pair, prompts, ids).texts
-        sent = len(server.bodies)
+        sent = len(server.bodies) - 2  # two to see that it draws
         again = decode.decode_rounds(run, pair, prompts, ids).texts
-        assert len(server.bodies) == sent and again.equals(texts)
+        assert len(server.bodies) == sent + 2 and again.equals(texts)
     theirs, ours = texts[texts.side == "intervention"], texts[texts.side == "base"]
     assert len(theirs) == len(ours) == sent and set(theirs.engine) == {"endpoint"} and set(ours.engine) == {"local"}
     asked_of = {p.prompt_id: p.text for p in prompts.prompts}

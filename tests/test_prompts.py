@@ -5,11 +5,14 @@ import types
 from itertools import combinations
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from driftbook.discovery.prompts import Prompt, check_lengths, read_prompts
+from driftbook.discovery.prompts import Prompt, check_lengths, from_frame, read_prompts, to_frame
 from driftbook.discovery.splits import words
 from driftbook.errors import PromptError
+from driftbook.workbook.parameters import expand
+from models import fresh
 
 ROOT = Path(__file__).parents[1]
 OVERNIGHT = {
@@ -81,6 +84,19 @@ def test_the_chat_of_a_prompt_gives_its_messages_back():
     ]
     assert Prompt.from_messages(messages).chat() == messages
     assert Prompt("Why?").chat() == [{"role": "user", "content": "Why?"}]
+
+
+def test_a_table_gives_the_same_prompts_back(tmp_path):
+    turns = [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Yes."}]
+    chat = Prompt.from_messages([*turns, {"role": "user", "content": "Milk \u2014 or \U0001f34b?"}], system="Be terse.")
+    prompts = [Prompt("Why?", "ocean", source="a:1"), Prompt("How?", system="Use French."), chat]
+    path = tmp_path / "prompts.parquet"
+    to_frame(prompts).to_parquet(path)
+    back = from_frame(pd.read_parquet(path))
+    assert list(back.values()) == prompts and [p.chat() for p in back.values()] == [p.chat() for p in prompts]
+    assert all(p.prompt_id == prompt_id for prompt_id, p in back.items())
+    to_frame(prompts[:1]).to_parquet(path)  # a column without any value
+    assert list(from_frame(pd.read_parquet(path)).values()) == prompts[:1]
 
 
 def test_an_answer_at_the_end_of_a_chat_is_not_part_of_the_prompt():
@@ -342,6 +358,21 @@ def test_a_confidence_threshold_needs_confidences_and_leaves_something(tmp_path)
         read_one(tmp_path, "a.jsonl", jsonl(statement("I like math", 0.97)), "#min_confidence=0.99")
 
 
+def test_a_system_prompt_for_a_whole_file_stands_before_those_of_its_lines(tmp_path):
+    (tmp_path / "shots.txt").write_text("Q: 1+1?\nA: 2\n\n")
+    lines = jsonl({"text": "Q: 2+2?"}, {"text": "Q: 3+3?", "system": "Be terse."})
+    prompts = read_one(tmp_path, "a.jsonl", lines, "#system=shots.txt&family=sums")
+    assert [p.system for p in prompts] == ["Q: 1+1?\nA: 2", "Q: 1+1?\nA: 2\n\nBe terse."]
+    assert {p.family for p in prompts} == {"sums"} and prompts[0].prompt_id != Prompt("Q: 2+2?").prompt_id
+    base = fresh(template=False)
+    ids = base.encode_prompt(prompts[0].text, prompts[0].system)
+    assert base.tokenizer.decode(ids[1:]) == "Q: 1+1?\nA: 2\n\nQ: 2+2?"
+    for named, says in {"none.txt": "cannot be read as UTF-8 text", "empty.txt": "empty.txt, is empty"}.items():
+        (tmp_path / "empty.txt").write_text("\n")
+        with pytest.raises(PromptError, match=says):
+            read_one(tmp_path, "a.jsonl", lines, f"#system={named}")
+
+
 # ----------------------------------------------------------------------------------------------- Hugging Face datasets
 
 
@@ -397,6 +428,33 @@ def test_hub_errors_name_the_dataset_and_the_remedy(tmp_path, hub, pattern, says
     hub["owner/asks", None, "train", None] = Table([{"ask": "Why?", "id": 1}])
     with pytest.raises(PromptError, match=says):
         read_prompts([pattern], tmp_path)
+
+
+def test_a_dataset_in_a_folder_is_read_without_a_hub(tmp_path, hub, monkeypatch):
+    (tmp_path / "sets/asks").mkdir(parents=True)
+    (tmp_path / "sets/asks/train.jsonl").write_text(jsonl({"ask": "Why?"}))
+    hub[str(tmp_path / "sets/asks"), None, "train", None] = Table([{"ask": "Why?"}])
+    (prompt,) = read_prompts(["hf:sets/asks:train:ask"], tmp_path)
+    assert (prompt.text, prompt.family) == ("Why?", "asks")
+    assert expand(["hf:sets/asks:train:ask"], tmp_path) == [tmp_path / "sets/asks/train.jsonl"]
+
+
+def test_the_package_itself_reads_folders_and_what_it_saved(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "home")
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain/train.jsonl").write_text(jsonl({"ask": "Why?", "family": "ocean"}, {"ask": "How?"}))
+    prompts = read_prompts(["hf:plain:train:ask"], tmp_path)
+    assert [(p.text, p.family) for p in prompts] == [("Why?", "ocean"), ("How?", "plain")]
+    table = datasets.Dataset.from_list([{"ask": "When?"}])
+    table.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": table}).save_to_disk(tmp_path / "many")
+    for name in ("one", "many"):
+        assert [p.text for p in read_prompts([f"hf:{name}:train:ask"], tmp_path)] == ["When?"]
+    for pattern in ("hf:many:test:ask", "hf:plain:test:ask"):
+        with pytest.raises(PromptError, match=r"could not be loaded .*test"):
+            read_prompts([pattern], tmp_path)
 
 
 def test_without_the_datasets_package_the_error_says_how_to_get_it(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from safetensors.numpy import save_file
 
-from driftbook.discovery.prompts import Prompt, check_lengths, read_prompts
+from driftbook.discovery.prompts import Prompt, check_lengths, from_frame, read_prompts
 from driftbook.discovery.splits import sample_prompts
 from driftbook.errors import BudgetError, DriftbookError
 from driftbook.evidence.dynamics import dynamics
@@ -534,7 +534,7 @@ def text_scores(
 
     Args:
         texts: ``text_id``, ``side``, ``prompt_id``, ``token_ids``.
-        prompts: ``prompt_id``, ``text``, ``system``, as the decode stage wrote them.
+        prompts: the table of prompts, as the decode stage wrote it.
 
     Returns:
         ``text_id`` and one column per trait; texts without a token are left out.
@@ -546,15 +546,15 @@ def text_scores(
     null = torch.from_numpy(np.ascontiguousarray(vectors.null_matrix(points)))
     names = [*vectors.traits, *(f"null {i}" for i in range(null.shape[-1]))]
     probe = Probe(points, torch.cat([traits, null], -1), names, [p[0] for p in points], [])
-    asked = prompts.set_index("prompt_id")
+    asked = from_frame(prompts)
     texts = texts[texts.token_ids.map(len) > 0]
     means, ids, base_nulls = [], [], []
     for side in pair:
         mine = texts[texts.side == side.name]
         sequences = []
         for prompt_id, tokens in zip(mine.prompt_id, mine.token_ids, strict=True):
-            system = asked.system[prompt_id]
-            encoded = side.encode(asked.text[prompt_id], system if isinstance(system, str) else None)
+            p = asked[prompt_id]
+            encoded = side.encode(p.text, p.system, p.chat() if p.messages else None)
             response = [int(t) for t in tokens]
             # The end token says nothing about the answer.
             response = response[:-1] if len(response) > 1 and response[-1] in side.model.eos_ids else response

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from driftbook.discovery.prompts import Prompt, check_lengths, read_prompts
+from driftbook.discovery.prompts import Prompt, check_lengths, read_prompts, to_frame
 from driftbook.discovery.splits import drop_near_duplicates, sample_prompts, split_prompts
 from driftbook.errors import BudgetError, PromptError
 from driftbook.evidence.intervals import bootstrap_mean
@@ -55,17 +55,7 @@ class PromptSet:
     dropped: pd.DataFrame
 
     def table(self, n_tokens: Sequence[int]) -> pd.DataFrame:
-        return pd.DataFrame(
-            {
-                "prompt_id": [p.prompt_id for p in self.prompts],
-                "text": [p.text for p in self.prompts],
-                "system": [p.system for p in self.prompts],
-                "family": [p.family for p in self.prompts],
-                "source": [p.source for p in self.prompts],
-                "split": self.splits,
-                "n_tokens": list(n_tokens),
-            }
-        )
+        return to_frame(self.prompts).assign(split=self.splits, n_tokens=list(n_tokens))
 
 
 def load_prompts(
@@ -371,6 +361,9 @@ def decode_rounds(run: Any, pair: Pair, prompts: PromptSet, ids: dict[str, list[
     store = ShardStore(run.cache / "decode")
     batch, decoder = run.params.engine.batch_size, run.params.engine.decoder
     asks = first_round(prompts, d.samples, d.sampling.max_texts)
+    for side in pair:
+        if hasattr(side.source, "check"):  # a server that is not there ends the run now, not after the other side
+            side.source.check(params)
 
     def decode(asked: list[Ask], label: str) -> pd.DataFrame:
         bar = run.progress(2 * len(asked), label, "texts")

@@ -14,18 +14,21 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from driftbook.errors import PromptError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = ("messages", "prompt", "question", "text")
 """Columns that hold the prompt, by preference: where ``prompt`` or ``question`` stand beside ``text``, ``text`` is
 something else (the bare statement in model-written evals, the passage or the answer elsewhere)."""
 
-OPTIONS = ("column", "family", "min_confidence", "config", "revision")
+OPTIONS = ("column", "family", "min_confidence", "system", "config", "revision")
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv")
 
 
@@ -116,6 +119,36 @@ class Prompt:
         return [{"role": role, "content": content} for role, content in (*head, *turns)]
 
 
+def to_frame(prompts: Sequence[Prompt]) -> pd.DataFrame:
+    """prompt_id, text, system, messages, family, source: what ``from_frame`` makes the same prompts of.
+
+    ``messages`` is None for a single turn, else the (role, content) pairs as JSON.
+    """
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "prompt_id": [p.prompt_id for p in prompts],
+            "text": [p.text for p in prompts],
+            "system": [p.system for p in prompts],
+            "messages": [p.messages and json.dumps(p.messages, ensure_ascii=False) for p in prompts],
+            "family": [p.family for p in prompts],
+            "source": [p.source for p in prompts],
+        }
+    )
+
+
+def from_frame(table: pd.DataFrame) -> dict[str, Prompt]:
+    """The prompts of a table such as ``prompts.parquet``, by id."""
+    found = {}
+    for row in table.to_dict("records"):
+        turns = row["messages"] if isinstance(row["messages"], str) else None
+        messages = tuple((role, content) for role, content in json.loads(turns)) if turns else None
+        system = row["system"] if isinstance(row["system"], str) else None
+        found[row["prompt_id"]] = Prompt(row["text"], row["family"], system, row["source"], messages)
+    return found
+
+
 class PromptList(list[Prompt]):
     """Prompts in reading order, and what the reading left out.
 
@@ -141,8 +174,8 @@ def read_prompts(patterns: list[str], root: Path) -> PromptList:
 
     A pattern is a path or glob relative to ``root``, or ``hf:owner/name:split:column``. Options follow a ``#``, joined
     by ``&``: ``column=NAME`` (where the prompt stands), ``family=NAME``, ``min_confidence=0.8`` (model-written evals),
-    and ``config=`` and ``revision=`` for Hugging Face datasets. The formats are described in docs/prompts.md. A prompt
-    without a family of its own gets the file's stem.
+    ``system=FILE`` (a text before every prompt), and ``config=`` and ``revision=`` for Hugging Face datasets. The
+    formats are described in docs/prompts.md. A prompt without a family of its own gets the file's stem.
 
     Raises:
         PromptError: a file is missing, empty, malformed or of an unknown kind; the message names file, line and remedy.
@@ -155,7 +188,7 @@ def read_prompts(patterns: list[str], root: Path) -> PromptList:
     for pattern in patterns:
         target, options = _options(pattern)
         if target.startswith("hf:"):
-            found += _read_hub(target, options)
+            found += _with_system(_read_hub(target, options, root), pattern, options, root)
             files.append(target)
             continue
         for option in ("config", "revision"):
@@ -166,7 +199,7 @@ def read_prompts(patterns: list[str], root: Path) -> PromptList:
             if key in seen:  # the same file by two patterns is one file, not a set of duplicates
                 continue
             seen.add(key)
-            found += read_file(path, _display(path, root), options)
+            found += _with_system(read_file(path, _display(path, root), options), pattern, options, root)
             files.append(_display(path, root))
     prompts = PromptList(found)
     prompts.files = files
@@ -250,6 +283,32 @@ def _options(pattern: str) -> tuple[str, dict[str, str]]:
             value = options["min_confidence"]
             raise PromptError(f"{pattern}: min_confidence must be a number, not {value!r}") from error
     return target, options
+
+
+def files_beside(pattern: str, root: Path) -> list[Path]:
+    """Files on this disk that a pattern reads besides those that it names: that of ``system=``, and the files of a
+    dataset in a folder."""
+    target, _, tail = pattern.partition("#")
+    named = [item.removeprefix("system=") for item in tail.split("&") if item.startswith("system=")]
+    found = [root / Path(name).expanduser() for name in named]
+    if target.startswith("hf:"):
+        folder = root / Path(target.removeprefix("hf:").partition(":")[0]).expanduser()
+        found += sorted(folder.rglob("*"))
+    return [path for path in found if path.is_file()]
+
+
+def _with_system(prompts: list[Prompt], pattern: str, options: dict[str, str], root: Path) -> list[Prompt]:
+    """The prompts under the text of the file that ``system=`` names, before a system prompt of their own."""
+    if "system" not in options:
+        return prompts
+    path = root / Path(options["system"]).expanduser()
+    try:
+        text = path.read_bytes().decode("utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"{pattern}: the file of system= cannot be read as UTF-8 text ({error})") from None
+    if not text:
+        raise PromptError(f"{pattern}: the file of system=, {options['system']}, is empty")
+    return [replace(p, system="\n\n".join(s for s in (text, p.system) if s)) for p in prompts]
 
 
 def _matching_files(target: str, root: Path) -> list[Path]:
@@ -423,8 +482,9 @@ def _confident(row: dict[str, Any], least: float, source: str) -> bool:
         raise PromptError(f"{source}: min_confidence needs a number in 'label_confidence', found {value!r}") from error
 
 
-def _read_hub(target: str, options: dict[str, str]) -> list[Prompt]:
-    """Prompts of ``hf:owner/name:split:column``. The column holds strings or lists of chat messages."""
+def _read_hub(target: str, options: dict[str, str], root: Path) -> list[Prompt]:
+    """Prompts of ``hf:name:split:column``; the name is that of the hub, or a folder on this disk. The column holds
+    strings or lists of chat messages."""
     name, _, rest = target.removeprefix("hf:").partition(":")
     split, _, column = rest.rpartition(":")  # a split may hold a colon: train[:100]
     if not (name and split and column) or "column" in options:
@@ -432,16 +492,33 @@ def _read_hub(target: str, options: dict[str, str]) -> list[Prompt]:
     try:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise PromptError(f"{target}: reading Hugging Face datasets needs a package: pip install datasets") from error
+        raise PromptError(
+            f"{target}: reading Hugging Face datasets needs a package: pip install 'driftbook[hub]', or pip install "
+            "datasets"
+        ) from error
+    folder = root / Path(name).expanduser()
     try:
-        table = datasets.load_dataset(name, options.get("config"), split=split, revision=options.get("revision"))
+        if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
+            table = _saved_split(datasets.load_from_disk(str(folder)), split)
+        else:
+            where = str(folder) if folder.is_dir() else name
+            table = datasets.load_dataset(where, options.get("config"), split=split, revision=options.get("revision"))
     except Exception as error:  # the hub's own exceptions come from four packages; all mean: no data
         raise PromptError(
             f"{target}: the dataset could not be loaded ({type(error).__name__}: {error}). Check name, split and "
-            "connection; without a hub, save it as JSONL and name that file"
+            "connection; without a hub, save it as JSONL and name that file, or name the folder of its files as "
+            "hf:FOLDER:split:column"
         ) from error
     if column not in table.column_names:
         raise PromptError(f"{target}: no column {column!r} among {', '.join(map(repr, table.column_names))}")
     beside = [c for c in ("family", "system", "id", "label_confidence") if c in table.column_names and c != column]
     rows = ((i, {"prompt": row[column]} | {c: row[c] for c in beside}) for i, row in enumerate(table, 1))
-    return _prompts_from_rows(rows, target, options.get("family", name.rpartition("/")[2]), options)
+    return _prompts_from_rows(rows, target, options.get("family", name.rstrip("/").rpartition("/")[2]), options)
+
+
+def _saved_split(saved: Any, split: str) -> Any:
+    """The split of what ``save_to_disk`` wrote: one table, or one for each split."""
+    splits = saved if isinstance(saved, dict) else {str(saved.split or split): saved}
+    if split not in splits:
+        raise KeyError(f"no split {split!r} among {', '.join(map(repr, splits))}")
+    return splits[split]

@@ -8,9 +8,11 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from driftbook.discovery.prompts import Prompt
 from driftbook.errors import CacheError, DriftbookError
 from driftbook.models.answers import Answer, Question, read_tokens
 from driftbook.models.loading import LoadedModel
@@ -20,6 +22,9 @@ from driftbook.store import digest
 
 ATTEMPTS = 6  # of one answer, before the run stops
 SEEDS = 2**31  # servers disagree on larger ones
+#: What a server that draws at all does not answer twice alike, asked under different seeds.
+RANDOM = ("Write twenty random letters.", "Invent a name for a village and describe it.")
+WARM = 0.3  # the temperature from which on equal answers to both of them mean that nothing is drawn
 
 
 class EndpointEngine:
@@ -49,14 +54,43 @@ class EndpointEngine:
                 )
         self.kept = _Kept(cache / "decode" / "endpoint.sqlite")
 
+    def check(self, params: SamplingParams) -> None:
+        """Ask the server before anything else is computed: is it there, and does it draw? Its answers are kept, too.
+
+        A server that decodes greedily at any temperature says nothing of it, but answers alike under two seeds to what
+        cannot come twice alike.
+
+        Raises:
+            DriftbookError: a sampling parameter that the API does not have or that the server passes over, a server
+            that refuses or cannot be had.
+        """
+        refuse(params)
+        asked = replace(params, max_new_tokens=24, top_p=1.0)
+        client, stop = self._client(), _Stop()
+
+        def said(text: str, seed: int) -> tuple[str, str]:
+            body = self._body(Question((), seed, prompt=Prompt(text)), asked)
+            key = digest("endpoint", self.spec.base_url, body)
+            return self.kept.find(key) or self._ask(client, body, key, stop)
+
+        with client:
+            said(RANDOM[0], 1)
+            if params.temperature < WARM or any(said(text, 1) != said(text, 2) for text in RANDOM):
+                return
+        raise DriftbookError(
+            self._clean(
+                f"answers alike under different seeds at temperature {params.temperature:g}, so it does not sample. "
+                "transformers serve does that where the model's generation_config.json lacks "
+                '"do_sample": true (and set "top_k": 0 there, else it takes 50); or set temperature: 0'
+            )
+        )
+
     def generate(self, requests: Sequence[Any], params: SamplingParams, taps: Sequence[Tap] = ()) -> Iterator[Answer]:
         """One answer a request, as they come.
 
         Raises:
             DriftbookError: a sampling parameter that the API does not have, a server that refuses or cannot be had.
         """
-        import openai
-
         refuse(params)
         bodies = [self._body(r, params) for r in requests]
         keys = [digest("endpoint", self.spec.base_url, body) for body in bodies]
@@ -69,11 +103,7 @@ class EndpointEngine:
                 yield self._answer(index, requests[index], *held)
         if not todo:
             return
-        # The SDK wants a key; servers without keys ignore it.
-        client = openai.OpenAI(
-            base_url=self.spec.base_url, api_key=self.key or "none", max_retries=0, timeout=self.timeout
-        )
-        stop = _Stop()
+        client, stop = self._client(), _Stop()
         pool = ThreadPoolExecutor(self.spec.concurrency, thread_name_prefix="endpoint")
         try:
             running = {pool.submit(self._ask, client, bodies[i], keys[i], stop): i for i in todo}
@@ -87,6 +117,14 @@ class EndpointEngine:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             client.close()
+
+    def _client(self) -> Any:
+        import openai
+
+        # The SDK wants a key; servers without keys ignore it.
+        return openai.OpenAI(
+            base_url=self.spec.base_url, api_key=self.key or "none", max_retries=0, timeout=self.timeout
+        )
 
     def _body(self, request: Any, params: SamplingParams) -> dict[str, Any]:
         assert isinstance(request, Question) and request.prompt is not None

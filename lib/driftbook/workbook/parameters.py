@@ -593,9 +593,13 @@ def _line(tree: yaml.Node | None, keys: tuple[str | int, ...]) -> int:
 def expand(patterns: list[str], root: Path) -> list[Path]:
     """The files on this disk that ``patterns`` name, in order, each once.
 
-    A pattern is a path or glob below ``root``, or absolute; what follows a ``#`` are options of its reader.
+    A pattern is a path or glob below ``root``, or absolute; what follows a ``#`` are options of its reader, which may
+    name a file, too.
     """
-    return list(dict.fromkeys(path for pattern in patterns for path in _matches(pattern, root)))
+    from driftbook.discovery.prompts import files_beside
+
+    named = (path for pattern in patterns for path in (*_matches(pattern, root), *files_beside(pattern, root)))
+    return list(dict.fromkeys(named))
 
 
 def _matches(pattern: str, root: Path) -> list[Path]:
