@@ -9,6 +9,7 @@ from driftbook.errors import BudgetError
 from driftbook.models import local
 from driftbook.models.local import LocalEngine, Request, Tap
 from driftbook.models.sampling import SamplingParams, sample, uniforms
+from driftbook.models.steering import SteerTap
 from models import (
     GREEDY,
     fresh,
@@ -100,6 +101,74 @@ def test_samples_of_a_prompt_share_one_prefill():
     assert count.prefilled == 3
     texts = [tuple(tokens) for tokens, _ in found]
     assert all(len(set(texts[i * 20 : i * 20 + 20])) > 10 for i in range(3))  # and they are twenty texts, not one
+
+
+def widths_of(model) -> list[tuple[int, int]]:
+    """Rows and tokens of every forward from now on."""
+    seen: list[tuple[int, int]] = []
+    model.model.get_input_embeddings().register_forward_pre_hook(lambda _m, args: seen.append(tuple(args[0].shape)))
+    return seen
+
+
+def after_a_head(lengths: list[int], head: int = 11) -> list[tuple[int, ...]]:
+    """Prompts that begin with the same tokens, more of them than a short window holds."""
+    (shared,) = some_prompts([head], seed=7)
+    return [shared + rest for rest in some_prompts(lengths, seed=8)]
+
+
+@pytest.mark.parametrize(("family", "attention"), FAMILIES)
+def test_what_all_prompts_begin_with_is_computed_once(family, attention):
+    model = fresh(family, attention)
+    prompts = after_a_head(LENGTHS)
+    expected = [generate_alone(model, p, GREEDY.max_new_tokens) for p in prompts]
+    seen = widths_of(model)
+    found = generated(model, requests_for(prompts), GREEDY, batch_size=3)
+    assert [tokens for tokens, _ in found] == expected
+    assert seen[0] == (1, 11) and max(width for _, width in seen[1:]) == max(LENGTHS)
+    assert len({tuple(e) for e in expected}) > len(prompts) // 2
+
+
+def test_prompts_that_begin_alike_in_part_or_altogether():
+    """Two heads of 9 tokens that share 4, a prompt that is the shared part alone, one that is a whole head."""
+    model = fresh("mistral", "sdpa")
+    (common, one, other), rests = some_prompts([4, 5, 5], seed=3), some_prompts([3, 12, 6, 1], seed=5)
+    prompts = [common + one + r for r in rests] + [common + other + r for r in rests] + [common + one, common]
+    expected = [generate_alone(model, p, GREEDY.max_new_tokens) for p in prompts]
+    seen = widths_of(model)
+    for batch_size in (2, 16):
+        seen.clear()
+        assert [tokens for tokens, _ in generated(model, requests_for(prompts), batch_size=batch_size)] == expected
+        assert seen[0] == (1, 3)  # the last token of the shortest prompt stays: its logits are wanted
+    seen.clear()
+    alone = generated(model, requests_for(prompts[:1], 3))
+    assert seen[0] == (1, len(prompts[0])) and [tokens for tokens, _ in alone] == expected[:1] * 3
+
+
+def test_prompts_of_unlike_length_are_not_padded_to_the_longest(monkeypatch):
+    monkeypatch.setattr(local, "ENOUGH_TOKENS", {"cpu": 24})
+    model = fresh("llama", "sdpa")
+    prompts = after_a_head([20, 19, 18, 8, 8, 7, 7, 2, 2, 2])
+    expected = [generate_alone(model, p, GREEDY.max_new_tokens) for p in prompts]
+    seen = widths_of(model)
+    assert [tokens for tokens, _ in generated(model, requests_for(prompts))] == expected
+    assert seen[:4] == [(1, 11), (3, 20), (4, 8), (3, 2)]
+
+
+@pytest.mark.parametrize("positions", ["all", "response"])
+def test_a_shared_head_is_steered_as_strongly_as_the_rest(positions):
+    """Each strength has a head of its own; texts are those of one request at a time, which shares nothing."""
+    model = fresh("qwen3", "sdpa", eos=frozenset())
+    model.eos_ids = likely_ends(model, some_prompts([5]), 12)
+    v = torch.randn(model.hooks.d_model, generator=torch.Generator().manual_seed(0))
+    taps, params = (SteerTap(1, "resid_post", v, 4.0, positions),), SamplingParams(10, 1.0, 1.0)
+    prompts = after_a_head([4, 9, 2, 6])
+    requests = [Request(p, k, s) for p, s, k in itertools.product(prompts, (0.0, 1.0, -2.0), range(3))]
+    alone = [generated(model, [r], params, taps=taps)[0] for r in requests]
+    seen = widths_of(model)
+    assert generated(model, requests, params, batch_size=5, taps=taps) == alone
+    assert seen[0] == (3, 11)
+    unsteered = [generated(model, [Request(r.prompt_ids, r.seed, 0.0)], params, taps=taps)[0] for r in requests]
+    assert sum(a != u for a, u in zip(alone, unsteered, strict=True)) > 12
 
 
 def likely_ends(model, prompts, share: int = 3) -> frozenset[int]:

@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from driftbook.models import sampling
 from driftbook.models.local import Request
 from driftbook.models.sampling import SamplingParams, filtered_probabilities, sample, stream_seed, uniforms
 from models import fresh, full_logits, generated, loaded, some_prompts
@@ -65,11 +66,13 @@ def test_draws_have_the_filtered_distribution(params, dtype):
         assert (by_value[0] - by_value[1]).abs().max() < 5e-4
 
 
+@pytest.mark.parametrize("candidates", [(64, 2048), (8, 32), (4, 280, 290)])
 @pytest.mark.parametrize(
     "params", [SamplingParams(temperature=1.0, top_p=0.9), SamplingParams(temperature=1, min_p=0.5)]
 )
-def test_a_nucleus_wider_than_the_candidates_is_drawn_whole(params):
+def test_a_nucleus_wider_than_the_candidates_is_drawn_whole(params, candidates, monkeypatch):
     """Nearly flat rows keep some 270 of 300 tokens; a peaked row stands in the same batch."""
+    monkeypatch.setattr(sampling, "CANDIDATES", candidates)
     flat, peaked = some_logits(rows=1, spread=0.05), some_logits(rows=1, spread=9.0, seed=1)
     assert (filtered_probabilities(flat, params) > 0).sum() > 200
     both = torch.cat([flat, peaked])

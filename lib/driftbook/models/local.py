@@ -1,9 +1,11 @@
 """The local engine: batched generation around a transformers model, one loop for decoding, live capture and steering.
 
-Why not ``generate``: it prefills a prompt again for each of its samples, copies the whole key-value cache at every
-token, computes finished rows to the end of the batch, and (on CPU) reorders every weight matrix in every call. Here
-each distinct prompt is prefilled once and shared by its samples, keys and values live in one preallocated slab,
-finished rows leave and waiting ones take their places, and on CPU the matrices are packed once.
+Why not ``generate``: it prefills a prompt again for each of its samples and pads it to the longest one of its batch,
+copies the whole key-value cache at every token, computes finished rows to the end of the batch, and (on CPU) reorders
+every weight matrix in every call. Here the tokens that all prompts begin with (a chat template's head, a system prompt)
+are computed once, the rest of each distinct prompt once for all of its samples beside prompts of like length, keys and
+values live in one preallocated slab, finished rows leave and waiting ones take their places, and on CPU the matrices
+are packed once.
 
 All rows share one write column (the *clock*): a row that joins late has its prompt written into the columns just before
 the clock. So each row's tokens are contiguous, a step writes one slice, and attention reads a view. Positions are
@@ -53,12 +55,13 @@ class Completion:
 
 @dataclass(frozen=True)
 class Frame:
-    """One forward as the taps see it. Rows are left-padded to ``width`` tokens.
+    """One forward as the taps see it. Rows are left-padded to ``width`` tokens: the whole prompts, or, where no tap
+    reads prompts, first what they have in common (a row per strength) and then what is left of each.
 
     ``requests`` index the caller's list: in a prefill one representative per row (rows with the same prompt and
     strength are computed once), in a step the row's own request or -1 for a dead row. ``lengths`` counts the tokens of
-    each row up to and with this forward, so column j of a row holds its position ``lengths - width + j`` (negative:
-    padding).
+    each row up to and with this forward, so column j of a row holds its position ``lengths - width + j`` (padding: a
+    negative one, or one that an earlier forward had).
     """
 
     requests: Sequence[int]
@@ -69,7 +72,7 @@ class Frame:
     step: bool = False  # one token per row, after its prompt (a prompt may be one token long, too)
 
     def positions(self) -> torch.Tensor:
-        """Position of every column, ``[rows, width]``; negative in padding."""
+        """Position of every column, ``[rows, width]``; before the row's own tokens in padding."""
         return (self.lengths - self.width)[:, None] + torch.arange(self.width, device=self.lengths.device)
 
 
@@ -81,6 +84,8 @@ class Tap:
 
     #: run one more step for a row that ends by length, so that its last token has a state of its own
     wants_last_token = False
+    #: see every prompt whole, in a row of its own; without it the tokens that prompts begin with alike come once
+    reads_prompts = True
 
     def attach(self, model: LoadedModel) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
@@ -141,7 +146,7 @@ class LocalEngine:
 
     name = "local"
     #: Raise it when the same seeds give other texts: it is part of the key that finished texts are kept under.
-    version = 1
+    version = 2
 
     def __init__(self, model: LoadedModel, batch_size: int | str = "auto"):
         self.model = model
@@ -178,6 +183,30 @@ class LocalEngine:
                     torch.cuda.empty_cache()
 
 
+@dataclass
+class _Prefix:
+    """The tokens that all waiting prompts begin with, computed once per strength: keys and values of every layer,
+    ``[strengths, heads, tokens, width]``."""
+
+    tokens: int
+    row_of: dict[float, int]
+    layers: list[tuple[torch.Tensor, torch.Tensor]]
+
+    def cache(self, strengths: Sequence[float], device: torch.device) -> DynamicCache:
+        """A cache that holds the prefix for one row per given strength."""
+        rows = torch.tensor([self.row_of[s] for s in strengths], device=device)
+        cache = DynamicCache()
+        for i, (keys, values) in enumerate(self.layers):
+            cache.update(keys[rows], values[rows], i)
+        return cache
+
+
+#: Tokens of one prefill that are worth a forward of their own: from here on a prompt that is a quarter shorter than the
+#: first one of its group waits for the next. Smaller products leave a GPU idle; a CPU is busy from a few hundred rows.
+ENOUGH_TOKENS = {"cpu": 256}
+MOST_TOKENS = 8192
+
+
 class _Loop:
     def __init__(self, engine: LocalEngine, requests, indices, params: SamplingParams, taps):
         self.m = engine.model
@@ -188,6 +217,7 @@ class _Loop:
             indices, key=lambda i: (-len(requests[i].prompt_ids), requests[i].prompt_ids, requests[i].strength, i)
         )
         self.queue = deque(order)
+        self.prefix: _Prefix | None = None
         self.rows = max(1, min(engine.batch_size, len(order)))
         self.longest = len(requests[order[0]].prompt_ids)
         self.extra = any(t.wants_last_token for t in self.taps)
@@ -208,7 +238,6 @@ class _Loop:
         self.strength = torch.zeros(self.rows, device=device)
         self.last = torch.zeros(self.rows, dtype=torch.long, device=device)
         self.u = torch.zeros(self.rows, params.max_new_tokens, device=device)  # float32: mps has no float64
-        self.eos = torch.tensor(sorted(self.m.eos_ids), device=device)
 
     @torch.inference_mode()
     def run(self) -> Iterator[Completion]:
@@ -216,6 +245,7 @@ class _Loop:
             stack.enter_context(packed_linears(self.m))
             for tap in self.taps:
                 stack.enter_context(tap.attach(self.m))
+            self._share_prefix()
             while self.queue or self._live():
                 live = self._live()
                 if self.queue and self.rows - live >= min(max(1, self.rows // 8), len(self.queue)):
@@ -230,55 +260,98 @@ class _Loop:
 
     # ------------------------------------------------------------------------------------------------ admission
 
+    def _share_prefix(self) -> None:
+        """Compute what all prompts begin with, where that saves any work and no tap reads prompts.
+
+        At least the last token of each prompt is left: its logits are wanted in the prompt's own row.
+        """
+        waiting = [self.requests[i] for i in self.queue]
+        low, high = min(r.prompt_ids for r in waiting), max(r.prompt_ids for r in waiting)  # least alike of all
+        alike = [a == b for a, b in zip(low, high, strict=False)]
+        tokens = min([*alike, False].index(False), min(len(r.prompt_ids) for r in waiting) - 1)
+        first = {self.requests[i].strength: i for i in reversed(self.queue)}
+        rows = len({(r.prompt_ids, r.strength) for r in waiting})
+        if tokens < 1 or rows == len(first) or any(tap.reads_prompts for tap in self.taps):
+            return
+        device = self.m.device
+        ids = torch.tensor(low[:tokens], device=device).expand(len(first), -1)
+        frame = Frame(
+            list(first.values()),
+            torch.tensor(list(first), device=device),
+            torch.full((len(first),), tokens, device=device),
+            torch.tensor([len(self.requests[i].prompt_ids) for i in first.values()], device=device),
+            tokens,
+        )
+        cache = DynamicCache()
+        mask = torch.ones_like(ids)
+        self._forward(frame, cache, input_ids=ids, attention_mask=mask, position_ids=mask.cumsum(-1) - 1)
+        row_of = {strength: row for row, strength in enumerate(first)}
+        self.prefix = _Prefix(tokens, row_of, [(layer.keys, layer.values) for layer in cache.layers])
+
+    def _forward(self, frame: Frame, cache: Cache, **inputs: torch.Tensor) -> torch.Tensor:
+        """Logits of the last column, ``[rows, vocabulary]``, with the taps around the forward."""
+        for tap in self.taps:
+            tap.before(frame)
+        out = self.m.model(past_key_values=cache, use_cache=True, logits_to_keep=1, **inputs)
+        for tap in self.taps:
+            tap.after(frame)
+        return out.logits[:, -1]
+
     def _admit(self) -> Iterator[Completion]:
         self._compact()
+        shared = self.prefix.tokens if self.prefix else 0
+        enough = ENOUGH_TOKENS.get(self.m.device.type, MOST_TOKENS // 2)
         while self.queue and self.n < self.rows:
-            # One prefill holds prompts of similar length (the queue is sorted) up to a bound on padded tokens.
+            # One prefill holds prompts of like length (the queue is sorted) up to a bound on padded tokens.
             group: list[int] = []
             distinct: dict[tuple, int] = {}
-            width = len(self.requests[self.queue[0]].prompt_ids)
+            width = len(self.requests[self.queue[0]].prompt_ids) - shared
             while self.queue and self.n + len(group) < self.rows:
                 r = self.requests[self.queue[0]]
                 key = (r.prompt_ids, r.strength)
                 if key not in distinct:
-                    if distinct and (len(distinct) + 1) * width > 8192:
+                    most = enough if len(r.prompt_ids) - shared < 0.75 * width else MOST_TOKENS
+                    if distinct and (len(distinct) + 1) * width > most:
                         break
                     distinct[key] = len(distinct)
                 group.append(self.queue.popleft())
             yield from self._prefill(group, distinct, width)
 
     def _prefill(self, group: list[int], distinct: dict[tuple, int], width: int) -> Iterator[Completion]:
+        """Compute the prompts of a group (``distinct``: prompt and strength to row) behind the shared prefix, and give
+        every request a row of the slab. ``width``: tokens of the longest one behind the prefix."""
         device = self.m.device
-        prompts = [k[0] for k in distinct]
-        ids, mask = left_pad(prompts, width, device)
-        lengths = mask.sum(-1)
+        shared = self.prefix.tokens if self.prefix else 0
+        ids, mask = left_pad([prompt[shared:] for prompt, _ in distinct], width, device)
+        lengths = shared + mask.sum(-1)
         row_of = [distinct[(self.requests[i].prompt_ids, self.requests[i].strength)] for i in group]
         first = {row: i for i, row in reversed(list(zip(group, row_of, strict=True)))}
-        representatives = [first[row] for row in range(len(prompts))]
-        strengths = torch.tensor([k[1] for k in distinct], device=device)
+        representatives = [first[row] for row in range(len(distinct))]
+        strengths = torch.tensor([strength for _, strength in distinct], device=device)
         frame = Frame(representatives, strengths, lengths, lengths, width)
-        for tap in self.taps:
-            tap.before(frame)
-        cache = DynamicCache()
-        out = self.m.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        for tap in self.taps:
-            tap.after(frame)
+        if self.prefix:
+            cache = self.prefix.cache([strength for _, strength in distinct], device)
+            position = frame.positions()
+            held = torch.where(mask.bool(), position, -1)
+            held = torch.cat([torch.arange(shared, device=device).expand(len(held), -1), held], 1)
+            position = torch.where(mask.bool(), position, 0)  # padding reads the first token: it must read something
+            masks = self._mask(held[:, None, :], position[:, :, None])
+        else:
+            cache, position, masks = DynamicCache(), (mask.cumsum(-1) - 1).clamp(min=0), mask
+        logits = self._forward(frame, cache, input_ids=ids, attention_mask=masks, position_ids=position)
+        width += shared
         if self.clock.now < width:  # cannot happen with the longest prompt first, except after a restart of the clock
             self.clock.now = width
         rows = torch.tensor(row_of, device=device)
         a, b, now = self.n, self.n + len(group), self.clock.now
+        # Padding stands between the prefix and the rest of a prompt; in the slab it comes first.
+        columns, padding = torch.arange(width, device=device)[None], (width - lengths)[:, None]
+        source = torch.where(columns < padding + shared, (columns - padding).clamp(min=0), columns)[rows]
         for slab, filled in zip(self.cache.layers, cache.layers, strict=True):
             if not slab.is_initialized:
                 slab.lazy_initialization(filled.keys, filled.values)
-            slab.keys[a:b, :, now - width : now] = filled.keys[rows]
-            slab.values[a:b, :, now - width : now] = filled.values[rows]
+            for held, new in ((slab.keys, filled.keys), (slab.values, filled.values)):
+                held[a:b, :, now - width : now] = new[rows[:, None], :, source].transpose(1, 2)
         self.start[a:b] = now - lengths[rows]
         self.prompt_length[a:b] = lengths[rows]
         self.strength[a:b] = strengths[rows]
@@ -287,7 +360,7 @@ class _Loop:
         streams = np.stack([uniforms(self.requests[i].seed, self.params.max_new_tokens) for i in group])
         self.u[a:b] = torch.from_numpy(streams.astype(np.float32)).to(device)
         self.n = b
-        drawn = sample(out.logits[:, -1][rows], self.u[a:b, 0], self.params)
+        drawn = sample(logits[rows], self.u[a:b, 0], self.params)
         yield from self._take(a, b, drawn)
 
     # ------------------------------------------------------------------------------------------ one token for every row
@@ -299,28 +372,21 @@ class _Loop:
         live = [i for i in range(n) if self.slot[i] >= 0]
         self.clock.low = int(self.start[torch.tensor(live, device=device)].min())
         now, low = self.clock.now, self.clock.low
-        columns = torch.arange(low, now + 1, device=device)
-        visible = columns[None, :] >= self.start[:n, None]
-        # A dead row is computed until it is moved out: its position must not leave a table of learned positions.
-        position = (now - self.start[:n])[:, None].clamp(max=self.m.context - 1)
-        lengths = (now - self.start[:n]) + 1
-        frame = Frame(self.slot[:n], self.strength[:n], lengths, self.prompt_length[:n], 1, step=True)
-        for tap in self.taps:
-            tap.before(frame)
-        out = self.m.model(
+        position = (now - self.start[:n])[:, None]
+        held = torch.arange(low, now + 1, device=device) - self.start[:n, None]
+        frame = Frame(self.slot[:n], self.strength[:n], position[:, 0] + 1, self.prompt_length[:n], 1, step=True)
+        logits = self._forward(
+            frame,
+            self.cache,
             input_ids=self.last[:n, None],
-            attention_mask=self._mask(visible, columns, now),
-            position_ids=position,
-            past_key_values=self.cache,
-            use_cache=True,
+            attention_mask=self._mask(held[:, None, :], position[:, :, None]),
+            # A dead row is computed until it is moved out: its position must not leave a table of learned positions.
+            position_ids=position.clamp(max=self.m.context - 1),
         )
-        for tap in self.taps:
-            tap.after(frame)
         self.clock.now += 1
         step = [min(len(t), self.params.max_new_tokens - 1) for t in self.tokens[:n]]
         u = self.u[torch.arange(n, device=device), torch.tensor(step, device=device)]
-        drawn = sample(out.logits[:, -1], u, self.params)
-        yield from self._take(0, n, drawn)
+        yield from self._take(0, n, sample(logits, u, self.params))
 
     def _take(self, a: int, b: int, drawn: torch.Tensor) -> Iterator[Completion]:
         """Store the tokens drawn for rows a..b-1, retire what is finished."""
@@ -348,15 +414,22 @@ class _Loop:
 
     # ------------------------------------------------------------------------------------------------ the slab
 
-    def _mask(self, visible: torch.Tensor, columns: torch.Tensor, now: int) -> Any:
+    def _mask(self, held: torch.Tensor, position: torch.Tensor) -> Any:
+        """What a token reads, as transformers takes it for this family.
+
+        Args:
+            held: ``[rows, 1, columns]``, the position that every column of the keys holds, negative for none.
+            position: ``[rows, tokens, 1]``, of the tokens that read.
+        """
+        visible = (held >= 0) & (held <= position)
         full = self._attention_mask(visible)
         if self.window is None:
             return full
-        near = self._attention_mask(visible & (columns[None, :] > now - self.window))
+        near = self._attention_mask(visible & (held > position - self.window))
         return {"full_attention": full, "sliding_attention": near} if self.mixed else near
 
     def _attention_mask(self, visible: torch.Tensor) -> torch.Tensor:
-        mask = visible[:, None, None, :]
+        mask = visible[:, None]
         if self.eager:  # eager attention adds the mask to the scores
             return torch.zeros(mask.shape, dtype=self.m.dtype, device=mask.device).masked_fill(
                 ~mask, torch.finfo(self.m.dtype).min

@@ -22,6 +22,8 @@ class SteerTap(Tap):
     ``strength`` is per row (``Request.strength``), so one batch can hold a whole dose-response curve.
     """
 
+    reads_prompts = False
+
     def __init__(self, layer: int, site: str, vector: torch.Tensor, amount: float, positions: str = "all"):
         self.layer, self.site, self.positions = layer, site, positions
         self.delta = amount * vector.float() / vector.float().norm()
@@ -51,6 +53,8 @@ class AblateTap(Tap):
 
     ``vectors`` maps layer -> ``[d_model]``. (Directional ablation, Arditi et al. 2024.)
     """
+
+    reads_prompts = False
 
     def __init__(self, site: str, vectors: dict[int, torch.Tensor]):
         self.site = site
