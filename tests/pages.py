@@ -10,6 +10,7 @@ from typing import Any
 import nbformat
 import numpy as np
 import pandas as pd
+from safetensors.numpy import save_file
 
 from driftbook.workbook import figures
 from driftbook.workbook.figures import Figure, Table
@@ -315,7 +316,7 @@ def claims(experiment: Path, confirmed: tuple[bool, ...] = (True, False, False))
     ).to_parquet(experiment / "decode/data/texts.parquet")
 
 
-def found_tables(experiment: Path) -> None:
+def found_tables(experiment: Path, coefficient: float) -> None:
     """What the stages before validate hand on, as far as the front page reads it."""
     rng = np.random.default_rng(2)
     js = pd.DataFrame({"prompt_id": [f"p{i:03d}" for i in range(100)], "js": 0.1 + rng.normal(0, 0.02, 100)})
@@ -326,10 +327,38 @@ def found_tables(experiment: Path) -> None:
     composition.to_parquet(experiment / "cluster/data/composition.parquet")
     at = pd.DataFrame({"trait": ["uncertainty_calibration", "trait_1"], "layer": [4, 5], "site": "resid_post"})
     at.to_parquet(experiment / "capture/data/dynamics.parquet")
-    shifts = pd.concat([at, at.assign(layer=2)]).assign(comparison="own_text", shift=[3.0, 0.1, 9.0, 9.0], prompts=24)
+    shifts = pd.concat([at, at.assign(layer=2)]).assign(
+        comparison="own_text", shift=[6 * coefficient, 0.1, 9.0, 9.0], prompts=24
+    )
     shifts.assign(low=shifts["shift"] - 0.5, high=shifts["shift"] + 0.5).to_parquet(
         experiment / "capture/data/shifts.parquet"
     )
+
+
+def captured(experiment: Path, coefficient: float, layers: int = 6, length: int = 12) -> None:
+    """What a capture leaves of four prompts, with a shift of ``coefficient`` at the upper half of the layers."""
+    rng = np.random.default_rng(0)
+    data, traits = experiment / "capture/data", ["uncertainty_calibration", "trait_1"]
+    rows, values = [], []
+    for prompt in range(4):
+        for side in ("base", "intervention"):
+            asked = [(f" asked {prompt}", "prompt")]
+            said = [(f" {WORDS[(prompt + i) % len(WORDS)]}", "response") for i in range(length)]
+            for position, (text, role) in enumerate([*asked, *said]):
+                rows.append((f"s{prompt}{side}", side, f"p{prompt:03d}", 0, position, text, role))
+                value = rng.normal(0, 1, (layers, 1, 2))
+                value[layers // 2 :, 0, 0] += coefficient * 10 * (side == "intervention")
+                values.append(value)
+    columns = ["sample", "side", "prompt_id", "sample_index", "position", "text", "role"]
+    pd.DataFrame(rows, columns=columns).to_parquet(data / "tokens.parquet")
+    names = {
+        "traits": ",".join(traits), "layers": ",".join(map(str, range(layers))), "sites": "resid_post",
+        "convention": "own",
+    }  # fmt: skip
+    save_file({"projection": np.array(values, np.float32)}, data / "projections.safetensors", names)
+    at = pd.MultiIndex.from_product([range(layers), ["resid_post"], traits], names=["layer", "site", "trait"])
+    scale = {"mean": 0.0, "sd": 2.0, "low": -1.96, "high": 1.96}
+    pd.DataFrame(scale, index=at).reset_index().to_parquet(data / "scale.parquet")
 
 
 def experiment(folder: Path, monkeypatch: Any, coefficient: float = 0.5, points: int = 800, **sizes: int) -> Path:
@@ -352,5 +381,6 @@ def experiment(folder: Path, monkeypatch: Any, coefficient: float = 0.5, points:
     texts = [f"{side}-p{i:03d}" for i in range(120) for side in ("base", "intervention")]
     frame = pd.DataFrame({"text_id": texts, "cluster": np.arange(240) // 40})
     frame.to_parquet(folder / "cluster/data/clusters.parquet")
-    found_tables(folder)
+    found_tables(folder, coefficient)
+    captured(folder, coefficient)
     return folder

@@ -14,10 +14,12 @@ import pytest
 import pages
 from driftbook.errors import DriftbookError
 from driftbook.workbook import figures
+from driftbook.workbook.overlay import overlaid_layers, overlaid_tokens
 from driftbook.workbook.packing import unpack
 from driftbook.workbook.page import build_page, packed_plotly, read_notebook, still, without_outside
 from driftbook.workbook.reports import render_compare, render_experiment, render_outputs, render_stage
 from driftbook.workbook.theme import ASSETS
+from driftbook.workbook.thumbnails import thumbnail
 from pages import HOSTILE, Page
 
 EVERYTHING = (
@@ -341,9 +343,10 @@ def test_a_front_page_with_heavy_pictures_keeps_them_still(tmp_path: Path, monke
 
 
 def test_a_report_too_large_to_send_keeps_its_heaviest_plots_still(tmp_path: Path, monkeypatch) -> None:
-    noise = np.random.default_rng(0).random((12, 30, 200)).astype(np.float32)
-    tokens = [[f" w{i}" for i in range(200)]] * 12
-    heavy = figures.layer_token_heatmap(noise, tokens, range(30), title="t", caption="c", choices=list("abcdefghijkl"))
+    noise = np.random.default_rng(0).random((40, 30, 200)).astype(np.float32)
+    tokens = [[f" w{i}" for i in range(200)]] * 40
+    prompts = [f"p{i}" for i in range(40)]
+    heavy = figures.layer_token_heatmap(noise, tokens, range(30), title="t", caption="c", choices=prompts)
     shown = [pages.forest(), heavy, pages.traces(samples=3, layers=6, traits=3, length=30), heavy]
     html = render_stage(pages.run(tmp_path / "x" / "capture", shown, monkeypatch)).read_text()
     assert len(html.encode()) < 2_500_000
@@ -361,7 +364,19 @@ def test_a_still_figure_keeps_its_picture_words_and_csv() -> None:
 # ------------------------------------------------------------------------------------------------------ all experiments
 
 
-def test_five_hundred_runs_are_listed_in_less_than_a_megabyte_from_run_json_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("build", [pages.forest, pages.dose, pages.families, pages.distribution])
+def test_a_report_leaves_a_thumbnail_of_its_picture(tmp_path: Path, monkeypatch, build) -> None:
+    folder = pages.run(tmp_path / "x" / "cluster", [build()], monkeypatch)
+    render_stage(folder)
+    drawn = (folder / "thumbnail.svg").read_text()
+    assert 150 < len(drawn) <= 1_000 and Page(drawn).count("svg") == 1
+    numbers = [float(v) for v in re.findall(r"-?\d+\.?\d*", " ".join(re.findall(r' d="([^"]*)"', drawn)))]
+    assert min(numbers) >= 0 and max(numbers) <= 96
+    assert drawn in render_outputs(tmp_path).read_text()
+
+
+def test_five_hundred_runs_are_listed_in_less_than_a_megabyte_without_opening_a_report(tmp_path: Path) -> None:
+    drawn = thumbnail((pages.forest().html(),))
     stages = ("traits", "capture", "decode", "cluster", "validate")
     for i in range(100):
         for stage in stages:
@@ -369,6 +384,7 @@ def test_five_hundred_runs_are_listed_in_less_than_a_megabyte_from_run_json_alon
             folder.mkdir(parents=True)
             record = pages.run_record(stage, experiment=folder.parent.name, answer="Forty words. " * 30)
             (folder / "run.json").write_text(json.dumps(record))
+            (folder / "thumbnail.svg").write_text(drawn)
     html = render_outputs(tmp_path).read_text()
     page = Page(html)
     assert len(html.encode()) < 1_000_000
@@ -405,6 +421,35 @@ def test_claims_gained_and_lost(outputs: Path, tmp_path: Path) -> None:
     gained, lost = text.index("Confirmed in other alone"), text.index("Confirmed in quickstart alone")
     assert gained < text.index("ends with a question") < lost < text.index("hedges with words")
     assert "not confirmed, win rate 52% [45%, 59%]" in text
+
+
+def test_traces_of_two_experiments_lie_over_one_another(outputs: Path) -> None:
+    a, b = outputs / "quickstart", outputs / "other"
+    figure = overlaid_tokens(a, b)
+    settings = figure.view.settings
+    assert settings["sides"] == ["quickstart", "other"] and len(settings["samples"]) == 4
+    assert settings["samples"][0] == "asked 0" and settings["traits"] == ["uncertainty_calibration", "trait_1"]
+    shape = (4, 6, 2, 12)
+    scale, low, high = np.frombuffer(unpack(figure.view.blocks["scale"]), "<f4").reshape(3, 6, 2)
+    means = []
+    for side in settings["sides"]:
+        steps = np.frombuffer(unpack(figure.view.blocks[side]), np.int8).reshape(shape)
+        means.append((np.cumsum(steps, axis=1, dtype=np.int8) * scale[:, :, None]).mean(axis=(0, 3)))
+    # shifts of 5 and 9, in null standard deviations of 2
+    assert means[0][3:, 0] == pytest.approx(2.5, abs=0.4) and means[1][3:, 0] == pytest.approx(4.5, abs=0.4)
+    assert np.allclose((low, high), [[[-1.96]], [[1.96]]])
+    layers = overlaid_layers(a, b)
+    assert layers.choices == ("trait_1", "uncertainty_calibration")
+    assert set(layers.table.group) == {"quickstart", "other"}
+    assert overlaid_tokens(a, a) is None and overlaid_layers(b, b) is None
+
+
+def test_differences_of_headlines_have_intervals(tmp_path: Path, monkeypatch) -> None:
+    for name, value in (("a", 10.0), ("b", 16.0)):
+        entry = {"label": "shift", "value": value, "low": value - 3, "high": value + 4, "baseline": 0, "unit": "%"}
+        pages.run(tmp_path / name / "capture", [], monkeypatch, headlines=[entry])
+    text = Page(render_compare(tmp_path / "a", tmp_path / "b", tmp_path / "c.html").read_text()).text
+    assert "6% [1, 11]" in text  # 3 and 4 on either side: as far off as the sides of a right triangle say
 
 
 def test_experiments_that_are_alike_differ_in_nothing(outputs: Path, tmp_path: Path) -> None:

@@ -271,6 +271,14 @@ class Scale:
         """``[..., layers, sites, traits]`` raw projections as scores."""
         return (grid - self.mean) / self.sd[..., None]
 
+    def table(self, probe: Probe) -> pd.DataFrame:
+        """One row per layer, site and trait, as ``scale.parquet`` holds it: it turns raw projections into scores."""
+        index = pd.MultiIndex.from_product([probe.layers, probe.sites, probe.traits], names=["layer", "site", "trait"])
+        columns = {"mean": self.mean}
+        for name in ("sd", "low", "high"):
+            columns[name] = np.broadcast_to(getattr(self, name)[..., None], self.mean.shape)
+        return pd.DataFrame({name: v.reshape(-1) for name, v in columns.items()}, index=index).reset_index()
+
 
 def make_scale(
     base: Sequence[Sample],

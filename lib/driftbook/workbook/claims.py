@@ -98,7 +98,9 @@ def _claim(row: Mapping[str, Any], exemplars: list[Exemplar]) -> Claim:
         numbers.append(f"AUC {_interval(row, 'auc', 'auc_low', 'auc_high')}")
     if finite(row.get("e_value")):
         numbers.append(f"e-value {format_number(float(row['e_value']))}")
-    if finite(row.get("prompts")):
+    if row.get("status") == "screened out" and finite(row.get("p_screen")):
+        numbers.append(f"set aside by the screen (p = {row['p_screen']:.2g}) and not tested on held-out prompts")
+    elif finite(row.get("prompts")):
         numbers.append(f"{int(row['prompts'])} held-out prompts")
     confirmed = bool(row.get("confirmed")) if row.get("confirmed") is not None else False
     warnings = []

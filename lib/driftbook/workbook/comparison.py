@@ -15,7 +15,8 @@ from markupsafe import Markup
 from driftbook.errors import DriftbookError
 from driftbook.workbook.claims import read_findings
 from driftbook.workbook.compare import Difference, compare
-from driftbook.workbook.page import Link, build_page, fill
+from driftbook.workbook.overlay import overlaid_layers, overlaid_tokens
+from driftbook.workbook.page import Link, build_page, fill, within_size
 from driftbook.workbook.parameters import STAGES
 from driftbook.workbook.records import (
     Headline,
@@ -28,6 +29,7 @@ from driftbook.workbook.records import (
     write_page,
 )
 from driftbook.workbook.tables import html_table
+from driftbook.workbook.wording import format_number
 
 # Headlines stand in a table of their own.
 KINDS = {
@@ -72,10 +74,13 @@ def render_compare(a: Path, b: Path, out_path: Path) -> Path:
         lost=lost,
         moved=moved,
         headlines=_headlines(a, b),
+        traces=[Markup(figure.html()) for figure in (overlaid_layers(a, b), overlaid_tokens(a, b)) if figure],
         clusters=_clusters(a, b),
     )
     links = [Link(e.name, _relative(e, out_path)) for e in (a, b) if (e / "index.html").is_file()]
-    page = build_page(title=f"{found.a} and {found.b} · driftbook", body=body, crumb="driftbook", links=links)
+    page = build_page(
+        title=f"{found.a} and {found.b} · driftbook", body=Markup(within_size(body)), crumb="driftbook", links=links
+    )
     return write_page(out_path, page)
 
 
@@ -162,7 +167,7 @@ def _apart(x: Any, y: Any) -> bool:
 
 
 def _headlines(a: Path, b: Path) -> list[dict[str, Any]]:
-    """Headlines that differ, each pair of intervals on one scale."""
+    """Headlines that differ, each pair of intervals on one scale, and the difference."""
     rows = []
     for stage in STAGES:
         if not all((e / stage / "run.json").is_file() for e in (a, b)):
@@ -173,8 +178,21 @@ def _headlines(a: Path, b: Path) -> list[dict[str, Any]]:
                 pair = (left[label], right[label])
                 reach = [float(h[k]) for h in pair for k in ("low", "high") if finite(h.get(k))]
                 x, y = (_on_scale(h, reach) for h in pair)
-                rows.append({"stage": stage, "label": label, "a": x, "b": y})
+                rows.append({"stage": stage, "label": label, "a": x, "b": y, "difference": _difference(*pair)})
     return rows
+
+
+def _difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+    """b - a, with an interval from the two intervals as those of independent estimates (Zou and Donner 2008)."""
+    if not all(finite(h.get("value")) for h in (a, b)):
+        return ""
+    change = float(b["value"]) - float(a["value"])
+    sign = "%" if a.get("unit") == "%" else ""
+    if not all(finite(h.get(k)) for h in (a, b) for k in ("low", "high")):
+        return f"{format_number(change)}{sign}"
+    low = change - float(np.hypot(b["value"] - b["low"], a["high"] - a["value"]))
+    high = change + float(np.hypot(b["high"] - b["value"], a["value"] - a["low"]))
+    return f"{format_number(change)}{sign} [{format_number(low)}, {format_number(high)}]"
 
 
 def _on_scale(entry: Mapping[str, Any], reach: list[float]) -> Headline:

@@ -29,6 +29,7 @@ def trait_trace(
     intervention: Any = None,
     intervention_tokens: Sequence[str] | None = None,
     unit: str = "projection",
+    names: tuple[str, str] = ("base", "intervention"),
     alt: str | None = None,
 ) -> Figure:
     """One sample, one layer, one trait: the projection along the tokens, with the null band behind it.
@@ -45,10 +46,10 @@ def trait_trace(
         go.Scatter(x=at, y=floats(low), showlegend=False, **quiet),
         go.Scatter(x=at, y=floats(high), fill="tonexty", fillcolor=band(GREY, 0.25), name="null band", **quiet),
     ]
-    sides = [("base", base, list(tokens))]
+    sides = [(names[0], base, list(tokens))]
     if intervention is not None:
         own = list(tokens if intervention_tokens is None else intervention_tokens)
-        sides.append(("intervention", np.asarray(intervention, dtype=np.float64), own))
+        sides.append((names[1], np.asarray(intervention, dtype=np.float64), own))
     said = []
     for index, (name, values, own) in enumerate(sides):
         same_length(**{f"{name} tokens": own, f"{name} values": values})
@@ -100,7 +101,8 @@ def trace_explorer(
     ``data`` holds
         ``samples``: labels, one a sample; ``traits``: names; ``layers``: numbers;
         ``tokens``: {"base": [sample][position] text, and where there is one "intervention": the same};
-        ``projections``: {"base": float [sample, layer, trait, position], ...}, NaN beyond the end of a sample;
+        ``projections``: {"base": float [sample, layer, trait, position], ...}, NaN beyond the end of a sample; one or
+            two sides, whatever their names;
         ``null_low``, ``null_high``: [layer, trait], the band of random directions;
         ``unit``: what the numbers are, e.g. "projection / mean |h|"; ``null_label``: what the band is;
         ``convention``: "own" or "producer"; the reader can look at both, which are one position apart;
@@ -153,7 +155,7 @@ def trace_explorer(
 
 def _checked(data: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """Projections by side, and the ends of the null band, as float32 arrays of matching shapes."""
-    sides = [s for s in ("base", "intervention") if data["projections"].get(s) is not None]
+    sides = list(data["projections"])
     wanted = (len(data["samples"]), len(data["layers"]), len(data["traits"]))
     low, high = (np.asarray(data[k], dtype=np.float32) for k in ("null_low", "null_high"))
     arrays: dict[str, np.ndarray] = {}
@@ -236,14 +238,15 @@ def _first_picture(
 ) -> Figure:
     sample, layer, trait = at
     own = {side: a[sample, layer, trait, : len(data["tokens"][side][sample])] for side, a in arrays.items()}
-    both = "intervention" in own
+    first, second = (*own, None)[:2]
     return trait_trace(
-        data["tokens"]["base"][sample],
-        own["base"],
+        data["tokens"][first][sample],
+        own[first],
         null_low=float(low[layer, trait]),
         null_high=float(high[layer, trait]),
-        intervention=own["intervention"] if both else None,
-        intervention_tokens=data["tokens"]["intervention"][sample] if both else None,
+        intervention=own[second] if second else None,
+        intervention_tokens=data["tokens"][second][sample] if second else None,
+        names=(first, second or "intervention"),
         unit=str(data.get("unit", "projection")),
         title=title,
         caption=caption,

@@ -371,9 +371,11 @@ def layer_token_heatmap(
     traces, rows = [], []
     for index, own in enumerate(token_lists):
         z = stack[index][:, : len(own)]
+        # Steps of a hundredth of the scale: no eye sees them, and the page holds a quarter of the data.
+        step = (limits["zmax"] - limits["zmin"]) / 200 or 1.0
         traces.append(
             go.Heatmap(
-                z=np.ascontiguousarray(z),
+                z=np.ascontiguousarray(np.rint(z / step) * step, dtype=np.float32),
                 x=np.arange(len(own), dtype=np.int16),
                 y=np.asarray(layers, dtype=np.int16),
                 customdata=None,

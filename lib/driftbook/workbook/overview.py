@@ -1,4 +1,4 @@
-"""``outputs/index.html``: every run of every experiment, from ``run.json`` alone."""
+"""``outputs/index.html``: every run of every experiment, from ``run.json`` and the thumbnail of its report alone."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from driftbook.workbook.page import build_page, fill
 from driftbook.workbook.parameters import STAGES
 from driftbook.workbook.progress import duration
 from driftbook.workbook.records import Headline, failed, finite, headlines, read_json, write_page
+from driftbook.workbook.runs import THUMBNAIL
+from driftbook.workbook.thumbnails import LARGEST
 
 ANSWER = 220  # characters of an answer in the list
 
@@ -32,6 +34,7 @@ class Entry:
     duration: str
     when: str
     front: bool
+    thumbnail: Markup
 
 
 def render_outputs(outputs: Path) -> Path:
@@ -59,7 +62,7 @@ def _entry(outputs: Path, folder: Path, run: Path) -> Entry:
     try:
         record: Mapping[str, Any] = read_json(run / "run.json")
     except DriftbookError as error:
-        return Entry(folder.name, stage, href, True, str(error), None, 0.0, "", "", front)
+        return Entry(folder.name, stage, href, True, str(error), None, 0.0, "", "", front, Markup(""))
     reason = (record.get("failure") or record.get("error") or {}).get("reason", "") if failed(record) else ""
     answer = str(reason or record.get("answer") or "")
     shown = headlines((record.get("headlines") or [])[:1])
@@ -75,4 +78,12 @@ def _entry(outputs: Path, folder: Path, run: Path) -> Entry:
         duration(seconds),
         str(record.get("finished") or record.get("started") or "")[:16].replace("T", " "),
         front,
+        _thumbnail(run),
     )
+
+
+def _thumbnail(run: Path) -> Markup:
+    """What the run's report left; a run without a report has none."""
+    path = run / THUMBNAIL
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return Markup(text if len(text) <= LARGEST else "")

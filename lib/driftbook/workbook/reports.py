@@ -17,13 +17,23 @@ from driftbook.workbook.frontpage import render_experiment
 from driftbook.workbook.overview import render_outputs
 from driftbook.workbook.page import Link, Story, build_page, fill, read_notebook, within_size
 from driftbook.workbook.parameters import STAGES
-from driftbook.workbook.records import QUESTIONS, facts, failed, headlines, provenance, read_record, write_page
+from driftbook.workbook.records import (
+    QUESTIONS,
+    facts,
+    failed,
+    headlines,
+    provenance,
+    read_record,
+    write_page,
+)
+from driftbook.workbook.runs import THUMBNAIL
+from driftbook.workbook.thumbnails import thumbnail
 
 __all__ = ["render_compare", "render_experiment", "render_outputs", "render_stage"]
 
 
 def render_stage(folder: Path) -> Path:
-    """``report.html`` of one run, good or failed, from its ``notebook.ipynb`` and ``run.json``.
+    """``report.html`` of one run, good or failed, from its ``notebook.ipynb`` and ``run.json``, and a thumbnail of it.
 
     Raises ``DriftbookError`` when one of the two cannot be read (a failed run may lack its notebook).
     """
@@ -58,6 +68,7 @@ def render_stage(folder: Path) -> Path:
         crumb=f"driftbook · {record.get('experiment', folder.parent.name)}",
         links=_links(stage, folder),
     )
+    (folder / THUMBNAIL).write_text(thumbnail(story.best))
     return write_page(folder / "report.html", page)
 
 

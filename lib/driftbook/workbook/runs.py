@@ -32,6 +32,7 @@ RUN_DIR = "DRIFTBOOK_RUN_DIR"
 OUTPUTS = "DRIFTBOOK_OUTPUTS"
 FINISHED = "finished.json"
 RUN_FILE = "run.json"
+THUMBNAIL = "thumbnail.svg"  # of a report, for the list of all experiments
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from driftbook.errors import DriftbookError
 from driftbook.workbook import keys
 from driftbook.workbook.parameters import BenchExperiment, Experiment, load_experiment, stages_of
-from driftbook.workbook.runs import RUN_FILE, Layout, read_json
+from driftbook.workbook.runs import RUN_FILE, THUMBNAIL, Layout, read_json
 
 
 def open_experiment(experiment_file: Path, outputs: Path | None = None) -> tuple[Experiment | BenchExperiment, Layout]:
@@ -34,10 +34,9 @@ def git_state(root: Path) -> dict[str, Any] | None:
 
 def fingerprints(folder: Path) -> dict[str, dict[str, Any]]:
     """sha256 and size of every file that a run hands on."""
-    files = [
-        p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in (RUN_FILE, "report.html", "kernel.log")
-    ]
-    files = [p for p in files if p.name != "notebook.ipynb" and not p.name.startswith(".")]
+    about_the_run = (RUN_FILE, "report.html", THUMBNAIL, "kernel.log", "notebook.ipynb")
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(".")]
+    files = [p for p in files if p.name not in about_the_run]
     return {str(p.relative_to(folder)): {"sha256": _sha_now(p), "bytes": p.stat().st_size} for p in files}
 
 

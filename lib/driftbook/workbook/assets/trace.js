@@ -51,13 +51,13 @@
 
     const key = document.createElement("div");
     key.className = "db-key";
-    const colours = { base: "var(--db-c0)", intervention: "var(--db-c1)" };
-    const dashes = { base: "", intervention: "6 3" };
+    const colours = Object.fromEntries(s.sides.map((side, i) => [side, `var(--db-c${i})`]));
+    const dashes = Object.fromEntries(s.sides.map((side, i) => [side, i ? "6 3" : ""]));
     for (const side of s.sides) {
       const item = document.createElement("span");
       const mark = make("svg", { width: 26, height: 8, "aria-hidden": "true" });
       make("path", { d: "M1 4h24", style: `stroke:${colours[side]}`, "stroke-width": 2.5, "stroke-dasharray": dashes[side] }, mark);
-      item.append(mark, ` ${side}${s.sides.length > 1 ? (side === "base" ? " (upper line of text)" : " (lower line of text)") : ""}`);
+      item.append(mark, ` ${side}${s.sides.length > 1 ? (side === s.sides[0] ? " (upper line of text)" : " (lower line of text)") : ""}`);
       key.append(item);
     }
     const item = document.createElement("span");
