@@ -106,10 +106,12 @@ def overlaid_layers(a: Path, b: Path) -> Figure | None:
     )
     if not common:
         return None
-    site = max(s for s, _ in common)  # resid_post, where there is one
-    traits = sorted(t for s, t in common if s == site)
+    sites = [s for s in ("resid_post", "resid_mid", "resid_pre") if s in {own for own, _ in common}]
+    site = sites[0] if sites else min(own for own, _ in common)
     parts = [t[t["site"] == site].assign(experiment=name) for t, name in zip(tables, _names(a, b), strict=True)]
     both = pd.concat(parts, ignore_index=True)
+    most = both["shift"].abs().groupby(both["trait"]).max().sort_values(ascending=False, kind="stable")
+    traits = [str(t) for t in most.index if (site, t) in common]
     prompts = " and ".join(f"{int(p['prompts'].iloc[0])}" for p in parts)
     title = f"How far each trait moved, layer by layer, in {a.name} and {b.name}"
     caption = f"Own text at {site}, {prompts} prompts, 95% intervals by resampling prompts."

@@ -17,7 +17,7 @@ from driftbook.workbook.records import Headline, failed, finite, headlines, read
 from driftbook.workbook.runs import THUMBNAIL
 from driftbook.workbook.thumbnails import LARGEST
 
-ANSWER = 220  # characters of an answer in the list
+ANSWER = 180  # characters of an answer in the list
 
 
 @dataclass(frozen=True)

@@ -26,15 +26,20 @@ def thumbnail(figures: tuple[str, ...]) -> str:
         found = _SPEC.search(figure)
         if found:
             text = unpack(found[2]).decode() if found[1] else found[2]
-            drawn = _drawn(json.loads(text)["data"])
+            spec = json.loads(text)
+            drawn = _drawn(spec["data"], *(_is_log(spec["layout"], side) for side in ("x", "y")))
             if drawn and len(drawn) <= LARGEST:
                 return drawn
     return ""
 
 
-def _drawn(data: list[dict[str, Any]]) -> str:
+def _is_log(layout: dict[str, Any], side: str) -> bool:
+    return (layout.get(f"{side}axis") or {}).get("type") == "log"
+
+
+def _drawn(data: list[dict[str, Any]], log_x: bool, log_y: bool) -> str:
     traces = [t for t in data if t.get("visible", True) is True and t.get("type", "scatter") in ("scatter", "bar")]
-    shown = [(t, *(_numbers(t.get(k)) for k in ("x", "y"))) for t in traces]
+    shown = [(t, _numbers(t.get("x"), log_x), _numbers(t.get("y"), log_y)) for t in traces]
     shown = [(t, x, y) for t, x, y in shown if len(x) and len(x) == len(y) and t.get("line", {}).get("width") != 0]
     if not shown:
         return ""
@@ -78,10 +83,11 @@ def _scaled(values: np.ndarray, span: np.ndarray, start: float, end: float) -> l
     return [round(start + s * (end - start)) for s in share.tolist()]
 
 
-def _numbers(column: Any) -> np.ndarray:
+def _numbers(column: Any, log: bool) -> np.ndarray:
     """A column of a plotly trace as floats: a list, or packed bytes; places in order where it holds names."""
     if isinstance(column, dict):
-        return np.frombuffer(base64.b64decode(column["bdata"]), column["dtype"]).astype(np.float64)
+        values = np.frombuffer(base64.b64decode(column["bdata"]), column["dtype"]).astype(np.float64)
+        return np.log10(np.maximum(values, 1e-30)) if log else values
     values = list(column or [])
     if any(isinstance(v, str) for v in values):
         order = {v: i for i, v in enumerate(dict.fromkeys(values))}
