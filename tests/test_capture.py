@@ -11,12 +11,17 @@ from safetensors import safe_open
 
 from driftbook import capture
 from driftbook.discovery.prompts import Prompt
-from driftbook.errors import BudgetError, PromptError
+from driftbook.errors import BudgetError, DriftbookError, PromptError
+from driftbook.evidence.shifts import prompt_means
+from driftbook.models import captured
+from driftbook.models.capture_files import prompt_roles
 from driftbook.models.internals import capture_internals
 from driftbook.models.interventions import Pair, Side
 from driftbook.models.local import LocalEngine
+from driftbook.models.projection import ProjectionTap
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.steering import SteerTap
+from driftbook.models.tier3 import capture_tier3, read_internals, tier3_bytes, top_neurons
 from driftbook.models.vectors import VectorSet
 from models import fresh, hidden_states, hook_count, loaded
 from test_vectors import some_vectors
@@ -156,6 +161,25 @@ def test_a_prompt_without_room_for_an_answer_is_named(tmp_path):
     assert len(capture.load_prompts(["p.txt"], tmp_path, side(model=model), 6)) == 2
 
 
+def test_every_row_of_a_batch_begins_with_one_bos(tmp_path):
+    """The first ids that are not padding, in every row: a look at row 0 alone would be a look at the longest prompt."""
+    model = fresh("llama", "sdpa")
+    bos, seen = model.tokenizer.bos_token_id, []
+
+    def look(_module, _args, kwargs):
+        ids, mask = kwargs["input_ids"], kwargs["attention_mask"]
+        if ids.shape == mask.shape:  # prompts and replays, not the steps of one token
+            seen.extend(row[m.bool()][:2].tolist() for row, m in zip(ids, mask, strict=True))
+
+    assert model.hooks
+    model.model.register_forward_pre_hook(look, with_kwargs=True)
+    model.model.model.register_forward_pre_hook(look, with_kwargs=True)
+    base = side(model=model)
+    samples = live(base, tmp_path, 1, batch_size=4)
+    captured.capture_replay(base, [s.sequence for s in samples], probe_of(model), tmp_path)
+    assert len(seen) >= 8 and all(first == bos and second != bos for first, second in seen)
+
+
 # --------------------------------------------------------------------------------------------------------------- tables
 
 
@@ -164,16 +188,23 @@ def test_tables_line_up_with_the_rows(tmp_path, convention):
     base = side()
     samples, probe = live(base, tmp_path), probe_of()
     table = capture.token_table(samples, PROMPTS, base.model, convention)
-    capture.write_rows(tmp_path, samples, probe, convention)
-    with safe_open(tmp_path / "projections.safetensors", "np") as held:
-        projection, norm, head = held.get_tensor("projection"), held.get_tensor("norm"), held.metadata()
+    scale = null_scale(base, samples, tmp_path)
+    capture.write_rows(tmp_path, samples, probe, convention, scale)
+    held = capture.read_rows(tmp_path)
+    with safe_open(tmp_path / "projections.safetensors", "np") as file:
+        assert file.metadata()["read"] == "after the side's own edits" and set(file.keys()) == {"projection", "norm"}
+    projection, norm = held.projection, held.norm
     assert projection.shape == (len(table), 4, 2, 2) and norm.shape == (len(table), 4, 2)
-    assert head == {
-        "traits": "warm,terse",
-        "layers": "0,1,2,3",
-        "sites": "resid_pre,resid_post",
-        "convention": convention,
-    }
+    assert (held.traits, held.layers) == (["warm", "terse"], [0, 1, 2, 3])
+    with pytest.raises(DriftbookError, match=r"nowhere/projections\.safetensors: cannot be read .* run"):
+        capture.read_rows(tmp_path / "nowhere")
+    assert (held.sites, held.convention) == (["resid_pre", "resid_post"], convention)
+    np.testing.assert_allclose(held.centred[5], projection[5] - scale.mean, rtol=1e-5)
+    np.testing.assert_allclose(held.score[5], (projection[5] - scale.mean) / scale.sd[..., None], rtol=1e-4)
+    assert np.nanmax(np.abs(held.cosine)) <= 1 + 1e-5
+    for name in ("mean", "sd", "low", "high"):
+        np.testing.assert_allclose(getattr(held.scale, name), getattr(scale, name), rtol=1e-6)
+    np.testing.assert_allclose(held.cosine[4, 1, 0] * norm[4, 1, 0], projection[4, 1, 0], rtol=1e-5)
     assert set(table.convention) == {convention}
     at = 0
     for s in samples:
@@ -196,7 +227,7 @@ def test_roles_tell_the_users_words_from_the_template():
     base = side()
     for p in PROMPTS:
         ids = base.encode(p.text, p.system)
-        roles = capture.prompt_roles(base.model, ids, p.text)
+        roles = prompt_roles(base.model, ids, p.text)
         words = base.model.tokenizer.decode([i for i, r in zip(ids, roles, strict=True) if r == "prompt"])
         assert p.text in words and len(words) <= len(p.text) + 6
         assert roles[0] == roles[-1] == "template" and set(roles) == {"prompt", "template"}
@@ -205,9 +236,13 @@ def test_roles_tell_the_users_words_from_the_template():
 # ---------------------------------------------------------------------------------------------------------------- scale
 
 
+def null_rows(base: Side, samples, tmp_path):
+    return capture.read_null(base, samples, capture.null_probe(VECTORS, probe_of(base.model)), tmp_path)
+
+
 def null_scale(base: Side, samples, tmp_path) -> capture.Scale:
     probe = probe_of(base.model)
-    return capture.make_scale(samples, probe, base, capture.null_probe(VECTORS, probe), tmp_path)
+    return capture.make_scale(samples, probe, null_rows(base, samples, tmp_path))
 
 
 def test_scores_are_in_units_of_the_null(tmp_path):
@@ -231,12 +266,14 @@ def test_scores_are_in_units_of_the_null(tmp_path):
     assert (scale.low < -1).all() and (scale.high > 1).all()
 
 
-def test_prompt_means_are_means_over_samples_of_means_over_response_tokens(tmp_path):
+def test_every_prompt_counts_once_however_many_tokens_its_answers_have(tmp_path):
+    """Means over response tokens, then over answers; a prompt that was answered with nothing has no mean."""
     samples, probe = live(side(), tmp_path, 3), probe_of()
     empty = dataclasses.replace(
         samples[0], prompt=4, sequence=dataclasses.replace(samples[0].sequence, response_ids=())
     )
-    found = capture.prompt_means([*samples, empty], probe, 5)
+    means = capture._means([*samples, empty], probe, 5)
+    found = prompt_means(means, (4, 2, 2))
     for p in range(4):
         mine = [s for s in samples if s.prompt == p and s.sequence.response_ids]
         expected = np.mean([probe.grid(s.rows.projection[len(s.sequence.prompt_ids) :]).mean(0) for s in mine], 0)
@@ -254,7 +291,8 @@ def test_a_planted_shift_is_found_where_it_was_planted(tmp_path):
     scale = null_scale(pair.base, base, tmp_path)
     same = capture.same_tokens(pair, base, PROMPTS, probe, tmp_path)
     assert [s.sequence.response_ids for s in same["intervention"]] == [s.sequence.response_ids for s in base]
-    table = capture.shift_tables(base, own, same, 4, scale, probe, seed=0)
+    tables = capture.shift_tables(base, own, same, PROMPTS, scale, probe, seed=0)
+    table = tables.traits
     assert len(table) == 2 * 4 * 2 * 2 and (table.prompts == 4).all()
     assert ((table.low <= table["shift"]) & (table["shift"] <= table.high)).all()
     shift = table[table.comparison == "same_tokens"].set_index(["trait", "layer", "site"])
@@ -274,13 +312,29 @@ def test_a_planted_shift_is_found_where_it_was_planted(tmp_path):
     assert "on the same tokens from layer 2 on" in capture.answer(
         capture.shift_at_chosen(table, VECTORS, "own_text"), table
     )
+    both = capture.both_comparisons(table, VECTORS)
+    assert both.label.tolist()[:2] == ["warm, own text", "warm, same tokens"] and len(both) == 4
+    view = capture.prompt_view(tables, PROMPTS, VECTORS, "warm", "same_tokens")
+    assert set(view.text) == {p.text for p in PROMPTS} and view["shift"].is_monotonic_decreasing
+    assert capture.prompt_title(view) == "warm goes up on 4 of 4 prompts, 4 of them beyond the spread of their answers"
+    # One by one: the same tokens move by the planted amount on every prompt, and every prompt's mean is the table's.
+    one = tables.prompts[tables.prompts.comparison == "same_tokens"].set_index(["trait", "layer", "site"])
+    at = one.loc[("warm", LAYER, "resid_post")]
+    assert set(at.prompt_id) == {p.prompt_id for p in PROMPTS} and (at.answers == 2).all()
+    np.testing.assert_allclose(at[["shift", "low", "high"]], expected, rtol=1e-3)
+    names = ["comparison", "trait", "layer", "site"]
+    one_by_one, whole = tables.prompts.groupby(names)["shift"].mean(), table.set_index(names)["shift"]
+    np.testing.assert_allclose(one_by_one.sort_index(), whole.sort_index(), atol=1e-6)
 
 
 def test_the_same_model_on_both_sides_shifts_by_exactly_nothing(tmp_path):
     pair = Pair(side(), side("intervention"), 1)
     base, probe = live(pair.base, tmp_path), probe_of()
     same = capture.same_tokens(pair, base, PROMPTS, probe, tmp_path)
-    table = capture.shift_tables(base, base, same, 4, null_scale(pair.base, base, tmp_path), probe, 0)
+    tables = capture.shift_tables(base, base, same, PROMPTS, null_scale(pair.base, base, tmp_path), probe, 0)
+    table = tables.traits
+    assert (tables.prompts["shift"] == 0).all()
+    assert (tables.prompts.loc[tables.prompts.comparison == "same_tokens", ["low", "high"]] == 0).all().all()
     assert (table[["shift", "low", "high"]] == 0).all().all()
     assert capture.answer(capture.shift_at_chosen(table, VECTORS, "own_text"), table).startswith("No trait moved")
 
@@ -298,19 +352,6 @@ def test_the_base_tokens_stand_after_the_prompt_as_each_side_gets_it(tmp_path):
         np.testing.assert_allclose(s.rows.projection, b.rows.projection, atol=3e-4)
 
 
-def test_intervals_resample_prompts():
-    """One prompt of twenty moves a lot: the interval knows that it is one. Prompts with no answer are left out."""
-    probe = probe_of()
-    before = np.zeros((21, 4, 2, 2))
-    after = before.copy()
-    after[3] = 20.0
-    after[20] = np.nan
-    scale = capture.Scale(np.zeros((4, 2, 2)), np.full((4, 2), 2.0), -np.ones((4, 2)), np.ones((4, 2)))
-    table = capture.shift_table(before, after, scale, probe, "own_text", seed=0)
-    assert (table["shift"] == 0.5).all() and (table.prompts == 20).all()
-    assert (table.low == 0).all() and table.high.between(1.0, 2.0).all()
-
-
 # ------------------------------------------------------------------------------------------------------------- dynamics
 
 
@@ -320,11 +361,35 @@ def test_dynamics_have_one_row_per_sample_and_trait_at_the_chosen_point(tmp_path
     scale = null_scale(base, samples, tmp_path)
     table = capture.dynamics_table(samples, PROMPTS, probe, scale, VECTORS)
     assert len(table) == 16 and set(table.layer) == {2} and set(table.site) == {"resid_post"}
+    assert {"outside", "commits", "velocity", "persistence", "changes", "change_points"} <= set(table.columns)
     row = table[(table["sample"] == samples[3].sample_id) & (table.trait == "terse")].iloc[0]
     score = scale.score(probe.grid(samples[3].rows.projection[samples[3].response]))[:, 2, 1, 1]
     assert row["mean"] == pytest.approx(score.mean(), rel=1e-4) and row.tokens == len(samples[3].sequence.response_ids)
-    summary = capture.dynamics_summary(table.assign(side="base"), seed=0, resamples=50)
-    assert summary.answers.tolist() == [8, 8] and summary.trait.tolist() == ["terse", "warm"]
+
+
+def test_the_dynamics_of_meaningless_directions_stand_beside_those_of_traits(tmp_path):
+    pair = steered_pair()
+    base, other, probe = live(pair.base, tmp_path), live(pair.intervention, tmp_path), probe_of()
+    null, scale = null_rows(pair.base, base, tmp_path), null_scale(pair.base, base, tmp_path)
+    found = capture.null_dynamics(null, PROMPTS, probe, scale, VECTORS, most=5)
+    assert set(found.direction) == set(range(5)) and set(found.layer) == {2} and set(found.site) == {"resid_post"}
+    assert len(found) == 5 * len(null)
+    s, rows = null[1]
+    every = np.concatenate([r.projection[a.response][:, 5, 3] for a, r in null])  # layer 2, the second of two sites
+    score = (rows.projection[s.response][:, 5, 3] - every.mean()) / scale.sd[2, 1]
+    mine = found[(found.direction == 3) & (found.prompt_id == PROMPTS[s.prompt].prompt_id)].iloc[0]
+    assert mine["mean"] == pytest.approx(score.mean(), rel=1e-3)
+    assert mine.outside == pytest.approx((np.abs(score) > 1.96).mean())
+    moves, summary = capture.dynamics_tables(
+        {"base": base, "intervention": other}, null, PROMPTS, probe, scale, VECTORS, seed=0
+    )
+    assert len(moves) == 32 and set(moves.side) == {"base", "intervention"}
+    warm = summary[summary.trait == "warm"].set_index("measure")
+    assert warm.loc["mean", "change_low"] > 1 and warm.loc["mean", "intervention"] > warm.loc["mean", "null_high"]
+    view = capture.outside_view(summary).set_index("label")
+    assert view.loc["warm, intervention", "share"] == warm.loc["outside", "intervention"]
+    assert view.beyond["warm, intervention"] and "warm leaves the null band on" in capture.outside_title(summary)
+    assert warm.loc["outside", "null_low"] < warm.loc["outside", "null_high"] < warm.loc["outside", "intervention"]
 
 
 def test_the_trace_explorer_holds_the_scores_of_first_samples(tmp_path):
@@ -353,10 +418,10 @@ def test_the_trace_explorer_holds_the_scores_of_first_samples(tmp_path):
 def test_tier3_files_hold_what_the_blocks_computed(tmp_path):
     base = side(model=loaded("qwen3", "sdpa"))
     samples = live(base, tmp_path)[:3]
-    paths = capture.capture_tier3(base, samples, [1, 3], tmp_path / "internals", 10**9)
+    paths = capture_tier3(base, samples, [1, 3], tmp_path / "internals", 10**9)
     assert [p.name for p in paths] == [f"base-{s.sample_id}.safetensors" for s in samples]
     for s, path in zip(samples, paths, strict=True):
-        found = capture.read_internals(path)
+        found = read_internals(path)
         with torch.no_grad(), capture_internals(base.model.hooks, [1, 3]) as expected:
             base.model.model(input_ids=torch.tensor([s.sequence.ids]), use_cache=False)
         assert found.keys() == expected.keys() == {1, 3}
@@ -373,12 +438,12 @@ def test_bytes_of_tier3_are_known_before(tmp_path, dtype):
     """What is counted is what is written: float32, whatever the model computes in."""
     base = side(model=fresh("gpt2", "sdpa", dtype))
     samples = live(base, tmp_path)[:4]
-    need = capture.tier3_bytes(base, [0, 2], [len(s.sequence) for s in samples])
-    paths = capture.capture_tier3(base, samples, [0, 2], tmp_path / "internals", need)
-    written = sum(a.nbytes for p in paths for part in capture.read_internals(p).values() for a in part.values())
+    need = tier3_bytes(base, [0, 2], [len(s.sequence) for s in samples])
+    paths = capture_tier3(base, samples, [0, 2], tmp_path / "internals", need)
+    written = sum(a.nbytes for p in paths for part in read_internals(p).values() for a in part.values())
     assert written == need
     with pytest.raises(BudgetError, match=r"over max_bytes .* choose fewer prompts or layers"):
-        capture.capture_tier3(base, samples, [0, 2], tmp_path / "refused", need - 1)
+        capture_tier3(base, samples, [0, 2], tmp_path / "refused", need - 1)
     assert not (tmp_path / "refused").exists()
 
 
@@ -386,7 +451,7 @@ def test_top_neurons_are_the_largest_over_the_response():
     neurons = np.zeros((6, 5), np.float32)
     neurons[0, 4] = 99  # in the prompt
     neurons[3:, 1], neurons[4, 2] = -2, 3
-    top = capture.top_neurons({"neurons": neurons}, slice(2, 6), 2)
+    top = top_neurons({"neurons": neurons}, slice(2, 6), 2)
     assert top.neuron.tolist() == [1, 2] and top["mean"].tolist() == [-1.5, 0.75] and top.peak_token.tolist() == [1, 2]
 
 
@@ -406,9 +471,20 @@ def test_tier3_of_both_sides_asks_for_captured_prompts(tmp_path):
     shown = capture.tier3(run, pair, {"base": base, "intervention": other}, PROMPTS, VECTORS)
     assert bars == [8] and len(shown.paths) == 8
     assert {int(layer) for layer in shown.neurons.layer} == {2} and set(shown.neurons.side) == {"base", "intervention"}
-    for reading in shown.reading:
-        np.testing.assert_allclose(reading.values.sum(-1), 1, atol=1e-4)
-        assert len(reading.tokens) == reading.values.shape[1] and reading.prompt == "What is tea?"
+    for inside, samples in zip(shown.inside, (base, other), strict=True):
+        first = samples[0]
+        n, said = len(first.sequence), len(first.sequence.response_ids)
+        assert inside.prompt == "What is tea?" and (len(inside.tokens), len(inside.said)) == (n, said)
+        assert inside.attention.shape == (6, said, n) and inside.attention.dtype == np.uint8
+        assert (np.abs(inside.attention.sum(-1).astype(int) - 100) <= n / 2).all()  # rounded to whole percent
+        held = read_internals(next(p for p in shown.paths if first.sample_id in p.name))[2]
+        np.testing.assert_allclose(inside.reading, 100 * held["pattern"][:, first.response].mean(1), atol=0.51)
+        np.testing.assert_array_equal(inside.firing, held["neurons"][first.response][:, inside.neurons.neuron].T)
+        peaks = [inside.said[int(k)] for k in np.abs(inside.firing).argmax(1)]
+        assert inside.neurons.peak_token.tolist() == peaks
+        assert f"neuron {inside.neurons.neuron[0]} fires most" in capture.neurons_title(inside)
+        own = held["pattern"][:, first.response][:, :, first.response].sum(-1).mean(1)
+        assert f"head {own.argmax()} reads the answer most" in capture.heads_title(inside)
     wanted.max_bytes = 1000
     with pytest.raises(BudgetError, match=r"capture\.tier3"):
         capture.tier3(run, pair, {"base": base, "intervention": other}, PROMPTS, VECTORS)
@@ -424,8 +500,42 @@ def test_overview_counts(tmp_path):
         "response_tokens": tokens,
         "ended_by_itself": sum(s.finish_reason == "eos" for s in samples),
         "rows": sum(len(s.sequence) for s in samples),
+        "rows_dropped": round(sum(s.dropped for s in samples)),
     }
     metrics = capture.metrics(
         {"base": samples}, PROMPTS, steered_pair(), pd.DataFrame(columns=["trait", "low", "high"])
     )
     assert metrics["tokens"] == tokens and metrics["samples"] == 8
+
+
+def test_answers_that_are_all_empty_are_refused(tmp_path):
+    samples = live(side(), tmp_path)
+    silent = [dataclasses.replace(s, sequence=dataclasses.replace(s.sequence, response_ids=())) for s in samples]
+    capture.check_answers({"base": [*silent[1:], samples[0]]})
+    with pytest.raises(DriftbookError, match=r"all 8 answers of side base are empty.*chat template"):
+        capture.check_answers({"base": silent})
+
+
+def test_rows_after_an_end_are_dropped_and_counted(tmp_path):
+    """Every step computes one row for each answer of its batch: what was computed is what is kept and what is not."""
+    model = fresh("llama", "sdpa", eos=frozenset(range(5, 150)))  # a third of all tokens ends an answer
+    computed = []
+
+    class Counting(ProjectionTap):
+        def after(self, frame):
+            computed.append(len(frame.requests) if frame.step else 0)
+            super().after(frame)
+
+    base = side(model=model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(captured, "ProjectionTap", Counting)
+        samples = live(base, tmp_path, 4, batch_size=8)
+    kept = sum(len(s.sequence.response_ids) for s in samples)
+    dropped = sum(s.dropped for s in samples)
+    assert len({len(s.sequence.response_ids) for s in samples}) > 2 and dropped > 0
+    assert kept + dropped == pytest.approx(sum(computed))
+    again = live(base, tmp_path, 4, batch_size=8)
+    assert sum(s.dropped for s in again) == pytest.approx(dropped)
+    table = capture.sample_table(samples, PROMPTS)
+    assert table.prompt_end.tolist() == [len(s.sequence.prompt_ids) for s in samples]
+    assert table.response_tokens.sum() == kept and set(table.finish_reason) <= {"eos", "length"}

@@ -1,9 +1,10 @@
 """Commitment, persistence and change points of planted traces, and how rarely noise shows any."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from driftbook.evidence.dynamics import BAND, dynamics
+from driftbook.evidence.dynamics import BAND, dynamics, dynamics_summary, null_ranges
 
 
 def noise(n: int, seed: int, scale: float = 1.0) -> np.ndarray:
@@ -82,3 +83,40 @@ def test_short_and_empty_traces():
 def test_rows_without_a_state_are_left_out():
     trace = step(30, 10, 5.0)
     assert dynamics(np.concatenate([[np.nan], trace])) == dynamics(trace)
+
+
+# ------------------------------------------------------------------------------------------------------------ summaries
+
+
+def measured(trait: str, side: str, seed: int, prompts: int = 12, lift: float = 0.0) -> list[dict]:
+    rows = []
+    for p in range(prompts):
+        trace = noise(30, 100 * seed + p) + lift
+        about = {"trait": trait, "side": side, "layer": 3, "site": "resid_post", "prompt_id": str(p)}
+        rows.append(about | dynamics(trace).measures())
+    return rows
+
+
+def test_a_trait_that_moves_leaves_what_meaningless_directions_reach():
+    null = [row | {"direction": d} for d in range(20) for row in measured("null", "base", seed=d)]
+    ranges = null_ranges(pd.DataFrame(null)).set_index("measure")
+    assert ranges.loc["outside", "low"] < 0.05 < ranges.loc["outside", "high"] < 0.12
+    moves = measured("still", "base", 50) + measured("still", "intervention", 51)
+    moves += measured("moves", "base", 52) + measured("moves", "intervention", 53, lift=3.0)
+    found = dynamics_summary(pd.DataFrame(moves), ranges.reset_index(), seed=0).set_index(["trait", "measure"])
+    for measure in ("mean", "outside", "commits", "persistence"):
+        row = found.loc["moves", measure]
+        assert row.change_low > 0 and row.intervention > row.null_high
+        assert row.change == pytest.approx(row.intervention - row.base) and row.prompts == 12
+        assert abs(found.loc["still", measure].change) < row.change / 5
+    # What few answers reach at all: the mean is over those that do.
+    assert np.isnan(found.loc["still", "commitment"].change) and found.loc["moves", "commitment"].intervention < 3
+
+
+def test_the_prompt_is_the_unit_of_a_summary():
+    """Ten answers to one prompt are one prompt: its mean counts as often as that of a prompt with one answer."""
+    rows = [r | {"mean": 10.0} for r in measured("t", "base", 0, 1) * 10]
+    rows += [r | {"mean": 0.0, "prompt_id": "other"} for r in measured("t", "base", 0, 1)]
+    found = dynamics_summary(pd.DataFrame(rows), null_ranges(pd.DataFrame(rows).assign(direction=0)), 0)
+    first = found.set_index("measure").loc["mean"]
+    assert first.base == 5 and first.prompts == 2 and np.isnan(first.intervention)

@@ -5,6 +5,7 @@ padded row changes the shapes that the matrix products see, 1e-5: their sums run
 """
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from transformers import StaticCache
 from driftbook.errors import ModelError
 from driftbook.models.hooks import HookPoints
 from driftbook.models.internals import attention_output, attention_pattern, capture_internals, validate_internals
-from driftbook.models.sinks import Record, StackSink
+from driftbook.models.local import Frame
+from driftbook.models.projection import ProjectionTap
+from driftbook.models.sinks import Record
 from driftbook.models.tiny import CONFIGS, VOCABULARY, tiny_model
 
 TOKENS = 14
@@ -223,22 +226,27 @@ class NoSynchronization(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("step", [False, True], ids=["prompt", "step"])
 @pytest.mark.parametrize("model_type", CONFIGS)
-def test_hooks_do_not_wait_for_the_device(model_type):
+def test_hooks_do_not_wait_for_the_device(model_type, step):
     points = points_of(model_type)
-    sink = StackSink(points.points(), batch=2, d_model=points.d_model)
-    embedded = points.model.get_input_embeddings()(some_ids())
+    tap = ProjectionTap(points.points(), torch.randn(len(points.points()), points.d_model, 3))
+    ids = some_ids()
+    two = torch.full((2,), ids.shape[1])
+    frame = Frame([0, 1], torch.ones(2), two, two, 1 if step else ids.shape[1], step)
+    embedded = points.model.get_input_embeddings()(ids)
     block = points.blocks[MIDDLE]
     seen: list = []
     with contextlib.ExitStack() as stack:
         handle = block.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
-        run(points, some_ids())
+        run(points, ids)
         handle.remove()
         stack.enter_context(torch.no_grad())
-        stack.enter_context(points.capture(sink=sink))
+        stack.enter_context(tap.attach(SimpleNamespace(device=torch.device("cpu"), hooks=points)))
         stack.enter_context(capture_internals(points, [MIDDLE]))
         for site in points.sites:
             stack.enter_context(points.edit(MIDDLE, site, lambda h: h * 1.5))
+        tap.before(frame)
         # One block alone: transformers' own code around the blocks may look at masks on the host.
         with NoSynchronization():
             block(embedded, *seen[0][0][1:], **seen[0][1])
@@ -403,44 +411,6 @@ def test_record_keeps_copies():
     value.zero_()
     record(0, "resid_post", value)
     assert record[0, "resid_post"].sum(-1).tolist() == [[3, 3, 0, 0]]
-
-
-def test_stack_sink_holds_the_last_position_of_a_prompt_and_then_every_step():
-    points = points_of("qwen3")
-    chosen = points.points(["resid_mid", "resid_post"], [0, 2])
-    sink = StackSink(chosen, batch=2, d_model=points.d_model)
-    ids = some_ids()
-    record = captured(points, ids)
-    with points.capture(["resid_mid", "resid_post"], [0, 2], sink=sink):
-        past = run(points, ids[:, :-1], use_cache=True).past_key_values
-        prompt = sink.values.clone()
-        run(points, ids[:, -1:], torch.ones_like(ids), use_cache=True, past_key_values=past)
-    for index, point in enumerate(chosen):
-        torch.testing.assert_close(prompt[index, :, 0], record[point][:, -2], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(sink.values[index, :, 0], record[point][:, -1], atol=1e-5, rtol=1e-5)
-
-
-def test_stack_sink_holds_whole_sequences_and_shrinks_with_the_batch():
-    points = points_of("llama")
-    chosen = points.points("resid_post")
-    sink = StackSink(chosen, batch=3, d_model=points.d_model, tokens=TOKENS)
-    with points.capture("resid_post", sink=sink):
-        run(points, some_ids(3))
-        whole = captured(points, some_ids(3))
-        assert all(torch.equal(sink.values[i], whole[point]) for i, point in enumerate(chosen))
-        sink.resize(2, 5)
-        run(points, some_ids(2, 5))
-        part = captured(points, some_ids(2, 5))
-        assert all(torch.equal(sink.values[i], part[point]) for i, point in enumerate(chosen))
-
-
-def test_stack_sink_never_broadcasts_one_row_over_the_others():
-    points = points_of("llama")
-    sink = StackSink(points.points("resid_post"), batch=3, d_model=points.d_model)
-    with points.capture("resid_post", sink=sink), pytest.raises(ModelError, match="call resize"):
-        run(points, some_ids(1))
-    with pytest.raises(ModelError, match="4 rows of 1 tokens do not fit"):
-        sink.resize(4)
 
 
 # --------------------------------------------------------------------------------------------------------------- tier 3

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from driftbook.errors import ModelError
 from driftbook.models.loading import choose_device, eos_union, load, load_tokenizer, resolve, weights_hash
@@ -40,6 +41,7 @@ def test_a_folder_is_loaded_with_its_record(folder, tmp_path):
         "device": "cpu",
         "reason": "cpu was asked for; float32 was asked for",
         "template": None,
+        "system_role": True,
     }
     assert len(model.record["template"]) == 16 and model.context == 512 and not model.model.training
     assert not any(p.requires_grad for p in model.model.parameters())
@@ -47,6 +49,18 @@ def test_a_folder_is_loaded_with_its_record(folder, tmp_path):
     with torch.no_grad():
         assert torch.equal(model.model(input_ids=ids).logits, tiny_model("qwen3", "sdpa")(input_ids=ids).logits)
     assert model.hooks.n_layers == 4 and model.hooks is model.hooks
+
+
+def test_the_record_says_whether_the_template_has_a_system_role(folder, tmp_path):
+    assert load(spec(folder), tmp_path).record["system_role"] is True
+    deaf = shutil.copytree(folder, tmp_path / "deaf")
+    written = AutoTokenizer.from_pretrained(deaf)
+    drops = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    for template in (drops, "{{ raise_exception('no') }}"):
+        written.chat_template = template
+        written.save_pretrained(deaf)
+        assert load(spec(deaf), tmp_path).record["system_role"] is False
+    assert load(spec(folder, chat_template=False), tmp_path).record["system_role"] is None
 
 
 def test_the_key_follows_all_that_decides_what_is_computed(folder, tmp_path):

@@ -21,6 +21,8 @@ FAMILIES = [
     ("mistral", "eager"),
     ("gpt_neox", "sdpa"),
     ("olmo2", "eager"),
+    ("qwen2", "sdpa"),
+    ("gemma3_text", "eager"),
 ]
 PROMPTS = [6, 2, 11, 1, 6]
 PARAMS = SamplingParams(7, temperature=1.0, top_p=1.0)
@@ -144,8 +146,9 @@ def test_producer_rows_are_own_rows_one_later():
 
 
 @pytest.mark.parametrize("params", [SamplingParams(9, 0.0), SamplingParams(9, 1.0, 0.9)], ids=["greedy", "sampled"])
-def test_tokens_are_the_same_with_capture_on_and_off(params):
-    model = loaded("mistral", "sdpa")
+@pytest.mark.parametrize(("family", "attention"), FAMILIES)
+def test_tokens_are_the_same_with_capture_on_and_off(family, attention, params):
+    model = loaded(family, attention)
     requests = requests_for(some_prompts(PROMPTS), samples=3)
     points = all_points(model, sites_of(model))
     tap = ProjectionTap(points, some_vectors(len(points), model.hooks.d_model))
@@ -164,6 +167,28 @@ def test_vectors_are_normalized_and_the_norm_is_not():
     np.testing.assert_allclose(rows[0].projection, rows[1].projection, rtol=1e-5)
     np.testing.assert_array_equal(rows[0].norm, rows[1].norm)
     assert (np.abs(rows[0].projection) <= rows[0].norm[..., None] * (1 + 1e-5)).all()
+
+
+def test_projections_are_summed_in_float32_whatever_the_model_computes_in():
+    """A bfloat16 state times a vector, summed in bfloat16, is off by a hundredth; the rows are not."""
+    model = fresh("llama", "sdpa", torch.bfloat16)
+    tap, live, sequences = captured(model, requests_for(some_prompts(PROMPTS)))
+    list(replay(model, sequences, [tap]))
+    replayed = tap.replayed(len(sequences))
+    for s, a, b in zip(sequences, live, replayed, strict=True):
+        record = Record()
+        with torch.no_grad(), model.hooks.capture(sites_of(model), sink=record):
+            list(replay(model, [s]))
+        list(replay(model, [s], [tap]))
+        (alone,) = tap.replayed(1)
+        for p, point in enumerate(tap.points):
+            assert record[point].dtype == torch.bfloat16
+            exact = record[point][0].double() @ tap.vectors[p].double()
+            np.testing.assert_allclose(alone.projection[:, p], exact, atol=1e-5)
+        # Live rows come from other batch shapes, where bfloat16 rounds otherwise: close, never the same.
+        for rows in (a, b):
+            off = np.abs(rows.projection - alone.projection).max(-1) / alone.norm
+            assert off.max() < 0.1 and rows.projection.dtype == np.float32
 
 
 def test_a_selection_of_points_reads_only_those_points():

@@ -110,6 +110,16 @@ def test_an_empty_prompt_is_refused(text):
         Prompt(text, source="a.txt:1")
 
 
+@pytest.mark.parametrize(("place", "role"), [(1, "user"), (2, "assistant")])
+def test_an_empty_turn_of_a_conversation_is_refused(tmp_path, place, role):
+    turns = [{"role": r, "content": c} for r, c in (("user", "Hi"), ("assistant", "Hello"), ("user", "Why?"))]
+    turns[place - 1]["content"] = " "
+    with pytest.raises(
+        PromptError, match=rf"a\.jsonl:1: turn {place} of the conversation \({role}\) is empty; fill it"
+    ):
+        read_one(tmp_path, "a.jsonl", json.dumps({"messages": turns}))
+
+
 def test_text_that_cannot_be_encoded_is_refused(tmp_path):
     with pytest.raises(PromptError, match=r"a\.jsonl:1.*surrogate"):
         read_one(tmp_path, "a.jsonl", '{"text": "half \\ud83d"}')

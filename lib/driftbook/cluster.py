@@ -475,7 +475,7 @@ def measure_trait_shift(run: Any, texts: pd.DataFrame, found: Clustering) -> pd.
 
     Returns :func:`trait_shift`'s table. Loads the models; replayed texts come from the cache.
     """
-    from driftbook.capture import text_scores
+    from driftbook.models.captured import text_scores
     from driftbook.models.interventions import open_sides
     from driftbook.models.vectors import VectorSet
 

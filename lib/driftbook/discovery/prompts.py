@@ -59,6 +59,13 @@ class Prompt:
         if self.messages is not None:
             if self.messages[-1] != ("user", self.text):
                 raise PromptError(f"{self.source or 'prompt'}: text must be the last user turn of messages")
+            blank = [i for i, (_, content) in enumerate(self.messages) if not content.strip()]
+            if blank:
+                role = self.messages[blank[0]][0]
+                raise PromptError(
+                    f"{self.source or 'prompt'}: turn {blank[0] + 1} of the conversation ({role}) is empty; fill it, "
+                    "or begin the conversation after it"
+                )
             if len(self.messages) == 1:
                 object.__setattr__(self, "messages", None)
 

@@ -8,8 +8,12 @@ band that such directions stay in 95% of the time, whatever the layer, the model
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
+
+from driftbook.evidence.intervals import bootstrap_mean
 
 BAND = 1.96
 
@@ -24,6 +28,18 @@ class Dynamics:
     persistence: float  # longest run outside the band, as a share of the tokens
     outside: float  # share of tokens outside the band
     change_points: tuple[int, ...]
+
+    def measures(self) -> dict[str, float]:
+        """The numbers of :data:`MEASURES`."""
+        return {
+            "mean": self.mean,
+            "outside": self.outside,
+            "commits": float("nan") if np.isnan(self.mean) else float(np.isfinite(self.commitment)),
+            "commitment": self.commitment,
+            "velocity": self.velocity,
+            "persistence": self.persistence,
+            "changes": float("nan") if np.isnan(self.mean) else float(len(self.change_points)),
+        }
 
 
 def dynamics(score: np.ndarray, band: float = BAND, smooth: int = 5) -> Dynamics:
@@ -79,3 +95,75 @@ def _change_points(score: np.ndarray) -> tuple[int, ...]:
         return ()
     found = ruptures.Pelt(model="l2", min_size=3, jump=1).fit(score[:, None]).predict(pen=3 * np.log(n) * noise)
     return tuple(int(i) for i in found[:-1])
+
+
+# ------------------------------------------------------------------------------------------------------------ summaries
+
+#: What is summarized, and how a report calls it.
+MEASURES = {
+    "mean": "mean score",
+    "outside": "share of tokens outside the band",
+    "commits": "share of answers that commit",
+    "commitment": "token of commitment",
+    "velocity": "change per token",
+    "persistence": "longest run outside",
+    "changes": "change points per answer",
+}
+
+
+def null_ranges(null: pd.DataFrame) -> pd.DataFrame:
+    """What meaningless directions reach: per (layer, site) and measure, the middle 95% of directions.
+
+    Args:
+        null: one row per direction and answer: layer, site, direction, prompt_id and the measures that were taken.
+
+    Returns:
+        Columns layer, site, measure, low, middle, high: quantiles over directions of their mean over prompts.
+    """
+    taken = [m for m in MEASURES if m in null]
+    per_prompt = null.groupby(["layer", "site", "direction", "prompt_id"])[taken].mean()
+    per_direction = per_prompt.groupby(["layer", "site", "direction"]).mean()
+    rows = []
+    for (layer, site), group in per_direction.groupby(["layer", "site"]):
+        for measure in taken:
+            values = group[measure].dropna()
+            if len(values):
+                rows.append((layer, site, measure, *np.quantile(values, [0.025, 0.5, 0.975])))
+    return pd.DataFrame(rows, columns=["layer", "site", "measure", "low", "middle", "high"])
+
+
+def dynamics_summary(moves: pd.DataFrame, ranges: pd.DataFrame, seed: int, resamples: int = 2000) -> pd.DataFrame:
+    """Per trait and measure: both sides' means over prompts and what changed, with 95% intervals by resampling prompts,
+    beside what meaningless directions reach at the same layer and site.
+
+    Args:
+        moves: one row per trait and answer: trait, layer, site, side, prompt_id and the measures.
+        ranges: from :func:`null_ranges`.
+
+    Returns:
+        Columns trait, measure, base, intervention (estimates), base_low, ..., intervention_high, change, change_low,
+        change_high (prompts with both sides), null_low, null_high, prompts. The mean of a measure that some answers
+        lack (the token of commitment) is over the prompts that have it.
+    """
+    rows = []
+    for trait, group in moves.groupby("trait", sort=False):
+        where = ranges[(ranges.layer == group.layer.iloc[0]) & (ranges.site == group.site.iloc[0])].set_index("measure")
+        per_prompt = group.groupby(["side", "prompt_id"])[list(MEASURES)].mean()
+        for measure in MEASURES:
+            sides = per_prompt[measure].unstack("side")
+            row: dict[str, Any] = {"trait": trait, "measure": measure, "prompts": len(sides)}
+            columns = {side: sides[side] for side in ("base", "intervention") if side in sides}
+            if len(columns) == 2:
+                columns["change"] = sides["intervention"] - sides["base"]
+            for name, values in columns.items():
+                found = values.dropna().to_numpy(float)
+                if len(found):
+                    interval = bootstrap_mean(found, resamples=resamples, seed=seed)
+                    row |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+            if measure in where.index:
+                row |= {"null_low": where.low[measure], "null_high": where.high[measure]}
+            rows.append(row)
+    columns = ["trait", "measure"]
+    for name in ("base", "intervention", "change"):
+        columns += [name, f"{name}_low", f"{name}_high"]
+    return pd.DataFrame(rows, columns=[*columns, "null_low", "null_high", "prompts"])

@@ -3,13 +3,9 @@ in turns."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +13,9 @@ import pandas as pd
 import torch
 
 from driftbook.models.internals import capture_internals
-from driftbook.models.loading import LoadedModel, load
+from driftbook.models.loading import LoadedModel
 from driftbook.models.local import LocalEngine, Request, Tap, left_pad
-from driftbook.models.projection import ProjectionTap, all_points
+from driftbook.models.projection import ProjectionTap
 from driftbook.models.replay import TokenSequence, replay
 from driftbook.models.sampling import SamplingParams, stream_seed
 
@@ -142,96 +138,3 @@ def tier3_generate(
     """Live capture of both tiers; returns the number of sampled tokens."""
     taps = [ProjectionTap(points, vectors), InternalsTap(layer)]
     return sum(map(len, local_generate(model, requests, params, batch, taps)))
-
-
-# ------------------------------------------------------------------------------------------------ the way of the old
-# scripts
-
-
-def old_way(prompts: Sequence[str], traits: Sequence[str], model: str, tokens: int) -> float:
-    """Seconds of one process per prompt: load, batch size 1, every site of every layer to the host at each token, one
-    vector.
-
-    That is what the scripts did that this replaces. Each process is this module's ``main``.
-    """
-    begun = time.perf_counter()
-    for prompt, trait in zip(prompts, traits, strict=True):
-        command = [sys.executable, "-m", "driftbook.models.benchmarks", model, prompt, trait, str(tokens)]
-        subprocess.run(command, check=True, capture_output=True)
-    return time.perf_counter() - begun
-
-
-def new_way(prompts: Sequence[str], model: str, tokens: int, traits: int) -> float:
-    """Seconds of one process that captures all prompts at once on many traits, start of python and model load
-    included."""
-    begun = time.perf_counter()
-    command = [
-        sys.executable,
-        "-m",
-        "driftbook.models.benchmarks",
-        model,
-        "\x1f".join(prompts),
-        str(traits),
-        str(tokens),
-        "--batched",
-    ]
-    subprocess.run(command, check=True, capture_output=True)
-    return time.perf_counter() - begun
-
-
-def main() -> None:
-    """One process of the batching benchmark: one prompt the old way, or all of them (joined by 0x1f) our way."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("model")
-    parser.add_argument("prompt")
-    parser.add_argument("trait")
-    parser.add_argument("tokens", type=int)
-    parser.add_argument("--batched", action="store_true")
-    args = parser.parse_args()
-    if args.batched:
-        _capture_all(args.model, args.prompt.split("\x1f"), int(args.trait), args.tokens)
-    else:
-        _capture_one(args.model, args.prompt, args.trait, args.tokens)
-
-
-def _capture_all(name: str, prompts: Sequence[str], traits: int, tokens: int) -> None:
-    from driftbook.workbook.parameters import ModelSpec
-
-    model = load(ModelSpec(model=name), Path(name).parents[1])
-    requests = requests_for(model, prompts, [1] * len(prompts), 0)
-    points = all_points(model, ["resid_pre", "resid_mid", "resid_post"])
-    tap = ProjectionTap(points, random_probe(model, points, traits, 0))
-    answers = local_generate(model, requests, SamplingParams(tokens, 0.7, 1.0), len(requests), [tap])
-    lengths = [len(r.prompt_ids) + len(a) for r, a in zip(requests, answers, strict=True)]
-    tap.rows([r.prompt_ids for r in requests], [r.strength for r in requests], lengths)
-
-
-def _capture_one(name: str, prompt: str, trait: str, tokens: int) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
-    captured: dict[tuple[int, str], list[torch.Tensor]] = {}
-
-    def keep(layer: int, site: str):
-        def hook(_module, inputs, output):
-            value = output[0] if isinstance(output, tuple) else output
-            captured.setdefault((layer, site), []).append(value.detach().cpu().clone())
-
-        return hook
-
-    for i, block in enumerate(model.model.layers):
-        block.input_layernorm.register_forward_hook(keep(i, "resid_pre"))
-        block.self_attn.register_forward_hook(keep(i, "attn"))
-        block.register_forward_hook(keep(i, "resid_post"))
-    chat = [{"role": "user", "content": prompt}]
-    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    with torch.no_grad():
-        model.generate(**ids, max_new_tokens=tokens, do_sample=True, temperature=0.7, pad_token_id=0)
-    vector = torch.randn(model.config.hidden_size, generator=torch.Generator().manual_seed(len(trait)))
-    for states in captured.values():
-        (torch.cat([s.reshape(-1, s.shape[-1]) for s in states]) @ vector).numpy()
-
-
-if __name__ == "__main__":
-    main()

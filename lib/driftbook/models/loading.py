@@ -233,6 +233,7 @@ def load(spec: Any, cache: Path, attn_implementation: str | None = None) -> Load
         "device": str(device),
         "reason": reason,
         "template": hashlib.sha256(template.encode()).hexdigest()[:16] if use_template else None,
+        "system_role": _system_role(tokenizer) if use_template else None,
     }
     return LoadedModel(
         model=model,
@@ -246,6 +247,15 @@ def load(spec: Any, cache: Path, attn_implementation: str | None = None) -> Load
         use_chat_template=use_template,
         record=record,
     )
+
+
+def _system_role(tokenizer: Any) -> bool:
+    """Whether the chat template says what a system turn holds."""
+    turns = [{"role": "system", "content": "Be terse."}, {"role": "user", "content": "Hi"}]
+    try:
+        return "Be terse." in tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    except Exception:  # a template that refuses the role raises an error of its own
+        return False
 
 
 def eos_union(model: Any, tokenizer: Any) -> frozenset[int]:

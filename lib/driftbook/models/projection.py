@@ -58,6 +58,7 @@ class ProjectionTap(Tap):
         self._prefill: list[torch.Tensor | None] = []
         self._prompts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._steps: list[tuple[np.ndarray, np.ndarray, torch.Tensor]] = []
+        self.dropped = 0
         self._device_vectors: torch.Tensor | None = None
 
     def bytes_per_token(self) -> int:
@@ -128,8 +129,10 @@ class ProjectionTap(Tap):
     ) -> list[Rows]:
         """One ``Rows`` per request, prompt tokens first, and forget everything.
 
-        ``lengths`` are the token counts to keep (prompt and response); states of end tokens beyond them are dropped.
+        ``lengths`` are the token counts to keep (prompt and response). Rows beyond them, and those of requests that had
+        ended when their row was computed, are left out; ``dropped`` counts them from here on.
         """
+        self.dropped = 0
         owner = {(prompts[i], strengths[i]): i for i in self._prompts}
         projection = [np.full((n, len(self.points), self.vectors.shape[-1]), np.nan, np.float32) for n in lengths]
         norm = [np.full((n, len(self.points)), np.nan, np.float32) for n in lengths]
@@ -140,9 +143,11 @@ class ProjectionTap(Tap):
         for requests, positions, both in self._steps:
             values = both.numpy()
             for row, (i, position) in enumerate(zip(requests, positions, strict=True)):
-                if i >= 0 and position < lengths[i]:
-                    projection[i][position] = values[:, row, :-1]
-                    norm[i][position] = values[:, row, -1]
+                if i < 0 or position >= lengths[i]:
+                    self.dropped += 1
+                    continue
+                projection[i][position] = values[:, row, :-1]
+                norm[i][position] = values[:, row, -1]
         self._prompts, self._steps = {}, []
         return [Rows(p, h) for p, h in zip(projection, norm, strict=True)]
 

@@ -346,15 +346,21 @@ def layer_token_heatmap(
     choices: Sequence[str] | None = None,
     choice_label: str = "Prompt",
     centre: float | None = 0.0,
+    row_title: str = "layer",
+    rows_named: Sequence[str] | None = None,
     alt: str | None = None,
 ) -> Figure:
     """Layers (rows, first at the bottom) by tokens (columns), one picture or one per choice.
+
+    ``row_title`` says what the rows are, where they are heads, neurons or tokens; ``rows_named`` gives them names, from
+    the top, where the numbers of ``layers`` do not do. Values in uint8 are packed as they are.
 
     ``values`` is [layer, token] with ``tokens`` a list of strings; with ``choices`` it is [choice, layer, token], NaN
     beyond the end of a sample, and ``tokens`` holds one list per choice. ``centre`` is the middle of the diverging
     scale (None: sequential).
     """
-    stack = np.asarray(values, dtype=np.float32)
+    stack = np.asarray(values)
+    stack = stack if stack.dtype == np.uint8 else stack.astype(np.float32)
     if choices is None:
         stack, token_lists = stack[None], [list(tokens)]
     else:
@@ -375,12 +381,10 @@ def layer_token_heatmap(
         step = (limits["zmax"] - limits["zmin"]) / 200 or 1.0
         traces.append(
             go.Heatmap(
-                z=np.ascontiguousarray(np.rint(z / step) * step, dtype=np.float32),
+                z=np.ascontiguousarray(z if z.dtype == np.uint8 else np.rint(z / step) * step, dtype=z.dtype),
                 x=np.arange(len(own), dtype=np.int16),
                 y=np.asarray(layers, dtype=np.int16),
-                customdata=None,
-                text=[plain(visible_token(t)) for t in own],
-                hovertemplate="layer %{y}, token %{x}<br>%{z:.3g}<extra></extra>",
+                hovertemplate=f"{plain(row_title)} %{{y}}, token %{{x}}<br>%{{z:.3g}}<extra></extra>",
                 colorbar={"title": {"text": plain(unit)}, "thickness": 12},
                 meta={"choice": index, "tokens": [plain(visible_token(t)) for t in own]}
                 if choices
@@ -389,7 +393,6 @@ def layer_token_heatmap(
                 **limits,
             )
         )
-        traces[-1].text = None
         summary = np.nan_to_num(z, nan=0.0)
         peak = (
             np.unravel_index(int(np.argmax(np.abs(summary - (centre or 0)))), summary.shape) if summary.size else (0, 0)
@@ -401,13 +404,17 @@ def layer_token_heatmap(
                 "tokens": len(own),
                 "mean": float(np.nanmean(z)),
                 "largest": float(summary[peak]),
-                "at layer": int(layers[peak[0]]),
+                f"at {row_title}": rows_named[peak[0]] if rows_named else int(layers[peak[0]]),
                 "at token": visible_token(own[peak[1]]),
             }
         )
+    named: dict[str, Any] = {}
+    if rows_named:
+        labels = [plain(shorten(visible_token(name), 24)) for name in rows_named]
+        named = {"tickvals": np.asarray(layers, np.int16), "ticktext": labels, "autorange": "reversed"}
     figure = chart(
         traces,
-        height=max(240, 120 + 9 * len(layers)),
+        height=max(240, 120 + (13 if rows_named else 9) * len(layers)),
         x={
             "title": {"text": "token"},
             "showgrid": False,
@@ -415,12 +422,13 @@ def layer_token_heatmap(
             "ticktext": [plain(visible_token(t)) for t in token_lists[0]],
             "tickangle": -50,
         },
-        y={"title": {"text": "layer"}, "showgrid": False},
+        y={"title": {"text": plain(row_title)}, "showgrid": False} | named,
     )
     top = rows[0]
     alt = alt or (
-        f"Heat map of {unit}, {len(layers)} layers by {top['tokens']} tokens{f' ({choices[0]})' if choices else ''}: "
-        f"mean {_value(top['mean'])}, largest {_value(top['largest'])} at layer {top['at layer']}, "
+        f"Heat map of {unit}, {len(layers)} {row_title}s by {top['tokens']} tokens"
+        f"{f' ({choices[0]})' if choices else ''}: "
+        f"mean {_value(top['mean'])}, largest {_value(top['largest'])} at {row_title} {top[f'at {row_title}']}, "
         f"token {top['at token']!r}."
     )
     table = pd.DataFrame(rows) if choices else pd.DataFrame(rows).drop(columns=choice_label.lower())

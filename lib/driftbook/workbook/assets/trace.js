@@ -39,7 +39,8 @@
     live.replaceChildren();
     const controls = figure.querySelector(".db-controls");
     controls.replaceChildren();
-    db.select(figure, "Prompt", s.samples, sample, (v) => { sample = v; current = -1; build(); });
+    const choose = db.select(figure, "Prompt", s.samples, sample, (v) => pick(v));
+    const pick = (v) => { sample = v; choose.value = v; current = -1; build(); };
     db.select(figure, "Trait", s.traits, trait, (v) => { trait = v; paint(); });
     const box = document.createElement("label");
     const slider = Object.assign(document.createElement("input"), { type: "range", min: 0, max: L - 1, step: 1, value: layer });
@@ -79,7 +80,12 @@
     const readout = document.createElement("output");
     readout.className = "db-readout";
     readout.setAttribute("aria-live", "polite");
+    const prompts = document.createElement("div");
+    prompts.className = "db-prompts";
+    prompts.setAttribute("role", "group");
+    prompts.setAttribute("aria-label", "Mean of every prompt; choose one to read it.");
     live.append(key, area, readout, profile);
+    if (S > 1) live.append(prompts);
 
     let columns = [];
     const build = () => {
@@ -120,6 +126,7 @@
       });
       lines(low, high);
       layers();
+      if (S > 1) overview(low, high);
       if (current >= 0) read(current);
       else readout.textContent = summary(low, high);
     };
@@ -227,6 +234,43 @@
       label("0", 42, y(0) + 4, "end");
       const said = s.sides.map((side, i) => `${side} ${number(means[i][layer])}`).join(", ");
       profile.setAttribute("aria-label", `Mean of ${s.traits[trait]} by layer; at layer ${s.layers[layer]}: ${said}.`);
+    };
+    // One row a prompt: its mean on either side, and the way to it.
+    const overview = (low, high) => {
+      const means = s.samples.map((_, i) => s.sides.map((side) => {
+        let [sum, n] = [0, 0];
+        for (let p = s.promptEnd ? s.promptEnd[side][i] : 0; p < N; p++) {
+          const v = value(side, i, layer, trait, p);
+          if (!Number.isNaN(v)) { sum += v; n += 1; }
+        }
+        return n ? sum / n : NaN;
+      }));
+      const reach = Math.max(Math.abs(low), Math.abs(high), ...means.flat().filter((v) => !Number.isNaN(v)).map(Math.abs), 1e-9) * 1.08;
+      const x = (v) => (100 * (1 + v / reach)) / 2;
+      if (!prompts.children.length) {
+        for (let i = 0; i < S; i++) {
+          const row = Object.assign(document.createElement("button"), { type: "button", className: "db-prompt" });
+          const name = Object.assign(document.createElement("span"), { textContent: s.samples[i], title: s.samples[i] });
+          row.append(name, make("svg", { height: 16, width: "100%", "aria-hidden": "true" }));
+          row.addEventListener("click", () => pick(i));
+          prompts.append(row);
+        }
+      }
+      [...prompts.children].forEach((row, i) => {
+        row.setAttribute("aria-pressed", i === sample);
+        const said = s.sides.map((side, k) => `${side} ${number(means[i][k])}`).join(", ");
+        row.setAttribute("aria-label", `${s.samples[i]}: ${said}`);
+        const svg = row.querySelector("svg");
+        svg.replaceChildren();
+        make("rect", { x: `${x(low)}%`, width: `${x(high) - x(low)}%`, y: 0, height: 16, style: "fill:var(--db-c6);opacity:.22" }, svg);
+        make("line", { x1: "50%", x2: "50%", y1: 0, y2: 16, style: "stroke:var(--db-line)" }, svg);
+        s.sides.forEach((side, k) => {
+          const v = means[i][k];
+          if (Number.isNaN(v)) return;
+          if (k) make("rect", { width: 8, height: 8, x: `${x(v)}%`, y: 4, transform: "translate(-4)", style: `fill:${colours[side]}` }, svg);
+          else make("circle", { cx: `${x(v)}%`, cy: 8, r: 4.5, style: `fill:${colours[side]}` }, svg);
+        });
+      });
     };
     profile.addEventListener("click", (event) => {
       const width = profile.clientWidth || 600;

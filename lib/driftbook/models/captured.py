@@ -1,0 +1,291 @@
+"""Captured answers: every trait at every token, layer and site, while a side answers or over tokens that exist."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from driftbook.discovery.prompts import Prompt, from_frame
+from driftbook.models.answers import Question
+from driftbook.models.interventions import Pair, Side, taps_of
+from driftbook.models.loading import LoadedModel
+from driftbook.models.local import LocalEngine
+from driftbook.models.projection import ProjectionTap, Rows, all_points
+from driftbook.models.replay import TokenSequence, replay
+from driftbook.models.sampling import SamplingParams, stream_seed
+from driftbook.models.vectors import VectorSet
+from driftbook.store import ShardStore, digest
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One captured answer. ``rows`` hold prompt and response tokens in the ``own`` convention; the end token has no
+    row."""
+
+    sample_id: str
+    side: str
+    prompt: int
+    sample: int
+    sequence: TokenSequence
+    finish_reason: str
+    rows: Rows
+    seconds: float = 0.0  # share of the capture of its batch, as it was measured then
+    dropped: float = 0.0  # share of the rows that its batch computed for answers that had ended
+
+    @property
+    def response(self) -> slice:
+        """The rows of the response."""
+        return slice(len(self.sequence.prompt_ids), len(self.sequence))
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What is read: points (layer, site), directions ``[points, d_model, traits]`` and the names of the traits."""
+
+    points: list[tuple[int, str]]
+    matrix: torch.Tensor
+    traits: list[str]
+    layers: list[int]
+    sites: list[str]
+
+    @property
+    def key(self) -> str:
+        content = hashlib.sha256(self.matrix.numpy().tobytes()).hexdigest()
+        return digest(self.points, content, self.traits)
+
+    def grid(self, projection: np.ndarray) -> np.ndarray:
+        """``[..., points, traits]`` as ``[..., layers, sites, traits]``."""
+        return projection.reshape(*projection.shape[:-2], len(self.layers), len(self.sites), projection.shape[-1])
+
+
+def make_probe(vectors: VectorSet, method: str, sites: Sequence[str], model: LoadedModel) -> Probe:
+    """All traits of a vector set at every layer and the given sites."""
+    points = all_points(model, sites)
+    matrix = torch.from_numpy(vectors.matrix(vectors.traits, method, points))
+    return Probe(points, matrix, vectors.traits, list(range(model.hooks.n_layers)), list(sites))
+
+
+def null_probe(vectors: VectorSet, probe: Probe) -> Probe:
+    """The null directions at the same points."""
+    matrix = torch.from_numpy(np.ascontiguousarray(vectors.null_matrix(probe.points)))
+    return Probe(probe.points, matrix, [f"null {i}" for i in range(matrix.shape[-1])], probe.layers, probe.sites)
+
+
+# ----------------------------------------------------------------------------------------------------------------- live
+
+
+def capture_live(
+    side: Side,
+    prompts: Sequence[Prompt],
+    samples: int,
+    params: SamplingParams,
+    probe: Probe,
+    seed: int,
+    cache: Path,
+    batch_size: int | str = "auto",
+    max_bytes: int = 8_000_000_000,
+    progress: Callable[[int], Any] | None = None,
+) -> list[Sample]:
+    """Generate ``samples`` answers to every prompt and read them while they are made.
+
+    Prompts are captured in shards of one batch each, which come from the cache when they are there.
+
+    Raises:
+        BudgetError: the rows of all samples would exceed ``max_bytes``, refused before anything runs.
+    """
+    store = ShardStore(cache / "capture")
+    encoded = [side.encode(p.text, p.system, p.chat() if p.messages else None) for p in prompts]
+    worst = sum((len(e) + params.max_new_tokens) * samples for e in encoded)
+    ProjectionTap(probe.points, probe.matrix, max_bytes).check_budget(worst)
+    engine = LocalEngine(side.model, batch_size)
+    order = sorted(
+        ((p, s) for p in range(len(prompts)) for s in range(samples)), key=lambda a: (-len(encoded[a[0]]), a)
+    )
+    out: dict[tuple[int, int], Sample] = {}
+    shard = engine.batch_size  # the engine's own shrinks when memory runs out
+    for start in range(0, len(order), shard):
+        chosen = order[start : start + shard]
+        requests = [
+            Question(encoded[p], stream_seed("capture", seed, side.name, q.prompt_id, s), prompt=q, sample=s)
+            for p, s, q in ((p, s, prompts[p]) for p, s in chosen)
+        ]
+        key = digest(
+            "capture 2", engine.version, side.key, asdict(params), probe.key, [(r.prompt_ids, r.seed) for r in requests]
+        )
+        held = store.arrays(key)
+        if held is None:
+            held = store.put_arrays(key, _generate(engine, side, requests, params, probe, progress))
+        elif progress:
+            progress(len(chosen))
+        for (p, s), request, piece in zip(chosen, requests, _pieces(held), strict=True):
+            ids, finished, rows, seconds, dropped = piece
+            sample_id = digest(side.name, side.key, request.prompt_ids, request.seed, asdict(params))[:16]
+            reason = "eos" if finished else "length"
+            sequence = TokenSequence(request.prompt_ids, ids)
+            out[p, s] = Sample(sample_id, side.name, p, s, sequence, reason, rows, seconds, dropped)
+    return [out[a] for a in sorted(out)]
+
+
+def _generate(
+    engine, side: Side, requests: Sequence[Question], params: SamplingParams, probe: Probe, progress
+) -> dict[str, np.ndarray]:
+    begun = time.monotonic()
+    tap = ProjectionTap(probe.points, probe.matrix)
+    done: dict[int, tuple[list[int], bool]] = {}
+    if side.source is None:
+        with side.active():
+            for c in engine.generate(requests, params, taps_of(side, [tap])):
+                finished = c.finish_reason == "eos"
+                done[c.index] = (c.token_ids[:-1] if finished else c.token_ids, finished)
+                if progress:
+                    progress(1)
+    else:  # answered elsewhere: the model that is here reads what was said, as many tokens as it would have said
+        for c in side.source.generate(requests, params):
+            whole = len(c.token_ids) <= params.max_new_tokens
+            done[c.index] = (c.token_ids[: params.max_new_tokens], whole and c.finish_reason == "eos")
+    responses = [done[i][0] for i in range(len(requests))]
+    if side.source is None:
+        lengths = [len(r.prompt_ids) + len(ids) for r, ids in zip(requests, responses, strict=True)]
+        rows = tap.rows([r.prompt_ids for r in requests], [r.strength for r in requests], lengths)
+    else:
+        rows = _read(side, requests, responses, tap, progress)
+        lengths = [len(r.norm) for r in rows]
+    return {
+        "tokens": np.concatenate([np.array(ids, np.int32) for ids in responses]),
+        "response_lengths": np.array([len(ids) for ids in responses], np.int32),
+        "row_lengths": np.array(lengths, np.int32),
+        "finished": np.array([done[i][1] for i in range(len(requests))], np.uint8),
+        "projection": np.concatenate([r.projection for r in rows]),
+        "norm": np.concatenate([r.norm for r in rows]),
+        "seconds": np.array([(time.monotonic() - begun) / len(requests)]),
+        "dropped": np.array([tap.dropped / len(requests)]),
+    }
+
+
+def _read(side: Side, requests: Sequence[Question], responses: Sequence[list[int]], tap: ProjectionTap, progress):
+    sequences = [TokenSequence(q.prompt_ids, tuple(ids)) for q, ids in zip(requests, responses, strict=True)]
+    for batch, _ in replay(side.model, sequences, [tap]):
+        if progress:
+            progress(len(batch))
+    return tap.replayed(len(sequences))
+
+
+def _pieces(held: dict[str, np.ndarray]):
+    token_ends = np.cumsum(held["response_lengths"])
+    row_ends = np.cumsum(held["row_lengths"])
+    for n, m, t, r, finished in zip(
+        held["response_lengths"], held["row_lengths"], token_ends, row_ends, held["finished"], strict=True
+    ):
+        rows = Rows(held["projection"][r - m : r], held["norm"][r - m : r])
+        shares = float(held["seconds"][0]), float(held["dropped"][0])
+        yield tuple(int(i) for i in held["tokens"][t - n : t]), bool(finished), rows, *shares
+
+
+# --------------------------------------------------------------------------------------------------------------- replay
+
+
+def capture_replay(
+    side: Side,
+    sequences: Sequence[TokenSequence],
+    probe: Probe,
+    cache: Path,
+    progress: Callable[[int], Any] | None = None,
+) -> list[Rows]:
+    """The same rows for tokens that already exist (another side's answers, decoded texts), one ``Rows`` per
+    sequence."""
+    store = ShardStore(cache / "capture")
+    out: list[Rows] = []
+    for start in range(0, len(sequences), 128):
+        chosen = sequences[start : start + 128]
+        key = digest("replay", side.key, probe.key, [(s.prompt_ids, s.response_ids) for s in chosen])
+        held = store.arrays(key)
+        if held is None:
+            tap = ProjectionTap(probe.points, probe.matrix)
+            with side.active():
+                for batch, _ in replay(side.model, chosen, taps_of(side, [tap])):
+                    if progress:
+                        progress(len(batch))
+            rows = tap.replayed(len(chosen))
+            held = store.put_arrays(
+                key,
+                {
+                    "row_lengths": np.array([len(r.norm) for r in rows], np.int32),
+                    "projection": np.concatenate([r.projection for r in rows]),
+                    "norm": np.concatenate([r.norm for r in rows]),
+                },
+            )
+        elif progress:
+            progress(len(chosen))
+        ends = np.cumsum(held["row_lengths"])
+        out += [
+            Rows(held["projection"][e - n : e], held["norm"][e - n : e])
+            for n, e in zip(held["row_lengths"], ends, strict=True)
+        ]
+    return out
+
+
+# -------------------------------------------------------------------------------------------------------- decoded texts
+
+
+def text_scores(
+    pair: Pair,
+    texts: pd.DataFrame,
+    prompts: pd.DataFrame,
+    vectors: VectorSet,
+    cache: Path,
+    progress: Callable[[int], Any] | None = None,
+) -> pd.DataFrame:
+    """Mean score of every trait over each decoded text, read by replay under the side that wrote it.
+
+    Scores are in null standard deviations at each trait's chosen layer and site, centred on the base's texts.
+
+    Args:
+        texts: ``text_id``, ``side``, ``prompt_id``, ``token_ids``.
+        prompts: the table of prompts, as the decode stage wrote it.
+
+    Returns:
+        ``text_id`` and one column per trait; texts without a token are left out.
+    """
+    chosen = {t: (vectors.chosen(t).layer, vectors.chosen(t).site) for t in vectors.traits}
+    points = sorted(set(chosen.values()))
+    method = vectors.chosen(vectors.traits[0]).method
+    traits = torch.from_numpy(vectors.matrix(vectors.traits, method, points))
+    null = torch.from_numpy(np.ascontiguousarray(vectors.null_matrix(points)))
+    names = [*vectors.traits, *(f"null {i}" for i in range(null.shape[-1]))]
+    probe = Probe(points, torch.cat([traits, null], -1), names, [p[0] for p in points], [])
+    asked = from_frame(prompts)
+    texts = texts[texts.token_ids.map(len) > 0]
+    means, ids, base_nulls = [], [], []
+    for side in pair:
+        mine = texts[texts.side == side.name]
+        sequences = []
+        for prompt_id, tokens in zip(mine.prompt_id, mine.token_ids, strict=True):
+            p = asked[prompt_id]
+            encoded = side.encode(p.text, p.system, p.chat() if p.messages else None)
+            response = [int(t) for t in tokens]
+            # The end token says nothing about the answer.
+            response = response[:-1] if len(response) > 1 and response[-1] in side.model.eos_ids else response
+            sequences.append(TokenSequence(encoded, tuple(response)))
+        rows = capture_replay(side, sequences, probe, cache, progress)
+        spoken = [r.projection[len(q.prompt_ids) :] for q, r in zip(sequences, rows, strict=True)]
+        means += [s.mean(0) for s in spoken]
+        ids += list(mine.text_id)
+        if side.name == "base":
+            base_nulls = [s[..., len(vectors.traits) :] for s in spoken]
+    values, side_of = np.stack(means), texts.set_index("text_id").side.loc[ids].to_numpy()
+    tokens_null = np.concatenate(base_nulls)
+    sd = (tokens_null - tokens_null.mean(0)).std(axis=(0, 2))
+    out = {"text_id": ids}
+    for k, trait in enumerate(vectors.traits):
+        point = points.index(chosen[trait])
+        mean = values[side_of == "base", point, k].mean()
+        out[trait] = (values[:, point, k] - mean) / sd[point]
+    return pd.DataFrame(out)
