@@ -267,6 +267,43 @@ def test_slider_trait_and_prompt_change_the_trace(browser, site) -> None:
     assert browser.complaints() == []
 
 
+def test_a_click_on_a_prompt_picks_it(browser, site) -> None:
+    browser.open(site["readers"])
+    browser.wake()
+    rows, select = f"document.querySelectorAll('{TRACE} .db-prompt')", f"document.querySelector('{TRACE} select')"
+    names, options = browser.js(
+        f"return [[...{rows}].map((r) => r.textContent), [...{select}.options].map((o) => o.textContent)]"
+    )
+    assert names == options and len(names) > 2
+    said = f"[...document.querySelectorAll('{TRACE} .db-tok')].map((t) => t.textContent).join('')"
+    before = browser.js(f"return {said}")
+    browser.js(f"{rows}[2].click()")
+    pressed, value, after = browser.js(
+        f"return [[...{rows}].map((r) => r.getAttribute('aria-pressed')), {select}.value, {said}]"
+    )
+    assert pressed.index("true") == 2 and pressed.count("true") == 1 and value == "2" and after != before
+    marks = browser.js(f"return [...{rows}[2].querySelectorAll('circle, rect')].length")
+    label = browser.js(f"return {rows}[2].getAttribute('aria-label')")
+    assert marks == 3 and re.search(r": base [−\d.]+, intervention [−\d.]+$", label)
+    assert browser.complaints() == []
+
+
+def test_hovering_over_a_heat_map_names_layer_and_token(browser, site) -> None:
+    browser.open(site["plots"])
+    browser.wake()
+    cell = """(() => {
+        const plot = [...document.querySelectorAll('.js-plotly-plot')].find((p) => p.data[0].type === 'heatmap');
+        plot.scrollIntoView({block: 'center', behavior: 'instant'});
+        const [box, axes] = [plot.querySelector('.nsewdrag').getBoundingClientRect(), plot._fullLayout];
+        return [box.x + axes.xaxis.d2p(3), box.y + axes.yaxis.d2p(20)];
+    })()"""
+    x, y = browser.js(f"return {cell}")
+    browser.driver.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": x - 1, "y": y})
+    browser.driver.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": x, "y": y})
+    text = browser.wait("document.querySelector('.hoverlayer .hovertext')?.textContent")
+    assert re.match(r"layer 20, token .w3", text)
+
+
 def test_both_conventions_are_named_and_one_position_apart(browser, site) -> None:
     browser.open(site["readers"])
     browser.wake()

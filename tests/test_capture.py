@@ -12,6 +12,7 @@ from safetensors import safe_open
 from driftbook import capture
 from driftbook.discovery.prompts import Prompt
 from driftbook.errors import BudgetError, DriftbookError, PromptError
+from driftbook.evidence.dynamics import MEASURES
 from driftbook.evidence.shifts import prompt_means
 from driftbook.models import captured
 from driftbook.models.capture_files import prompt_roles
@@ -389,6 +390,9 @@ def test_the_dynamics_of_meaningless_directions_stand_beside_those_of_traits(tmp
     view = capture.outside_view(summary).set_index("label")
     assert view.loc["warm, intervention", "share"] == warm.loc["outside", "intervention"]
     assert view.beyond["warm, intervention"] and "warm leaves the null band on" in capture.outside_title(summary)
+    read = capture.dynamics_view(summary)
+    assert set(read.measure) == set(MEASURES.values()) and len(read) == len(summary)
+    assert " to " in read["null directions"].iloc[0] and read.change.equals(summary.change)
     assert warm.loc["outside", "null_low"] < warm.loc["outside", "null_high"] < warm.loc["outside", "intervention"]
 
 
@@ -410,6 +414,11 @@ def test_the_trace_explorer_holds_the_scores_of_first_samples(tmp_path):
     np.testing.assert_allclose(
         heat.values[0, 2], data["projections"]["intervention"][0, 2, 0, : heat.values.shape[2]], rtol=1e-5
     )
+
+    wide = capture.heatmap_data(base, PROMPTS, probe, scale, "resid_post", "warm", pair.base.model)
+    reach = capture.shared_reach({"base": wide, "intervention": heat})
+    every = np.abs(np.concatenate([h.values[np.isfinite(h.values)] for h in (wide, heat)]))
+    assert (every <= reach).mean() == pytest.approx(0.99, abs=0.01)
 
 
 # --------------------------------------------------------------------------------------------------------------- tier 3

@@ -13,7 +13,7 @@ import pandas as pd
 from driftbook.discovery.prompts import Prompt, check_lengths, read_prompts
 from driftbook.discovery.splits import sample_prompts
 from driftbook.errors import BudgetError, DriftbookError
-from driftbook.evidence.dynamics import dynamics, dynamics_summary, null_ranges
+from driftbook.evidence.dynamics import MEASURES, dynamics, dynamics_summary, null_ranges
 from driftbook.evidence.shifts import Grid, Scale, answer_means, prompt_means, prompt_shift_table, shift_table
 from driftbook.models.capture_files import read_rows, sample_table, token_table, write_rows
 from driftbook.models.captured import (
@@ -290,6 +290,12 @@ class Heatmap:
     mean: float
 
 
+def shared_reach(pictures: dict[str, Heatmap]) -> float:
+    """What 99% of the scores of all pictures stay within, so that their colours mean the same."""
+    scores = np.concatenate([p.values[np.isfinite(p.values)] for p in pictures.values()])
+    return float(np.quantile(np.abs(scores), 0.99)) or 1.0
+
+
 def heatmap_data(
     samples: Sequence[Sample],
     prompts: Sequence[Prompt],
@@ -419,7 +425,7 @@ def moved(at_chosen: pd.DataFrame) -> pd.DataFrame:
     return at_chosen[(at_chosen.low > 0) | (at_chosen.high < 0)]
 
 
-COMPARISONS = {"own_text": "own text", "same_tokens": "same tokens"}
+COMPARISONS = {"own_text": "Own text", "same_tokens": "Same tokens"}
 
 
 def shift_title(at_chosen: pd.DataFrame) -> str:
@@ -435,7 +441,7 @@ def both_comparisons(shifts: pd.DataFrame, vectors: VectorSet) -> pd.DataFrame:
     """Each trait at its chosen point under both comparisons, largest shift on own text first; with a ``label``."""
     own, same = (shift_at_chosen(shifts, vectors, comparison) for comparison in COMPARISONS)
     both = pd.concat([own, same.set_index("trait").loc[own.trait].reset_index()]).sort_index(kind="stable")
-    label = [f"{t}, {COMPARISONS[c]}" for t, c in zip(both.trait, both.comparison, strict=True)]
+    label = [f"{t}, {COMPARISONS[c].lower()}" for t, c in zip(both.trait, both.comparison, strict=True)]
     return both.assign(label=label).reset_index(drop=True)
 
 
@@ -485,6 +491,26 @@ def outside_title(summary: pd.DataFrame) -> str:
         return "No trait has answers on both sides"
     top = rows.loc[rows.change.abs().idxmax()]
     return f"{top.trait} leaves the null band on {top.intervention:.0%} of tokens, {top.base:.0%} before"
+
+
+def dynamics_view(summary: pd.DataFrame) -> pd.DataFrame:
+    """The summary for reading: measures in words, what changed with its interval, and what null directions reach."""
+    ends = {name: (summary[f"{name}_low"], summary[f"{name}_high"]) for name in ("change", "null")}
+    spans = {
+        name: [f"{a:.3g} to {b:.3g}" if np.isfinite(a) and np.isfinite(b) else "" for a, b in zip(*pair, strict=True)]
+        for name, pair in ends.items()
+    }
+    return pd.DataFrame(
+        {
+            "trait": summary.trait,
+            "measure": summary.measure.map(MEASURES),
+            "base": summary.base,
+            "intervention": summary.intervention,
+            "change": summary.change,
+            "its 95% interval": spans["change"],
+            "null directions": spans["null"],
+        }
+    )
 
 
 def profile_title(part: pd.DataFrame, comparison: str) -> str:

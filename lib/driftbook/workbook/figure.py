@@ -95,7 +95,8 @@ class Figure:
         """The fragment for a report. Data blocks above 48 kB are written to ``run_dir/figures`` when it is given, so
         that the executed notebook stays small; the report puts them back.
         """
-        kind = self.view.kind if self.view else "plot"
+        gl = any(trace.type == "scattergl" for trace in self.plotly.data)
+        kind = self.view.kind if self.view else "gl" if gl else "plot"
         blocks = self._blocks()
         scripts = "".join(_block_html(name, data, packed, run_dir) for name, (data, packed) in blocks.items())
         flag = ' data-best="1"' if self.best else ""

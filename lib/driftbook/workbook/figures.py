@@ -346,14 +346,17 @@ def layer_token_heatmap(
     choices: Sequence[str] | None = None,
     choice_label: str = "Prompt",
     centre: float | None = 0.0,
+    reach: float | None = None,
     row_title: str = "layer",
     rows_named: Sequence[str] | None = None,
     alt: str | None = None,
 ) -> Figure:
     """Layers (rows, first at the bottom) by tokens (columns), one picture or one per choice.
 
-    ``row_title`` says what the rows are, where they are heads, neurons or tokens; ``rows_named`` gives them names, from
-    the top, where the numbers of ``layers`` do not do. Values in uint8 are packed as they are.
+    ``reach`` is the largest distance from the centre that the colours tell apart, for pictures that share a scale (by
+    default what 99% of the values stay within). ``row_title`` says what the rows are, where they are heads, neurons or
+    tokens; ``rows_named`` gives them names, from the top, where the numbers of ``layers`` do not do. Values in uint8
+    are packed as they are.
 
     ``values`` is [layer, token] with ``tokens`` a list of strings; with ``choices`` it is [choice, layer, token], NaN
     beyond the end of a sample, and ``tokens`` holds one list per choice. ``centre`` is the middle of the diverging
@@ -367,7 +370,8 @@ def layer_token_heatmap(
         token_lists = [list(t) for t in tokens]
         same_length(values=stack, tokens=token_lists, choices=choices)
     finite = stack[np.isfinite(stack)]
-    reach = float(np.quantile(np.abs(finite - (centre or 0)), 0.99)) if finite.size else 1.0
+    if reach is None:
+        reach = float(np.quantile(np.abs(finite - (centre or 0)), 0.99)) if finite.size else 1.0
     reach = reach or 1.0
     limits = (
         {"zmin": centre - reach, "zmax": centre + reach}

@@ -44,9 +44,17 @@ def _asset(name: str) -> str:
 
 
 @cache
-def packed_plotly() -> str:
-    """plotly.js of the installed plotly package, gzip and base64: 4.8 MB become 2.0."""
-    return pack((Path(plotly.__file__).parent / "package_data" / "plotly.min.js").read_bytes())
+def packed_plotly(whole: bool) -> str:
+    """plotly.js, gzip and base64: ``whole`` from the installed plotly package (4.8 MB become 2.0), or its bundle of
+    Cartesian charts (1.5 MB become 0.7), which draws all pictures but those on WebGL."""
+    folder = Path(plotly.__file__).parent / "package_data" if whole else ASSETS
+    return pack((folder / ("plotly.min.js" if whole else "plotly-cartesian.min.js")).read_bytes())
+
+
+def plotly_for(html: str) -> str:
+    """The packed plotly.js that the figures of a page need; none where all of them do without."""
+    kinds = set(re.findall(r'<figure class="db-figure" data-kind="(\w+)"', html))
+    return packed_plotly("map" in kinds or "gl" in kinds) if kinds & {"plot", "gl", "map"} else ""
 
 
 def _variables(name: str) -> str:
@@ -81,7 +89,7 @@ def fill(template: str, **values: Any) -> Markup:
 def build_page(*, title: str, body: Markup, crumb: str = "driftbook", links: Sequence[Link] = ()) -> str:
     """The whole file around ``body``; ``title`` and ``crumb`` are text.
 
-    plotly.js comes along only when ``body`` holds a plot or a map.
+    plotly.js comes along only when ``body`` holds a plot or a map, and whole only where WebGL is needed.
     """
     body = Markup(without_outside(body))
     kinds = set(re.findall(r'<figure class="db-figure" data-kind="(\w+)"', body))
@@ -103,7 +111,7 @@ def build_page(*, title: str, body: Markup, crumb: str = "driftbook", links: Seq
         nonce=nonce,
         scripts=scripts,
         theme=Markup(script_json(theme())),
-        plotly=Markup(packed_plotly() if kinds & {"plot", "map"} else ""),
+        plotly=Markup(plotly_for(body)),
     )
 
 
@@ -242,7 +250,7 @@ def inline_files(html: str, folder: Path) -> str:
 
 _FIGURE = re.compile(r'<figure class="db-figure" data-kind="(\w+)".*?</figure>', re.S)
 _BLOCK = re.compile(r'<script type="application/json" class="db-block" data-name="(\w+)"[^>]*>([^<]*)</script>')
-LARGEST = 2_430_000  # bytes of a page without a map, its own style and scripts not counted
+LARGEST = 1_930_000  # bytes of a page without a map, its own style and scripts not counted
 LARGEST_WITH_MAP = 5_400_000
 
 
@@ -265,10 +273,10 @@ def within_size(html: str) -> str:
     while True:
         figures = [(m[1], data_size(m[0]), m[0]) for m in _FIGURE.finditer(html) if m[1] != "still"]
         kinds = {kind for kind, *_ in figures}
-        plotly_size = len(packed_plotly()) if kinds & {"plot", "map"} else 0
-        if not figures or len(html) + plotly_size <= (LARGEST_WITH_MAP if "map" in kinds else LARGEST):
+        bound = LARGEST_WITH_MAP if kinds & {"map", "gl"} else LARGEST
+        if not figures or len(html) + len(plotly_for(html)) <= bound:
             return html
-        *_, largest = max(figures, key=lambda f: (("map", "trace", "plot").index(f[0]), f[1]))
+        *_, largest = max(figures, key=lambda f: (("map", "trace", "gl", "plot").index(f[0]), f[1]))
         note = '<p class="db-still">A still picture: with its data this page would be too large to send around.</p>'
         html = html.replace(largest, still(largest).replace("<figcaption>", f"{note}<figcaption>", 1), 1)
 

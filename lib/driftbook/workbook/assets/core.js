@@ -133,6 +133,7 @@
   const unescaped = (text) => text.replace(/&lt;/g, "<").replace(/&gt;/g, ">").replace(/&amp;/g, "&");
   const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
+  driftbook.kinds.gl = (figure, live) => driftbook.kinds.plot(figure, live); // the page then brings all of plotly
   driftbook.kinds.plot = async (figure, live) => {
     const [Plotly, spec, settings] = await Promise.all([driftbook.plotly(), driftbook.json(figure, "spec"), driftbook.json(figure, "settings")]);
     let choice = 0;

@@ -85,7 +85,8 @@
     prompts.setAttribute("role", "group");
     prompts.setAttribute("aria-label", "Mean of every prompt; choose one to read it.");
     live.append(key, area, readout, profile);
-    if (S > 1) live.append(prompts);
+    const hint = Object.assign(document.createElement("p"), { className: "db-key", textContent: "Mean over each response, prompt by prompt; click one to read it." });
+    if (S > 1) live.append(hint, prompts);
 
     let columns = [];
     const build = () => {
