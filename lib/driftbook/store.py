@@ -9,12 +9,13 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def digest(*parts: Any) -> str:
@@ -35,9 +36,13 @@ class ShardStore:
 
     def table(self, key: str) -> pa.Table | None:
         """The table under a key, or None."""
+        import pyarrow.parquet as pq
+
         return self._read(self._path(key, "parquet"), pq.read_table)
 
     def put_table(self, key: str, table: pa.Table) -> pa.Table:
+        import pyarrow.parquet as pq
+
         self._write(self._path(key, "parquet"), lambda p: pq.write_table(table, p, compression="zstd"))
         return table
 

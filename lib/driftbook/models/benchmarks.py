@@ -89,6 +89,37 @@ def ratio(times: pd.DataFrame, a: str, b: str) -> tuple[float, float, float]:
     return float(np.median(r)), float(r.min()), float(r.max())
 
 
+def by_size(
+    model: LoadedModel,
+    requests: Sequence[Request],
+    params: SamplingParams,
+    points: Sequence[tuple[int, str]],
+    batches: Sequence[int],
+    traits: Sequence[int],
+    seed: int,
+) -> pd.DataFrame:
+    """Live capture by batch and number of traits, beside the same engine bare: each once, after a first run of a batch.
+
+    Returns:
+        Columns batch, traits (0: bare), tokens_per_s, of_bare, rows_mb (what the rows of the batch take).
+    """
+    out = []
+    for batch in batches:
+        chosen = requests[:batch]
+        local_generate(model, chosen, params, batch)
+        bare = 0.0
+        for n in (0, *traits):
+            taps = [ProjectionTap(points, random_probe(model, points, n, seed))] if n else []
+            begun = time.perf_counter()
+            answers = local_generate(model, chosen, params, batch, taps)
+            rate = sum(map(len, answers)) / (time.perf_counter() - begun)
+            bare = bare or rate
+            tokens = sum(len(r.prompt_ids) + len(a) for r, a in zip(chosen, answers, strict=True))
+            size = tokens * taps[0].bytes_per_token() / 1e6 if taps else 0.0
+            out.append((batch, n, rate, rate / bare, size))
+    return pd.DataFrame(out, columns=["batch", "traits", "tokens_per_s", "of_bare", "rows_mb"])
+
+
 def bare_forward(model: LoadedModel, sequences: Sequence[TokenSequence], max_tokens: int = 8192) -> int:
     """A forward over the sequences in the same batches, without hooks; returns the number of tokens."""
     for _ in replay(model, sequences, max_tokens=max_tokens):

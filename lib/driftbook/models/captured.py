@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from driftbook.discovery.prompts import Prompt, from_frame
@@ -23,6 +22,9 @@ from driftbook.models.replay import TokenSequence, replay
 from driftbook.models.sampling import SamplingParams, stream_seed
 from driftbook.models.vectors import VectorSet
 from driftbook.store import ShardStore, digest
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -254,6 +256,8 @@ def text_scores(
     Returns:
         ``text_id`` and one column per trait; texts without a token are left out.
     """
+    import pandas as pd
+
     chosen = {t: (vectors.chosen(t).layer, vectors.chosen(t).site) for t in vectors.traits}
     points = sorted(set(chosen.values()))
     method = vectors.chosen(vectors.traits[0]).method
