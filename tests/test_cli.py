@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from driftbook.discovery.embeddings import Embedder, EmbeddingCache, text_digest
 from driftbook.workbook import cli, reports
 
 pytestmark = pytest.mark.usefixtures("plain_reports")
@@ -97,3 +99,25 @@ def test_outside_of_a_repository_it_says_so(tmp_path_factory, monkeypatch, capsy
 
 def test_index_is_drawn(call, root):
     assert call("index") == (0, f"report: {root}/outputs/index.html\n")
+
+
+def test_the_cache_says_how_large_it_is_gives_way_and_explains_itself(call, root):
+    assert call("cache") == (0, "")
+    code, said = call("cache", "explain", "small", "What is a tide?")
+    assert code == 1 and "no text was embedded here yet" in said
+    identity = Embedder().identity
+    with EmbeddingCache(root / "outputs/.cache/embeddings") as cache:
+        cache.put(identity, [text_digest(f"text {i}") for i in range(3000)], np.ones((3000, 64), np.float32))
+    code, said = call("cache", "size")
+    assert code == 0 and "embeddings: " in said and "3,000 embeddings" in said and identity.model in said
+    assert call("cache", "explain", "small", "text 7")[1].startswith("hit: ")
+    assert "never embedded" in call("cache", "explain", "small", "text 3001")[1]
+    (root / "params/other.yml").write_text(
+        (root / "params/small.yml").read_text().replace("small", "other").replace("clusters: 2", 'instruction: "q: "')
+    )
+    assert "instruction was '' and is 'q: '" in call("cache", "explain", "other", "text 7")[1]
+    code, said = call("cache", "evict")
+    assert code == 1 and "--max-mb" in said
+    assert call("cache", "evict", "--older-than-days", "1")[1].startswith("0 of 3,000 embeddings removed")
+    assert call("cache", "evict", "--max-mb", "0.376")[1].startswith("2,000 of 3,000 embeddings removed")
+    assert call("cache", "evict", "--keep", "other")[1].startswith("1,000 of 1,000 embeddings removed")

@@ -214,6 +214,15 @@ class CacheSize:
     identities: int
 
 
+@dataclass(frozen=True)
+class Held:
+    """What one embedder has in the cache; ``said`` is its identity in words, ``bytes`` that of the vectors alone."""
+
+    said: str
+    rows: int
+    bytes: int
+
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS identities (
     id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE, fields TEXT NOT NULL, fidelity TEXT
@@ -225,6 +234,13 @@ CREATE TABLE IF NOT EXISTS vectors (
 );
 CREATE INDEX IF NOT EXISTS vectors_by_text ON vectors (text);
 """
+
+
+def _in_words(fields: dict[str, Any]) -> str:
+    said = [f"{fields['model']} ({fields['revision'][:8]})", fields["dtype"], fields["pooling"]]
+    said += [f"instruction {fields['instruction']!r}"] if fields["instruction"] else []
+    said += [f"at most {fields['max_tokens']} tokens"] if fields["max_tokens"] else []
+    return ", ".join(said)
 
 
 def _checksum(digest: bytes, vector: bytes) -> int:
@@ -347,6 +363,15 @@ class EmbeddingCache:
         )
         files = [self.path, self.path.with_name(self.path.name + "-wal")]
         return CacheSize(rows, sum(f.stat().st_size for f in files if f.exists()), identities)
+
+    def embedders(self) -> list[Held]:
+        """The embedders whose rows are here, the one with the most rows first."""
+        query = """
+            SELECT i.fields, count(v.text), coalesce(sum(length(v.vector)), 0)
+            FROM identities i LEFT JOIN vectors v ON v.identity = i.id GROUP BY i.id ORDER BY count(v.text) DESC, i.id
+        """
+        rows = self._run(lambda db: db.execute(query).fetchall())
+        return [Held(_in_words(json.loads(fields)), number, size) for fields, number, size in rows]
 
     def evict(
         self, *, max_bytes: int | None = None, older_than_days: float | None = None, keep: Identity | None = None

@@ -63,6 +63,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("a", metavar="A")
     sub.add_argument("b", metavar="B")
     command("index", _index, "draw outputs/index.html, the list of all experiments", many=False)
+    sub = command("cache", _cache, "sizes of the shared caches; evict or explain embeddings", many=False)
+    what = sub.add_subparsers(metavar="size|evict|explain", dest="what")
+    what.add_parser("size", help="bytes of every shared cache, and the embedders behind the embeddings (default)")
+    evict = what.add_parser("evict", help="delete embeddings and give their space back; the oldest go first")
+    evict.add_argument("--max-mb", type=float, metavar="MB", help="until the vectors fit into this")
+    evict.add_argument("--older-than-days", type=float, metavar="DAYS", help="those written before")
+    evict.add_argument("--keep", metavar="EXP", help="those of every embedder but that of EXP")
+    explain = what.add_parser("explain", help="why the embedding of a text is or is not in the cache")
+    explain.add_argument("experiment", metavar="EXP", help="whose embedder is asked")
+    explain.add_argument("text", metavar="TEXT", help="the answer as it stands in texts.parquet; - reads it from stdin")
     sub = command("clean", _clean, "remove failed and abandoned runs; with EXP, all of its outputs", many=False)
     sub.add_argument("experiments", nargs="*", metavar="EXP")
     sub.add_argument("--cache", action="store_true", help="remove the shared caches, converted models included")
@@ -150,6 +160,53 @@ def _index(args: argparse.Namespace, layout: Layout) -> int:
     reports.render_outputs(layout.outputs)
     print(f"report: {layout.outputs / 'index.html'}")
     return 0
+
+
+def _cache(args: argparse.Namespace, layout: Layout) -> int:
+    from driftbook.discovery.embeddings import EmbeddingCache
+
+    folder = layout.cache / "embeddings"
+    if args.what in (None, "size"):
+        for path in sorted(p for p in layout.cache.glob("*") if p.is_dir()):
+            files = [f.stat().st_size for f in path.rglob("*") if f.is_file()]
+            print(f"{path.name}: {sum(files) / 1e6:,.1f} MB in {len(files):,} files")
+        if folder.is_dir():
+            with EmbeddingCache(folder) as cache:
+                for embedder in cache.embedders():
+                    print(f"  {embedder.rows:,} embeddings, {embedder.bytes / 1e6:,.1f} MB: {embedder.said}")
+        return 0
+    if not folder.is_dir():
+        raise DriftbookError(f"{folder}: no text was embedded here yet; `make cluster` does it")
+    with EmbeddingCache(folder) as cache:
+        if args.what == "explain":
+            text = sys.stdin.read() if args.text == "-" else args.text
+            print(cache.explain(text, _embedder(layout, args.experiment).identity))
+            return 0
+        if args.max_mb is None and args.older_than_days is None and args.keep is None:
+            raise DriftbookError("cache evict: say what goes, by --max-mb, --older-than-days or --keep")
+        before = cache.size()
+        gone = cache.evict(
+            max_bytes=None if args.max_mb is None else int(args.max_mb * 1e6),
+            older_than_days=args.older_than_days,
+            keep=None if args.keep is None else _embedder(layout, args.keep).identity,
+        )
+        after = cache.size()
+    print(
+        f"{gone:,} of {before.rows:,} embeddings removed; {before.bytes / 1e6:,.1f} MB became {after.bytes / 1e6:,.1f}"
+    )
+    return 0
+
+
+def _embedder(layout: Layout, experiment: str):
+    """The embedder of an experiment's cluster stage; its model is not loaded."""
+    from driftbook.discovery.embeddings import Embedder
+    from driftbook.workbook.parameters import BenchExperiment, load_experiment
+
+    file = _file(layout, experiment)
+    found = load_experiment(file)
+    if isinstance(found, BenchExperiment):
+        raise DriftbookError(f"{file}: a bench has no cluster section; name an experiment")
+    return Embedder(found.cluster.embedder, instruction=found.cluster.instruction, device=found.base.device)
 
 
 def _clean(args: argparse.Namespace, layout: Layout) -> int:
