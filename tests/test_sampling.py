@@ -8,7 +8,14 @@ from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWa
 
 from driftbook.models import sampling
 from driftbook.models.local import Request
-from driftbook.models.sampling import SamplingParams, filtered_probabilities, sample, stream_seed, uniforms
+from driftbook.models.sampling import (
+    SamplingParams,
+    filtered_probabilities,
+    sample,
+    stream_seed,
+    token_log_probabilities,
+    uniforms,
+)
 from models import fresh, full_logits, generated, loaded, some_prompts
 
 FILTERS = [
@@ -157,3 +164,21 @@ def test_seeds_decide_the_text_and_nothing_else_does():
     (prompt,) = some_prompts([6])
     first, again, other = (generated(model, [Request(prompt, s)], params)[0] for s in (1, 1, 2))
     assert first == again != other
+
+
+@pytest.mark.parametrize("params", FILTERS)
+@pytest.mark.parametrize("spread", [0.5, 4.0])
+def test_the_probability_of_a_token_is_that_of_the_distribution_it_is_drawn_from(params, spread):
+    logits = some_logits(300, 300, spread)
+    tokens = torch.arange(300)
+    expected = filtered_probabilities(logits, params).gather(-1, tokens[:, None]).squeeze(-1)
+    for given in (logits, logits.log_softmax(-1)):
+        found = token_log_probabilities(given, tokens, params)
+        torch.testing.assert_close(found.exp(), expected, rtol=1e-4, atol=1e-9)
+        assert ((found == -torch.inf) == (expected == 0)).all()
+    assert (token_log_probabilities(logits, tokens, params, slack=0.05) > -torch.inf).sum() >= (expected > 0).sum()
+
+
+def test_greedy_sampling_has_no_distribution():
+    with pytest.raises(ValueError, match="greedy"):
+        token_log_probabilities(some_logits(), torch.zeros(4, dtype=torch.long), SamplingParams(temperature=0))

@@ -11,6 +11,9 @@ import torch
 from driftbook.errors import ModelError
 from driftbook.models.interventions import Pair, taps_of
 from driftbook.models.replay import TokenSequence, replay
+from driftbook.models.sampling import SamplingParams, token_log_probabilities
+
+EDGE = 0.01  # of probability: how far rounding may move the edge of the nucleus between decoding and reading
 
 
 def token_divergence(
@@ -19,15 +22,20 @@ def token_divergence(
     intervention_sequences: Sequence[TokenSequence],
     max_tokens: int = 3072,
     progress: Callable[[int], Any] | None = None,
+    first: int | None = None,
+    sampling: SamplingParams | None = None,
 ) -> list[dict[str, np.ndarray]]:
     """KL and JS between the next-token distributions of the two sides at every response position.
 
     Args:
         base_sequences, intervention_sequences: the same responses, each after the prompt as that side gets it.
+        first: compare the first tokens of a response only; 0 compares none.
+        sampling: also tell how likely each side was to draw every token under these parameters.
 
     Returns:
-        per sequence ``{"kl": [tokens], "js": [tokens]}`` in nats; KL is base against intervention, JS is symmetric and
-        at most ln 2.
+        per sequence ``{"kl": [first], "js": [first]}`` in nats; KL is base against intervention, JS is symmetric and at
+        most ln 2. With ``sampling`` also ``{"base": [tokens], "intervention": [tokens]}``, log-probabilities of the
+        tokens, -inf for one that the side would never draw.
 
     Raises:
         ModelError: the sides have different vocabularies, so that exact divergence does not exist.
@@ -47,7 +55,11 @@ def token_divergence(
         p = _log_probabilities(pair.base, [base_sequences[i] for i in chunk])
         q = _log_probabilities(pair.intervention, [intervention_sequences[i] for i in chunk])
         for i, a, b in zip(chunk, p, q, strict=True):
-            out[i] = {"kl": kl(a, b).cpu().numpy(), "js": js(a, b).cpu().numpy()}
+            out[i] = {"kl": kl(a[:first], b[:first]).cpu().numpy(), "js": js(a[:first], b[:first]).cpu().numpy()}
+            if sampling is not None:
+                tokens = torch.tensor(base_sequences[i].response_ids, device=a.device)
+                for name, x in (("base", a), ("intervention", b)):
+                    out[i][name] = token_log_probabilities(x, tokens, sampling, EDGE).cpu().numpy()
         if progress:
             progress(len(chunk))
     return out

@@ -7,7 +7,7 @@ that happen to share its batch (up to the rounding of the matrix products).
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -85,6 +85,42 @@ def filtered_probabilities(logits: torch.Tensor, params: SamplingParams) -> torc
         order[..., params.top_k :] = 0
     weights = _filter_sorted(order, params)
     return torch.zeros_like(probs).scatter_(-1, ids, weights / weights.sum(-1, keepdim=True))
+
+
+def token_log_probabilities(
+    logits: torch.Tensor, tokens: torch.Tensor, params: SamplingParams, slack: float = 0.0
+) -> torch.Tensor:
+    """Log-probability ``[rows]`` of one token a row under the distribution that :func:`sample` draws from; -inf for one
+    that the filters leave out.
+
+    ``logits`` ``[rows, vocabulary]``, or log-probabilities; ``slack`` is added to ``top_p``: a text that was decoded in
+    other batches than it is read in has tokens on the very edge of the nucleus, which rounding would put outside.
+
+    Raises ValueError for greedy sampling: it has no distribution.
+    """
+    if params.temperature == 0:
+        raise ValueError("greedy sampling has no distribution: temperature must be above 0")
+    probs = torch.softmax(logits.float() / params.temperature, -1)
+    own = probs.gather(-1, tokens[:, None]).squeeze(-1)
+    if params.top_k == 0 and params.top_p >= 1 and params.min_p == 0:
+        return own.log()
+    loose = replace(params, top_p=min(1.0, params.top_p + slack))
+    return _log_filtered(probs, own, loose, params.top_k or CANDIDATES[0])
+
+
+def _log_filtered(probs: torch.Tensor, own: torch.Tensor, params: SamplingParams, width: int) -> torch.Tensor:
+    vocabulary = probs.shape[-1]
+    top = probs.topk(min(width, vocabulary), -1).values
+    kept = _filter_sorted(top, params)
+    share = own / top.sum(-1) if params.top_k else own
+    least = torch.where(kept > 0, kept, torch.inf).amin(-1)
+    out = torch.where(share >= least, (share / kept.sum(-1)).log(), -torch.inf)
+    if params.top_k == 0 and width < vocabulary:
+        rows = (~_settled(top, params)).nonzero().squeeze(-1)
+        if len(rows):
+            wider = next((w for w in CANDIDATES if w > width), vocabulary)
+            out[rows] = _log_filtered(probs[rows], own[rows], params, wider)
+    return out
 
 
 def _settled(top: torch.Tensor, params: SamplingParams) -> torch.Tensor:
