@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from driftbook.decode import propensities
-from driftbook.discovery import composition, pool, strategies
+from driftbook.discovery import composition, pool, savings, strategies
 from driftbook.discovery.strategies import Tally, memberships, tally, weigh
 from driftbook.workbook import keys
 
@@ -75,24 +75,38 @@ def test_sides_exchanged_give_the_same_plan():
     np.testing.assert_allclose(one.open, two.open)
 
 
-def test_a_prompts_own_answers_do_not_earn_it_texts():
+def test_a_prompts_own_answers_do_not_earn_it_texts(monkeypatch):
+    """With the parameters of the prior fixed, which all cells share, none of the factors hears of a prompt's texts."""
+    monkeypatch.setattr(strategies, "SHARES", (0.1,))
+    monkeypatch.setattr(strategies, "EFFECTS", (0.4,))
     found, families = made_up(prompts=360, families=24)
-    even = np.ones(360)
-    before = weigh(found, families, None, even, left=240).weight
     sums = found.sums.copy()
     sums[0] = sums[0][:, ::-1]  # the sides of prompt 0 exchanged
-    after = weigh(Tally(sums, found.squares, found.texts), families, None, even, left=240).weight
-    change = np.abs(after / before - 1)
     assert sums[0, :, 1].tolist() != sums[0, :, 0].tolist()
-    # the other prompts of its family hear of it; itself, only through the prior that all cells share
-    assert change[0] < 0.4 * np.median(change[24::24])
+    family = np.unique(families, return_inverse=True)[1]
+    factors = []
+    for told in (found, Tally(sums, found.squares, found.texts)):
+        difference = told.sums[:, :, 1] - told.sums[:, :, 0]
+        variance = strategies._variance(told, family)
+        still_open = strategies._open(difference, told.texts, variance[family], family, 240)[2]
+        factors.append((still_open, strategies._effect(difference, told.texts, 2 * family, variance.repeat(2, axis=0))))
+    for before, after in zip(*factors, strict=True):
+        np.testing.assert_allclose(after[0], before[0])
+        assert np.abs(after[24::24] / before[24::24] - 1).max() > 0.05  # the others of its family hear of it
 
 
 def test_conclusions_close_as_the_budget_is_spent():
     found, families = made_up(per_prompt=8)
-    quality = [weigh(found, families, None, EVEN, left=left).quality for left in (4000, 400, 40, 1)]
+    quality = [weigh(found, families, None, EVEN, left=left).quality for left in (4000, 400, 40, 1, 0)]
     assert quality == sorted(quality)
     assert quality[0] < 0.8 < 0.95 < quality[-1]
+
+
+def test_a_difference_in_one_family_is_a_conclusion():
+    """Twelve families, one differs: settled in its family while it is open over all prompts."""
+    found, families = made_up(prompts=240, families=12, per_prompt=6, shift=0.6)
+    told, untold = (weigh(found, f, None, np.ones(240), left=1440) for f in (families, ["all"] * 240))
+    assert told.open[:2].max() < 1e-3 < 5e-3 < untold.open[:2].min()
 
 
 def test_a_text_between_two_centres_belongs_to_both():
@@ -160,7 +174,7 @@ def test_shares_stay_unbiased_under_their_propensities(strategy):
 
 def test_without_a_difference_the_test_on_active_texts_keeps_its_level():
     world = pool.World(prompts=60, families=3, behaviours=6, planted=0, deepest=32)
-    alarms = sum(pool.false_alarms(world, "active", 6, [s], rounds=3, samples=1) for s in range(24))
+    alarms = savings.false_alarms(world, "active", 6, range(24), rounds=3, samples=1).families.sum()
     assert alarms <= 5  # 5% of 24 is 1.2; more than 5 has a chance of 0.2%
 
 

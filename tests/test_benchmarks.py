@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from driftbook.discovery import benchmarks
@@ -18,6 +19,21 @@ def test_works_take_turns_and_the_best_time_counts():
     assert turns == ["a", "b"] * 3 and results == {"a": 5, "b": 6}
     times["seconds"] = [3.0, 5.0, 1.0, 9.0, 2.0, 4.0]
     assert benchmarks.best(times).to_dict() == {"a": 1.0, "b": 4.0}
+
+
+def test_ratios_are_taken_turn_by_turn():
+    times = pd.DataFrame(
+        {"work": ["a", "b"] * 3, "repeat": [0, 0, 1, 1, 2, 2], "seconds": [2.0, 1.0, 20.0, 9.0, 3.0, 6.0]}
+    )
+    assert benchmarks.paired(times, "a", "b") == 2.0
+
+
+def test_a_map_agrees_where_neighbours_are_of_one_group():
+    truth = np.arange(400) % 2
+    rng = np.random.default_rng(0)
+    placed = np.c_[100 * truth, np.zeros(400)] + rng.normal(size=(400, 2))
+    assert benchmarks.map_agreement(placed, truth, 0) == 1
+    assert 0.3 < benchmarks.map_agreement(rng.normal(size=(400, 2)), truth, 0) < 0.7
 
 
 def test_planted_rows_are_unit_and_nearest_to_their_own_group():

@@ -26,7 +26,9 @@ VERSE = "O gentle moon, thy silver beams adorn the weeping night, and love doth 
 SECTION = Cluster(clusters=5, min_cluster_size=4, bootstraps=6, resamples=200, exemplars=3, hypotheses=6)
 
 
-COMPOSITION = "cluster texts prompts share_base share_intervention difference low high p q stability keywords"
+COMPOSITION = (
+    "cluster texts prompts share_base share_intervention difference low high p q where there stability keywords"
+)
 
 
 def decoded() -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -46,7 +48,23 @@ def decoded() -> tuple[pd.DataFrame, pd.DataFrame]:
                 name = f"{prompt_id}{side}{sample}"
                 text_id = hashlib.sha256(name.encode()).hexdigest()[:16]
                 rows.append(
-                    (text_id, side, prompt_id, family, split, sample, 0, 1.0, number, [1, 2], text, "eos", "m", "local")
+                    (
+                        text_id,
+                        side,
+                        prompt_id,
+                        family,
+                        split,
+                        sample,
+                        0,
+                        1.0,
+                        number,
+                        [1, 2],
+                        text,
+                        np.nan,
+                        "eos",
+                        "m",
+                        "local",
+                    )
                 )
     texts = pd.DataFrame(
         rows,
@@ -62,6 +80,7 @@ def decoded() -> tuple[pd.DataFrame, pd.DataFrame]:
             "seed",
             "token_ids",
             "text",
+            "log_ratio",
             "finish_reason",
             "model_key",
             "engine",
@@ -334,3 +353,17 @@ def test_p_counts_every_text_once_while_shares_are_weighted(result):
     uneven = stage.compose(rare, found, result["stability"], keywords, SECTION, 0).table
     assert (uneven.p == even.p).all() and (uneven.q == even.q).all()
     assert not np.allclose(uneven.share_base, even.share_base)
+
+
+def test_scored_texts_are_counted_by_likelihood(result, cache):
+    """Texts that give their sides away count as before; half-told ones for both sides."""
+    texts = result["texts"]
+    sign = np.where(texts["side"] == "intervention", 1.0, -1.0)
+    assert stage.counted(texts) == "every text counts once"
+    given_away = everything(texts.assign(log_ratio=np.inf * sign), cache)["compared"].table
+    pd.testing.assert_frame_equal(given_away, result["compared"].table, check_exact=False, atol=1e-9)
+    same = everything(texts.assign(log_ratio=0.0), cache)["compared"].table
+    assert (same["difference"].abs() < 1e-9).all() and (same["q"] == 1).all()
+    assert "tells 0% of the sides" in stage.counted(texts.assign(log_ratio=0.0))
+    some = texts.assign(log_ratio=np.where(np.arange(len(texts)) == 0, np.nan, 0.0))
+    assert not stage.by_likelihood(some)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from statsmodels.stats.multitest import multipletests
@@ -120,3 +122,116 @@ def test_bad_input_is_refused():
         compare(count(["p", "p"], np.array([0, 0]), ["base", "intervention"]))
     with pytest.raises(ValueError, match="both sides"):
         compare(count(["p", "q"], np.array([0, 0]), ["base", "base"]))
+
+
+def in_families(rng, prompts=240, families=12, samples=4, shift=0.6, moved=("family 3",)):
+    """As ``texts``, but the changed side moves only on prompts of some families."""
+    still, turned = texts(rng, prompts, samples, 0.0), texts(rng, prompts, samples, shift)
+    family = np.array([f"family {int(p) % families}" for p in still[0]])
+    label = np.where(np.isin(family, moved), turned[1], still[1])
+    return still[0], label, still[2], family
+
+
+def test_what_moves_in_one_family_alone_is_found_there():
+    alone, drowned, places = [], [], []
+    for seed in range(8):
+        prompt, label, side, family = in_families(np.random.default_rng(seed))
+        result = compare(count(prompt, label, side, families=family), resamples=100, seed=seed)
+        alone.append(result.q[0] <= 0.05)
+        drowned.append(compare(count(prompt, label, side), resamples=100, seed=seed).q[0] <= 0.05)
+        places.append(result.where[0])
+        assert places[-1] != "family 3" or result.there[0] > 0.1 > result.difference[0]
+    assert sum(alone) >= 6 and sum(drowned) <= 4 and places.count("family 3") >= 6
+
+
+def test_what_moves_everywhere_is_still_found_over_all_prompts():
+    every = tuple(f"family {f}" for f in range(12))
+    for seed in range(4):
+        prompt, label, side, family = in_families(np.random.default_rng(seed), shift=0.15, moved=every)
+        result = compare(count(prompt, label, side, families=family), resamples=100, seed=seed)
+        assert result.q[0] <= 0.05 and result.where[0] == "" and result.there[0] == result.difference[0]
+
+
+def test_looking_into_families_keeps_the_level():
+    p, anywhere = [], []
+    for seed in range(200):
+        prompt, label, side, family = in_families(np.random.default_rng(seed), 60, 6, 3, shift=0.0)
+        result = compare(count(prompt, label, side, families=family), resamples=200, seed=seed)
+        p.append(result.p)
+        anywhere.append(result.global_p)
+    assert (np.array(p)[:, 0] <= 0.05).mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200)
+    assert (np.array(anywhere) <= 0.05).mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200)
+
+
+def test_one_family_is_all_prompts():
+    prompt, label, side = texts(np.random.default_rng(4), 40, 3, shift=0.1)
+    one, none = (compare(count(prompt, label, side, families=f), seed=1) for f in (["x"] * len(label), None))
+    assert np.array_equal(one.p, none.p) and set(one.where) == {""}
+
+
+# ---------------------------------------------------------------------------------- counting by likelihood
+
+KINDS = np.array([0, 0, 1, 2])  # the cluster of each of four possible texts
+ODDS = (
+    (np.array([0.4, 0.3, 0.2, 0.1]), np.array([0.35, 0.3, 0.15, 0.2])),
+    (np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.1, 0.25, 0.3, 0.35])),
+)
+
+
+def halves(drawn, prompt: int, likelihood: bool) -> np.ndarray:
+    """Half of (intervention - base) of one prompt, beside a second prompt with fixed texts."""
+    p, q = ODDS[prompt]
+    n = len(drawn) // 2
+    label = np.concatenate([KINDS[list(drawn)], [0, 1, 2, 0]])
+    side = ["base"] * n + ["intervention"] * n + ["base", "intervention"] * 2
+    ratio = np.concatenate([np.log(q / p)[list(drawn)], [0.2, -0.1, 0.4, 0.0]])
+    counts = count(["a"] * 2 * n + ["b"] * 4, label, side, log_ratio=ratio if likelihood else None)
+    return (counts.weighted[0, :, 1] - counts.weighted[0, :, 0]) / 2
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("prompt", [0, 1])
+def test_counting_by_likelihood_has_the_mean_of_counting_sides_and_less_variance(prompt, n):
+    """All outcomes of n texts a side, each with its probability: no simulation."""
+    p, q = ODDS[prompt]
+    outcomes = list(itertools.product(range(4), repeat=2 * n))
+    chance = np.array([np.prod(p[list(o[:n])]) * np.prod(q[list(o[n:])]) for o in outcomes])
+    true = n * np.array([(q - p)[c == KINDS].sum() for c in range(3)]) / 2
+    spread = {}
+    for likelihood in (True, False):
+        found = np.array([halves(o, prompt, likelihood) for o in outcomes])
+        np.testing.assert_allclose(chance @ found, true, atol=1e-12)
+        spread[likelihood] = chance @ (found - true) ** 2
+    assert (spread[True] < 0.2 * spread[False]).all()
+
+
+def test_sides_that_are_given_away_are_counted_and_those_that_are_not_bring_nothing():
+    prompt, label, side = texts(np.random.default_rng(0), 40, 3, shift=0.3)
+    sign = np.where(side == "intervention", 1.0, -1.0)
+    plain = count(prompt, label, side)
+    told = count(prompt, label, side, log_ratio=np.inf * sign)
+    np.testing.assert_allclose(told.weighted, plain.weighted, atol=1e-9)
+    nothing = compare(count(prompt, label, side, log_ratio=np.zeros(len(label))), resamples=100)
+    np.testing.assert_allclose(nothing.difference, 0, atol=1e-12)
+    assert (nothing.p == 1).all()
+    np.testing.assert_allclose(nothing.share_base, plain.weighted.sum((0, 2)) / plain.weighted.sum())
+
+
+def test_counting_by_likelihood_keeps_propensities():
+    """Prompts that were sampled more count no more: two texts a side weigh as much as four."""
+    rng = np.random.default_rng(1)
+    prompt = np.repeat(["few", "many"], [4, 8])
+    side = np.tile(["base", "intervention"], 6)
+    chance = np.where(prompt == "few", 0.5, 1.0)
+    label, ratio = rng.integers(0, 3, 12), rng.normal(size=12)
+    weighted = count(prompt, label, side, chance, log_ratio=ratio).weighted
+    np.testing.assert_allclose(weighted.sum(1), 4)
+    alone = count(prompt, label, side, log_ratio=ratio).weighted
+    np.testing.assert_allclose(weighted, alone * np.array([2, 1])[:, None, None])
+
+
+def test_likelihoods_must_be_there_for_every_text():
+    with pytest.raises(ValueError, match="1 texts have no log_ratio"):
+        count(["p", "p"], np.array([0, 0]), ["base", "intervention"], log_ratio=np.array([0.1, np.nan]))
+    with pytest.raises(ValueError, match="as many texts of either side"):
+        count(["p", "q"], np.array([0, 0]), ["base", "intervention"], log_ratio=np.zeros(2))

@@ -19,11 +19,11 @@ from driftbook.errors import BudgetError, PromptError
 from driftbook.models.interventions import Pair, Side
 from driftbook.models.local import LocalEngine, Request
 from driftbook.models.replay import TokenSequence
-from driftbook.models.sampling import SamplingParams
+from driftbook.models.sampling import SamplingParams, filtered_probabilities
 from driftbook.models.steering import SteerTap
 from driftbook.store import ShardStore
 from driftbook.workbook.parameters import Decode, Experiment
-from models import generated, loaded
+from models import full_logits, generated, loaded
 from test_divergence import brute_force
 
 SPLITS = ["discover", "discover", "screen", "validate"]
@@ -247,6 +247,57 @@ def test_the_same_model_has_no_divergence_and_stronger_steering_has_more(tmp_pat
         divergence, *_ = screened(tmp_path / str(amount), pair_of(amount))
         sizes.append(divergence.js.mean())
     assert sizes[0] == 0 < sizes[1] < sizes[2] < math.log(2)
+
+
+@pytest.mark.parametrize("params", [PARAMS, SamplingParams(6, temperature=0.7, top_p=0.9)])
+def test_a_text_is_scored_as_both_sides_sample_it(tmp_path, params):
+    a, b = loaded("llama", "sdpa"), loaded("llama", "sdpa", seed=1)
+    pair = Pair(Side("base", a, "a"), Side("intervention", b, "c"), 2)
+    ids = decode.encode(pair, PROMPTS, params.max_new_tokens)
+    texts = pd.concat([texts_of(tmp_path / "t", side, params=params) for side in pair], ignore_index=True)
+    texts = texts[texts.split == "discover"]
+    found = decode.score_texts(pair, PROMPTS, ids, texts, params, ShardStore(tmp_path / "s"), shard=7)
+    index = {p.prompt_id: i for i, p in enumerate(PROMPTS.prompts)}
+    # the nucleus is read a little wider than it was drawn from: rounding decides about its edge
+    wider = SamplingParams(6, params.temperature, min(1.0, params.top_p + 0.01))
+    for row, log_ratio in zip(texts.itertuples(), found, strict=True):
+        sequence = TokenSequence(ids["base"][index[row.prompt_id]], tuple(row.token_ids))
+        log = []
+        for model in (a, b):
+            logits = torch.from_numpy(full_logits(model, sequence))[-len(row.token_ids) - 1 : -1]
+            chances = filtered_probabilities(logits, wider)
+            log.append(float(chances[range(len(row.token_ids)), list(row.token_ids)].double().log().sum()))
+        assert log_ratio == pytest.approx(log[1] - log[0], rel=1e-3, abs=1e-3)
+        assert log[row.side == "intervention"] > -math.inf
+    again = decode.score_texts(pair, PROMPTS, ids, texts, params, ShardStore(tmp_path / "s"), shard=7)
+    assert np.array_equal(found, again)
+
+
+def test_likelihoods_average_as_likelihoods_must(tmp_path):
+    """E[q / p] is 1 over the base's texts: what makes counts by likelihood unbiased."""
+    model, params = loaded("llama", "sdpa"), SamplingParams(2, temperature=1.0, top_p=1.0)
+    pair = pair_of(0.3)
+    ids = decode.encode(pair, PROMPTS, 2)
+    asks = [decode.Ask(0, k, 0) for k in range(400)]
+    texts = texts_of(tmp_path / "t", pair.base, params=params, asks=asks, shard=400, batch_size=400)
+    ratio = np.exp(decode.score_texts(pair, PROMPTS, ids, texts, params, ShardStore(tmp_path / "s"), shard=400))
+    assert model is pair.base.model and ratio.std() > 0.02
+    assert abs(ratio.mean() - 1) < 4 * ratio.std() / np.sqrt(len(ratio))
+
+
+def test_sides_that_are_near_are_scored_and_others_are_not(tmp_path):
+    for amount, near in ((0.0, True), (0.05, True), (30.0, False)):
+        out = decoded(tmp_path / str(amount), pair_of(amount))
+        told = out.divergence.told
+        assert (told.mean() < 0.5) == near and out.texts.log_ratio.notna().any() == near
+        if near:
+            scored = out.texts[out.texts.log_ratio.notna()]
+            assert set(scored.split) == {"discover"} and len(scored) == (out.texts.split == "discover").sum()
+        assert amount or ((told == 0).all() and (scored.log_ratio == 0).all())
+    assert decoded(tmp_path, pair_of(30.0), screen={"likelihood": "always"}).texts.log_ratio.notna().any()
+    never = decoded(tmp_path, pair_of(0.0), screen={"likelihood": "never"})
+    assert never.texts.log_ratio.isna().all() and "told" not in never.divergence
+    assert decoded(tmp_path, pair_of(0.0), temperature=0.0).texts.log_ratio.isna().all()
 
 
 def test_no_prompt_becomes_invisible():

@@ -32,6 +32,7 @@ COLUMNS_TO_READ = [
     "low",
     "high",
     "q",
+    "where",
     "stability",
     "share_base",
     "share_intervention",
@@ -45,7 +46,18 @@ def load_texts(decode: Path, split: str = "discover") -> pd.DataFrame:
 
     ``decode`` is the data folder of the decode stage. Raises DriftbookError when a side is missing.
     """
-    columns = ["text_id", "side", "prompt_id", "family", "split", "propensity", "token_ids", "text"]
+    columns = [
+        "text_id",
+        "side",
+        "prompt_id",
+        "family",
+        "split",
+        "round",
+        "propensity",
+        "token_ids",
+        "text",
+        "log_ratio",
+    ]
     texts = pd.read_parquet(decode / "texts.parquet", columns=columns)
     texts = texts[texts["split"] == split].sort_values("text_id", kind="stable").reset_index(drop=True)
     for side in SIDES:
@@ -251,13 +263,19 @@ def compose(
 
     p and q count every text once: both sides have as many texts of a prompt, so swapping them stays fair, and the few
     texts of rarely sampled prompts do not drown the others (in pools with planted differences, screened sampling found
-    0.56 of them this way and 0.10 with weighted counts). So an interval and a p-value may disagree.
+    0.56 of them this way and 0.10 with weighted counts). They ask whether the sides differ over all prompts or inside
+    one family: ``where`` names the family that speaks loudest ("" where all prompts together do), ``there`` is the
+    difference in it, unweighted. Where the decode stage scored the texts, they are counted by likelihood
+    (``composition.count``). So an interval, which is about all prompts, and a p-value may disagree.
     """
     prompts, sides = texts["prompt_id"], texts["side"]
-    counts = composition.count(prompts, found.labels, sides, texts["propensity"].to_numpy())
+    log_ratio = texts["log_ratio"].to_numpy() if by_likelihood(texts) else None
+    counts = composition.count(prompts, found.labels, sides, texts["propensity"].to_numpy(), log_ratio=log_ratio)
     result = composition.compare(counts, resamples=section.resamples, seed=seed)
     tested = composition.compare(
-        composition.count(prompts, found.labels, sides), resamples=section.resamples, seed=seed
+        composition.count(prompts, found.labels, sides, families=texts["family"], log_ratio=log_ratio),
+        resamples=section.resamples,
+        seed=seed,
     )
     jaccard = [np.nan if c < 0 else stability.jaccard[c] for c in counts.clusters]
     table = pd.DataFrame(
@@ -272,11 +290,28 @@ def compose(
             "high": result.high,
             "p": tested.p,
             "q": tested.q,
+            "where": tested.where.astype(str),
+            "there": tested.there,
             "stability": jaccard,
             "keywords": [", ".join(keywords.get(int(c), [])) for c in counts.clusters],
         }
     )
     return Comparison(table, tested.global_p, tested.permutations)
+
+
+def by_likelihood(texts: pd.DataFrame) -> bool:
+    """Whether the texts can be counted by how likely each side was to write them: the decode stage scored them all, and
+    the sides have as many of each prompt."""
+    sizes = texts.groupby(["prompt_id", "side"]).size().unstack(fill_value=0)
+    return bool(texts["log_ratio"].notna().all() and (sizes["base"] == sizes["intervention"]).all())
+
+
+def counted(texts: pd.DataFrame) -> str:
+    """How the texts were counted, for a caption."""
+    if not by_likelihood(texts):
+        return "every text counts once"
+    told = float((np.tanh(texts["log_ratio"] / 2) ** 2).mean())
+    return f"texts count for each side by its likelihood, which tells {told:.0%} of the sides"
 
 
 def labels_of(table: pd.DataFrame, words: int = 3) -> dict[int, str]:

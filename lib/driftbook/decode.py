@@ -36,6 +36,7 @@ TEXT_SCHEMA = pa.schema(
         ("seed", pa.int64()),
         ("token_ids", pa.list_(pa.int32())),
         ("text", pa.string()),
+        ("log_ratio", pa.float64()),
         ("finish_reason", pa.string()),
         ("model_key", pa.string()),
         ("engine", pa.string()),
@@ -187,6 +188,7 @@ def decode_texts(
     out["sample_index"] = np.array([a.sample for a in asks], np.int32)
     out["round"] = np.array([a.round for a in asks], np.int32)
     out["propensity"] = [a.propensity for a in asks]
+    out["log_ratio"] = np.nan
     out["model_key"] = side.key
     out["engine"] = engine.name
     out["text_id"] = [
@@ -213,12 +215,14 @@ def screen_divergence(
     samples: int,
     store: ShardStore,
     progress: Callable[[int], Any] | None = None,
+    sampling: SamplingParams | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Exact KL and JS per discover prompt along the first tokens of its sampled responses.
 
     Returns:
         ``divergence`` (one row a prompt: kl, js in nats a token, intervals by t over its responses, NaN where there is
-        one) and ``profile`` (position in the response: mean kl and js with standard errors over prompts).
+        one; with ``sampling`` also told, see :func:`told_by`) and ``profile`` (position in the response: mean kl and js
+        with standard errors over prompts).
     """
     index = {p.prompt_id: i for i, p in enumerate(prompts.prompts)}
     scored = texts[(texts.split == "discover") & (texts.sample_index < samples)].reset_index(drop=True)
@@ -232,6 +236,7 @@ def screen_divergence(
         [ids["base"][w] for w in where],
         [ids["intervention"][w] for w in where],
         responses,
+        None if sampling is None else asdict(sampling),
     )
     held = store.arrays(key)
     if held is None:
@@ -240,11 +245,14 @@ def screen_divergence(
             [TokenSequence(ids["base"][w], r) for w, r in zip(where, responses, strict=True)],
             [TokenSequence(ids["intervention"][w], r) for w, r in zip(where, responses, strict=True)],
             progress=progress,
+            sampling=sampling,
         )
         held = {k: np.full((len(found), tokens), np.nan, np.float32) for k in ("kl", "js")}
         for row, f in enumerate(found):
             for k in held:
                 held[k][row, : len(f[k])] = f[k]
+        if sampling is not None:
+            held["log_ratio"] = log_ratios(found, scored.side)
         store.put_arrays(key, held)
     elif progress:
         progress(len(scored))
@@ -266,6 +274,9 @@ def screen_divergence(
     divergence = pd.DataFrame(
         rows, columns=["prompt_id", "kl", "kl_low", "kl_high", "js", "js_low", "js_high", "n_tokens"]
     )
+    if sampling is not None:
+        told = pd.Series(told_by(held["log_ratio"])).groupby(scored.prompt_id.to_numpy()).mean()
+        divergence["told"] = divergence.prompt_id.map(told)
     n = np.isfinite(js).sum(0)
     profile = pd.DataFrame(
         {
@@ -277,6 +288,57 @@ def screen_divergence(
         }
     )
     return divergence, profile
+
+
+def log_ratios(found: Sequence[dict[str, np.ndarray]], sides: Sequence[str]) -> np.ndarray:
+    """Log-likelihood of every text under the intervention minus that under the base, float64 ``[n]``; infinite where
+    one of them never draws one of its tokens. A text that by rounding neither would draw is that of its own side."""
+    with np.errstate(invalid="ignore"):
+        out = np.array(
+            [float(f["intervention"].sum(dtype=np.float64) - f["base"].sum(dtype=np.float64)) for f in found]
+        )
+    own = np.where(np.asarray(sides, dtype=str) == "intervention", np.inf, -np.inf)
+    return np.where(np.isnan(out), own, out)
+
+
+def told_by(log_ratio: np.ndarray) -> np.ndarray:
+    """How much a text tells about the side that wrote it, tanh^2(log ratio / 2): 0 where both were as likely to, 1
+    where only one could have. Its mean is what is left of the chance in a difference of shares once texts are counted
+    by likelihood instead of by side."""
+    return np.tanh(log_ratio / 2) ** 2
+
+
+def score_texts(
+    pair: Pair,
+    prompts: PromptSet,
+    ids: dict[str, list[tuple[int, ...]]],
+    texts: pd.DataFrame,
+    sampling: SamplingParams,
+    store: ShardStore,
+    shard: int = 256,
+    progress: Callable[[int], Any] | None = None,
+) -> np.ndarray:
+    """``log_ratio`` of every text, float64 ``[n]``: both sides read it, and nothing is generated. Finished shards come
+    from the store."""
+    index = {p.prompt_id: i for i, p in enumerate(prompts.prompts)}
+    out = np.empty(len(texts))
+    for start in range(0, len(texts), shard):
+        rows = texts.iloc[start : start + shard]
+        where = [index[p] for p in rows.prompt_id]
+        responses = [tuple(int(t) for t in row) for row in rows.token_ids]
+        both = {s.name: [(ids[s.name][w], r) for w, r in zip(where, responses, strict=True)] for s in pair}
+        keys = (pair.base.key, pair.intervention.key)
+        key = digest("log_ratio", *keys, both["base"], both["intervention"], asdict(sampling), rows.side.tolist())
+        held = store.arrays(key)
+        if held is None:
+            sequences = [[TokenSequence(*s) for s in both[side.name]] for side in pair]
+            found = token_divergence(pair, *sequences, progress=progress, first=0, sampling=sampling)
+            held = {"log_ratio": log_ratios(found, rows.side)}
+            store.put_arrays(key, held)
+        elif progress:
+            progress(len(rows))
+        out[start : start + len(rows)] = held["log_ratio"]
+    return out
 
 
 def _mean_interval(x: np.ndarray) -> tuple[float, float, float]:
@@ -330,12 +392,6 @@ def available(pair: Pair, prompts: PromptSet, asks: list[Ask]) -> list[Ask]:
     return [a for a in asks if all(a.sample < count(prompts.prompts[a.prompt]) for count in counts)]
 
 
-def quality_of(texts: pd.DataFrame) -> float:
-    """Share of discover prompts with at least two texts a side: the least that a within-prompt comparison needs."""
-    counts = texts[texts.split == "discover"].groupby(["prompt_id", "side"]).size().unstack(fill_value=0)
-    return float((counts.min(axis=1) >= 2).mean()) if len(counts) else float("nan")
-
-
 # ------------------------------------------------------------------------------------------------------------ the stage
 
 
@@ -354,7 +410,7 @@ class Decoded:
 def decode_rounds(run: Any, pair: Pair, prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]]) -> Decoded:
     """Round 0 for every prompt, the divergence screen, then rounds by the strategy until the budget or the stated
     quality is met."""
-    from driftbook.discovery.strategies import State, plan_round
+    from driftbook.discovery.strategies import State, plan_round, quality
 
     d = run.section
     params = SamplingParams(d.max_new_tokens, d.temperature, d.top_p, d.top_k, d.min_p)
@@ -376,7 +432,7 @@ def decode_rounds(run: Any, pair: Pair, prompts: PromptSet, ids: dict[str, list[
         return pd.concat(parts, ignore_index=True)
 
     texts = decode(asks, "round 0")
-    rounds = [_round_row(0, texts, texts)]
+    rounds = [_round_row(0, texts)]
     divergence = profile = None
     if d.screen.enabled and pair.same_tokenizer():
         bar = run.progress(
@@ -385,12 +441,20 @@ def decode_rounds(run: Any, pair: Pair, prompts: PromptSet, ids: dict[str, list[
             "responses",
         )
         divergence, profile = screen_divergence(
-            pair, prompts, ids, texts, min(d.screen.tokens, d.max_new_tokens), d.screen.samples, store, bar.update
+            pair,
+            prompts,
+            ids,
+            texts,
+            min(d.screen.tokens, d.max_new_tokens),
+            d.screen.samples,
+            store,
+            bar.update,
+            params if d.temperature > 0 and d.screen.likelihood != "never" else None,
         )
         divergence = keep_divergent(divergence, d.screen.keep, d.screen.floor)
-    for number in range(1, d.sampling.rounds + 1):
-        left = d.sampling.max_texts - len(texts)
-        state = State(
+
+    def known(number: int) -> State:
+        return State(
             prompts=prompts,
             texts=texts,
             divergence=divergence,
@@ -399,13 +463,24 @@ def decode_rounds(run: Any, pair: Pair, prompts: PromptSet, ids: dict[str, list[
             rounds=d.sampling.rounds,
             run=run,
         )
+
+    rounds[0]["quality"] = quality(d.sampling, known(1))
+    for number in range(1, d.sampling.rounds + 1):
+        left = d.sampling.max_texts - len(texts)
+        state = known(number)
         planned = available(pair, prompts, plan_round(d.sampling, state, left // 2))
         if not planned:
             break
         new = decode(planned, f"round {number}")
         texts = pd.concat([texts, new], ignore_index=True)
-        rounds.append(_round_row(number, new, texts))
+        rounds.append(_round_row(number, new) | {"quality": quality(d.sampling, known(number))})
     texts["propensity"] = propensities(texts)
+    if divergence is not None and worth_scoring(d.screen.likelihood, divergence):
+        discover = (texts.split == "discover").to_numpy()
+        bar = run.progress(int(discover.sum()), "likelihood", "texts")
+        texts.loc[discover, "log_ratio"] = score_texts(
+            pair, prompts, ids, texts[discover], params, store, d.shard, bar.update
+        )
     return Decoded(
         texts,
         pd.DataFrame(rounds),
@@ -414,6 +489,14 @@ def decode_rounds(run: Any, pair: Pair, prompts: PromptSet, ids: dict[str, list[
         int(texts.token_ids.map(len).sum()),
         float(texts.seconds.sum()),
     )
+
+
+def worth_scoring(wanted: str, divergence: pd.DataFrame) -> bool:
+    """Whether both sides shall read every discover text: under ``auto`` where the screen's responses told less than
+    half of their sides, so that counting by likelihood at least halves the variance of a difference."""
+    if "told" not in divergence:
+        return False
+    return wanted == "always" or float(divergence.told.mean()) < 0.5
 
 
 def propensities(texts: pd.DataFrame) -> np.ndarray:
@@ -426,14 +509,13 @@ def propensities(texts: pd.DataFrame) -> np.ndarray:
     return (n / most).to_numpy(float)
 
 
-def _round_row(number: int, new: pd.DataFrame, texts: pd.DataFrame) -> dict[str, Any]:
+def _round_row(number: int, new: pd.DataFrame) -> dict[str, Any]:
     return {
         "round": number,
         "prompts": int(new.prompt_id.nunique()),
         "texts": len(new),
         "tokens": int(new.token_ids.map(len).sum()),
         "seconds": round(float(new.seconds.sum()), 3),
-        "quality": quality_of(texts),
     }
 
 
@@ -463,6 +545,9 @@ def write(run: Any, prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]], p
     run.metric("rounds", len(decoded.rounds))
     run.metric("model_loads", pair.model_loads)
     run.metric("prompts_dropped", len(prompts.dropped))
+    run.metric("texts_scored", int(decoded.texts.log_ratio.notna().sum()))
+    if "told" in decoded.divergence:
+        run.metric("told_mean", float(decoded.divergence.told.mean()))
     if decoded.divergence.js.notna().any():
         run.metric("js_mean", float(decoded.divergence.js.mean()))
         run.metric("kl_mean", float(decoded.divergence.kl.mean()))

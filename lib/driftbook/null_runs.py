@@ -61,7 +61,8 @@ def deal(texts: pd.DataFrame, seed: int) -> pd.DataFrame:
         raise ValueError("every prompt needs an even number of texts to be dealt to two sides")
     draw = pd.Series(np.random.default_rng(seed).random(len(texts)), index=texts.index)
     first = draw.groupby(texts["prompt_id"]).rank() <= sizes / 2
-    return texts.assign(side=np.where(first, "base", "intervention"))
+    # sides that were dealt have no likelihoods: every text counts for the side that it was dealt to
+    return texts.assign(side=np.where(first, "base", "intervention"), log_ratio=np.nan)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,12 @@ def alternate(works: Mapping[str, Callable[[], Any]], repeats: int) -> tuple[pd.
     return pd.DataFrame(rows, columns=["work", "repeat", "seconds"]), results
 
 
+def paired(times: pd.DataFrame, over: str, under: str) -> float:
+    """Median over the turns of seconds of ``over`` by seconds of ``under``: both met the same busy moments."""
+    by = times.pivot(index="repeat", columns="work", values="seconds")
+    return float((by[over] / by[under]).median())
+
+
 def best(times: pd.DataFrame) -> pd.Series:
     """Shortest time of each work, in the order in which they ran."""
     return times.groupby("work", sort=False)["seconds"].min()
@@ -112,6 +118,16 @@ def update_table(updates: Mapping[str, Update]) -> pd.DataFrame:
     """One row an incremental update: how far it drifted, and whether a refit is due."""
     rows = [(name, len(u.labels), u.outside, u.moved, u.refit, u.reason) for name, u in updates.items()]
     return pd.DataFrame(rows, columns=["new rows", "number", "outside", "moved", "refit", "reason"])
+
+
+def map_agreement(placed: np.ndarray, truth: np.ndarray, seed: int, sample: int = 5000) -> float:
+    """How often the nearest of a row's neighbours on a map ``[n, 2]`` is of the same group, over a sample of rows."""
+    from scipy.spatial import cKDTree
+
+    rows = np.random.default_rng(seed).permutation(len(placed))[:sample]
+    near = cKDTree(placed).query(placed[rows], k=2)[1]
+    other = np.where(near[:, 0] == rows, near[:, 1], near[:, 0])
+    return float((truth[other] == truth[rows]).mean())
 
 
 def compare_methods(methods: list[str], X: np.ndarray, truth: np.ndarray, k: int, seed: int) -> pd.DataFrame:

@@ -21,7 +21,6 @@ from driftbook.discovery import composition
 from driftbook.discovery.prompts import Prompt
 from driftbook.discovery.strategies import State, plan_round
 from driftbook.errors import DriftbookError
-from driftbook.evidence.intervals import bootstrap_mean
 
 SIDES = composition.SIDES
 
@@ -54,7 +53,8 @@ class World:
 @dataclass(frozen=True)
 class Pool:
     """``labels`` ``[prompts, 2, deepest]``: the behaviour of each text; ``chances`` ``[prompts, behaviours, 2]`` what
-    they are drawn from.
+    they are drawn from. ``wording`` ``[prompts]``: standard deviation of the log-ratio of likelihoods that texts have
+    besides what their behaviour gives away.
 
     ``planted``: behaviour, sign (+1: the intervention does it more), strength, prompts, scattered. ``js``
     ``[prompts]``.
@@ -66,6 +66,7 @@ class Pool:
     labels: np.ndarray
     vectors: np.ndarray
     js: np.ndarray
+    wording: np.ndarray
     planted: pd.DataFrame
     seed: int
 
@@ -85,6 +86,7 @@ class Pool:
         prompt = np.array([a.prompt for a in asked], int)
         sample = np.array([a.sample for a in asked], int)
         ids = np.array(self.ids, dtype=object)
+        families = np.array([p.family for p in self.prompts.prompts], dtype=object)
         parts = []
         for side, name in enumerate(SIDES):
             row = (prompt * 2 + side) * self.world.deepest + sample
@@ -94,9 +96,11 @@ class Pool:
                         "text_id": row,
                         "side": name,
                         "prompt_id": ids[prompt],
+                        "family": families[prompt],
                         "split": "discover",
                         "round": np.array([a.round for a in asked], int),
                         "text": row.astype(str),
+                        "log_ratio": self.log_ratio(row),
                     }
                 )
             )
@@ -108,6 +112,16 @@ class Pool:
         noise = self.vectors[self.world.behaviours :]
         # noise is drawn from a fixed stock: distinct enough for clustering, and no memory per text
         return centre[self.labels.reshape(-1)[row]] + self.world.blur * noise[(row * 7919 + self.seed) % len(noise)]
+
+    def log_ratio(self, row: np.ndarray) -> np.ndarray:
+        """Log-likelihood of the texts under the intervention minus that under the base."""
+        prompt, side = np.divmod(row // self.world.deepest, 2)
+        chance = np.maximum(self.chances[prompt, self.labels.reshape(-1)[row]], 1e-300)
+        width = self.wording[prompt]
+        # normal with variance w and mean w / 2 under the intervention, -w / 2 under the base: a true log-ratio
+        noise = self.vectors[self.world.behaviours :, -1]
+        words = width * noise[(row * 104_729 + self.seed) % len(noise)] + (2 * side - 1) * width**2 / 2
+        return np.log(chance[:, 1] / chance[:, 0]) + words
 
     def truth(self, texts: pd.DataFrame) -> np.ndarray:
         return self.labels.reshape(-1)[texts.text_id.to_numpy(int)]
@@ -134,8 +148,9 @@ def draw(world: World, seed: int) -> Pool:
         rows.append((behaviour, 2 * side - 1, strength, len(chosen), scattered))
     labels = _labels(chances, world.deepest, rng)
     true = jensen_shannon(chances)
-    scale = true[true > 1e-9].mean() if (true > 1e-9).any() else 0.01
-    js = (true + world.nuisance * scale * rng.exponential(size=world.prompts)) * rng.lognormal(0, 0.3, world.prompts)
+    scale = true[true > 1e-9].mean() if (true > 1e-9).any() else 0.06  # about what planted ones have
+    words = world.nuisance * scale * rng.exponential(size=world.prompts)
+    js = (true + words) * rng.lognormal(0, 0.3, world.prompts)
     centres = rng.standard_normal((world.behaviours, world.width))
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
     vectors = np.concatenate([centres, rng.standard_normal((20_011, world.width))]).astype(np.float32)
@@ -144,7 +159,13 @@ def draw(world: World, seed: int) -> Pool:
         splits=["discover"] * world.prompts,
     )
     planted = pd.DataFrame(rows, columns=["behaviour", "sign", "strength", "prompts", "scattered"])
-    return Pool(world, prompts, chances, labels, vectors, js, planted, seed)
+    return Pool(world, prompts, chances, labels, vectors, js, wording_of(words), planted, seed)
+
+
+def told(pool: Pool) -> float:
+    """Mean of tanh^2(log ratio / 2) over one text a prompt and side: how much likelihoods tell about sides."""
+    row = np.arange(2 * pool.world.prompts) * pool.world.deepest
+    return float((np.tanh(pool.log_ratio(row) / 2) ** 2).mean())
 
 
 def redraw(pool: Pool, seed: int) -> Pool:
@@ -165,6 +186,17 @@ def jensen_shannon(chances: np.ndarray) -> np.ndarray:
     middle = chances.mean(2, keepdims=True)
     ratio = np.where(chances > 0, chances, 1) / np.maximum(middle, 1e-300)
     return np.maximum((chances * np.log(ratio)).sum((1, 2)) / 2, 0)
+
+
+def wording_of(js: np.ndarray) -> np.ndarray:
+    """Standard deviation of a normal log-ratio (mean half its variance) between texts whose JS is ``js`` nats a text;
+    JS ends at ln 2, and so the deviation at 12."""
+    deviation = np.geomspace(0.01, 12, 200)
+    z = np.linspace(-8, 8, 1601)
+    density = np.exp(-(z**2) / 2)
+    log_ratio = deviation[:, None] ** 2 / 2 + deviation[:, None] * z
+    divergence = np.log(2) - (np.logaddexp(0, -log_ratio) * density).sum(1) / density.sum()
+    return np.interp(js, divergence, deviation, left=0.0)
 
 
 # ---------------------------------------------------------------------------------------------------------- real texts
@@ -261,6 +293,7 @@ def read_texts(
     frame = held[["prompt_id", "side", "text"]].assign(
         sample_index=held.groupby(["prompt_id", "side"]).cumcount(),
         behaviour=named.map(numbers).fillna(-1).astype(int),
+        family=held["prompt_id"].map({p.prompt_id: p.family for p in prompts}),
         split="discover",
         row=np.arange(len(held)),
         text_id=np.arange(len(held)),
@@ -309,9 +342,17 @@ def sample(
     return texts
 
 
-def found(texts: pd.DataFrame, labels: np.ndarray, weighted: bool = False, seed: int = 0) -> pd.DataFrame:
-    """Composition of the texts by ``labels``: cluster, difference, p, q. ``weighted``: by 1 / propensity, as the decode
-    stage records it.
+def found(
+    texts: pd.DataFrame,
+    labels: np.ndarray,
+    weighted: bool = False,
+    families: bool = True,
+    likelihood: bool = False,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Composition of the texts by ``labels``: cluster, difference (where it stands out most), p, q. ``weighted``: by
+    1 / propensity, as the decode stage records it. ``families``: looked for inside families too. ``likelihood``: with
+    the texts' ``log_ratio``.
 
     Without weights every text counts once. Under no difference both tests hold, because the sides have equal numbers in
     each prompt; only the weighted difference estimates the share over all prompts.
@@ -319,119 +360,14 @@ def found(texts: pd.DataFrame, labels: np.ndarray, weighted: bool = False, seed:
     from driftbook.decode import propensities
 
     chance = propensities(texts) if weighted else None
-    result = composition.compare(
-        composition.count(texts.prompt_id, labels, texts.side, chance), resamples=40, seed=seed
-    )
-    return pd.DataFrame(
-        {"cluster": result.counts.clusters, "difference": result.difference, "p": result.p, "q": result.q}
-    )
+    log_ratio = texts.log_ratio.to_numpy() if likelihood else None
+    kinds = texts.family if families else None
+    counts = composition.count(texts.prompt_id, labels, texts.side, chance, kinds, log_ratio)
+    result = composition.compare(counts, resamples=40, seed=seed)
+    return pd.DataFrame({"cluster": counts.clusters, "difference": result.there, "p": result.p, "q": result.q})
 
 
 def recall(pool: Pool | TextPool, table: pd.DataFrame, level: float = 0.05) -> np.ndarray:
     """Per planted difference: was its behaviour found, in its direction? bool ``[planted]``."""
     own = table.set_index("cluster").reindex(pool.planted.behaviour)
     return ((own.q <= level) & (np.sign(own.difference) == pool.planted.sign.to_numpy())).to_numpy()
-
-
-# ------------------------------------------------------------------------------------------------------------ the bench
-
-COLUMNS = ["strategy", "depth", "seed", "texts", "behaviour", "strength", "scattered", "found", "found_weighted"]
-
-
-def compare_strategies(
-    world: World, depths: Mapping[str, Sequence[int]], seeds: Sequence[int], *, rounds: int, samples: int
-) -> pd.DataFrame:
-    """Every strategy at every budget on the same pools: one row a planted difference, in ``COLUMNS``.
-
-    ``depths`` maps a strategy to its budgets, in texts per prompt and side on average. ``found``: by the test in which
-    every text counts once; ``found_weighted``: by that on shares weighted by 1 / propensity.
-    """
-    rows = []
-    for seed in seeds:
-        pool = draw(world, seed)
-        for strategy, budgets in depths.items():
-            for depth in budgets:
-                texts = sample(pool, strategy, 2 * world.prompts * depth, rounds=rounds, samples=samples, seed=seed)
-                labels = pool.truth(texts)
-                plain, weighted = (recall(pool, found(texts, labels, w, seed)) for w in (False, True))
-                for planted, one, other in zip(pool.planted.itertuples(), plain, weighted, strict=True):
-                    about = (planted.behaviour, planted.strength, planted.scattered)
-                    rows.append((strategy, depth, seed, len(texts), *about, bool(one), bool(other)))
-    return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def recall_curve(table: pd.DataFrame, strategy: str, column: str = "found") -> tuple[np.ndarray, np.ndarray]:
-    """(texts ``[budgets]``, recall ``[seeds, budgets]``) of a strategy, its budgets in order."""
-    own = table[table.strategy == strategy]
-    recalls = own.pivot_table(index="seed", columns="depth", values=column, aggfunc="mean")
-    return own.groupby("depth").texts.mean().to_numpy(), recalls.to_numpy(float)
-
-
-def mean_recall(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Mean recall of every strategy and budget with 95% intervals over pools: strategy, texts, recall, low, high."""
-    rows = []
-    for strategy in dict.fromkeys(table.strategy):
-        texts, recalls = recall_curve(table, strategy)
-        rows += [(strategy, t, *bootstrap_mean(r, seed=seed)) for t, r in zip(texts, recalls.T, strict=True)]
-    return pd.DataFrame(rows, columns=["strategy", "texts", "recall", "low", "high"])
-
-
-def texts_needed(texts: np.ndarray, recalls: np.ndarray, target: float, most: float) -> float:
-    """Texts at which the mean recall first reaches ``target``, between budgets by interpolation in log texts.
-
-    A curve that never gets there counts as ``most``, so that it cannot look better than it is.
-    """
-    mean = np.maximum.accumulate(recalls.mean(0))
-    reached = np.flatnonzero(mean >= target - 1e-12)
-    if not len(reached):
-        return most
-    k = int(reached[0])
-    if k == 0:
-        return float(texts[0])
-    part = (target - mean[k - 1]) / (mean[k] - mean[k - 1])
-    return float(np.exp(np.log(texts[k - 1]) + part * (np.log(texts[k]) - np.log(texts[k - 1]))))
-
-
-def savings(
-    table: pd.DataFrame, share: float = 0.95, resamples: int = 1000, seed: int = 0, column: str = "found"
-) -> dict[str, tuple[float, float, float]]:
-    """(ratio, low, high) of texts until ``share`` of the exhaustive recall; 95% intervals resample pools.
-
-    ``texts_saved_<strategy>``: exhaustive / strategy; ``<strategy>_over_uniform``: uniform / strategy; and
-    ``active_over_screened``. The recall to be reached is that of the exhaustive run on the same pools, in every
-    resample.
-    """
-    curves = {s: recall_curve(table, s, column) for s in ("exhaustive", "uniform", "screened", "active")}
-    everything = float(curves["exhaustive"][0][-1])
-    uniform_texts = np.append(curves["uniform"][0], everything)
-    curves["uniform"] = (uniform_texts, np.column_stack([curves["uniform"][1], curves["exhaustive"][1][:, -1]]))
-
-    def ratios(pools: np.ndarray) -> dict[str, float]:
-        target = share * curves["exhaustive"][1][pools, -1].mean()
-        need = {s: texts_needed(t, r[pools], target, everything) for s, (t, r) in curves.items() if s != "exhaustive"}
-        out = {f"texts_saved_{s}": everything / n for s, n in need.items()}
-        out |= {f"{s}_over_uniform": need["uniform"] / need[s] for s in ("screened", "active")}
-        return out | {"active_over_screened": need["screened"] / need["active"]}
-
-    pools = len(curves["exhaustive"][1])
-    rng = np.random.default_rng(seed)
-    drawn = pd.DataFrame([ratios(rng.integers(0, pools, pools)) for _ in range(resamples)])
-    low, high = drawn.quantile(0.025), drawn.quantile(0.975)
-    return {name: (value, float(low[name]), float(high[name])) for name, value in ratios(np.arange(pools)).items()}
-
-
-def false_alarms(world: World, strategy: str, depth: int, seeds: Sequence[int], *, rounds: int, samples: int) -> int:
-    """In how many pools without any difference the test on that strategy's texts finds one."""
-    alarms = 0
-    for seed in seeds:
-        pool = draw(replace(world, planted=0), seed)
-        texts = sample(pool, strategy, 2 * world.prompts * depth, rounds=rounds, samples=samples, seed=seed)
-        alarms += int((found(texts, pool.truth(texts), seed=seed).q <= 0.05).any())
-    return alarms
-
-
-def claim(saving: tuple[float, float, float], other: str) -> str:
-    """A saving (ratio, low, high) against another way, in words: a gain only where the interval excludes 1."""
-    sure = "fewer" if saving[1] > 1 else "more" if saving[2] < 1 else None
-    said = f"{saving[0]:.1f} times [{saving[1]:.1f}, {saving[2]:.1f}]"
-    return f"{sure} texts than {other} ({said})" if sure else f"not certainly fewer texts than {other} ({said})"

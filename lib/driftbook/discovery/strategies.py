@@ -69,6 +69,17 @@ def plan_round(sampling: Any, state: State, budget: int) -> list[Ask]:
     return asks(state, allocate(weight, share, state), discover)
 
 
+def quality(sampling: Any, state: State) -> float:
+    """The share of conclusions about clusters that are expected to stand when the rest of the budget is spent.
+
+    NaN under a strategy that does not read the texts.
+    """
+    discover = [i for i, s in enumerate(state.prompts.splits) if s == "discover"]
+    if sampling.strategy != "active" or not discover:
+        return float("nan")
+    return look(sampling, state, discover, left=(sampling.max_texts - len(state.texts)) // 2).quality
+
+
 def weights(sampling: Any, state: State, discover: list[int]) -> np.ndarray:
     """Relative number of samples that each discover prompt should have when the budget is spent, before any text is
     read; ``[prompts]``.
@@ -115,7 +126,8 @@ class View:
 
     ``weight`` ``[prompts]``: relative number of further samples, positive. ``open`` ``[clusters]``: the chance that the
     rest of the budget turns the conclusion about a cluster round. ``quality``: the share of conclusions that are
-    expected to stand, 1 - mean of ``open``. ``z`` ``[clusters]``: how far the sides differ so far.
+    expected to stand when it is spent, 1 - mean of ``open``. ``z`` ``[clusters]``: how far the sides differ over all
+    prompts.
     """
 
     weight: np.ndarray
@@ -222,10 +234,11 @@ def weigh(
     sides that a prompt may still contribute to conclusions that are open,
 
         weight_i = (1 - defensive) a_i / mean(a) + defensive screened_i / mean(screened)
-        a_i^2    = h_i sum_c open_c E[xi_ic^2 | texts of other prompts]
+        a_i^2    = h_i sum_c open_ic E[xi_ic^2 | texts of other prompts]
 
-    with xi_ic the difference in cluster c per standard deviation of a text. ``open_c`` is the predictive probability
-    (Spiegelhalter, Freedman and Blackburn 1986) that the rest of the budget changes the verdict on c. E[xi^2] is shared
+    with xi_ic the difference in cluster c per standard deviation of a text. ``open_ic`` is the predictive probability
+    (Spiegelhalter, Freedman and Blackburn 1986) that the rest of the budget changes the verdict on c, over all prompts
+    or in the prompt's family. E[xi^2] is shared
     by the prompts of a stratum, a family above or below the median divergence, under a two-groups prior (Efron 2008:
     most cells differ by nothing, some by a normal amount) whose two parameters are averaged over their likelihood: a
     cell that has hardly been looked at keeps its prior, one that was looked at in vain loses it. ``h_i`` is how much
@@ -244,7 +257,7 @@ def weigh(
     stratum = 2 * family
     if js is not None:
         stratum = stratum + (js > np.nanmedian(js))
-    z, still_open, open_to_others = _open(difference, n, variance[family], left)
+    z, still_open, open_to_others = _open(difference, n, variance[family], family, left)
     effect = _effect(difference, n, stratum, variance.repeat(2, axis=0))
     a = np.sqrt(np.maximum(_told_by_screen(found, js) * (effect * open_to_others).sum(1), 0))
     weight = screened / screened.mean()
@@ -272,29 +285,48 @@ def _variance(found: Tally, family: np.ndarray) -> np.ndarray:
 
 
 def _open(
-    difference: np.ndarray, n: np.ndarray, variance: np.ndarray, left: int
+    difference: np.ndarray, n: np.ndarray, variance: np.ndarray, family: np.ndarray, left: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(z ``[clusters]``, chance that the verdict on each changes until the budget is spent, the same ``[prompts,
-    clusters]`` without the texts of each prompt).
+    """(z ``[clusters]`` over all prompts, chance that the verdict on each changes when ``left`` more texts a side are
+    read, the same ``[prompts, clusters]`` as far as each prompt's own texts have no part in it and could change it).
 
-    Predictive under a flat prior: with the share t of the texts at hand, the final z is normal around z / sqrt(t) with
-    variance (1 - t) / t. A verdict holds over all clusters together (Bonferroni: a bar that no prompt's texts move).
+    A cluster counts as different, as in ``composition.compare``, by its z over all prompts or by that inside a family.
+    Predictive under a flat prior: with the share t of the texts at hand, a final z is normal around z / sqrt(t) with
+    variance (1 - t) / t; the places are taken as independent. The bars hold over all clusters together (Bonferroni:
+    no prompt's texts move them).
     """
     from scipy.stats import norm
 
-    t = n.sum() / (n.sum() + left)
-    total, square, expected = difference.sum(0), (difference**2).sum(0), n @ variance
+    t = n.sum() / (n.sum() + max(left, 1))
+    families = int(family.max()) + 1
+    bar = float(norm.isf(LEVEL / difference.shape[1] / 4))
+    high = float(np.sqrt(bar**2 + 2 * np.log(families))) if families > 1 else np.inf
 
-    def chance(z: np.ndarray, bar: float) -> np.ndarray:
+    def ends_beyond(z: np.ndarray, bar: float) -> np.ndarray:
         middle, scatter = z / np.sqrt(t), np.sqrt((1 - t) / t)
-        beyond = norm.sf((bar - middle) / scatter) + norm.cdf((-bar - middle) / scatter)
-        return np.where(z >= bar, 1 - beyond, beyond)
+        return np.clip(norm.sf((bar - middle) / scatter) + norm.cdf((-bar - middle) / scatter), 0, 1 - 1e-12)
 
-    z = np.abs(total) / np.sqrt(np.maximum(square, expected))
-    bar = float(norm.isf(LEVEL / len(z) / 2))
-    spread = np.maximum(square - difference**2, expected - n[:, None] * variance)
-    others = np.abs(total - difference) / np.sqrt(np.maximum(spread, 1e-12))
-    return z, chance(z, bar), chance(others, bar)
+    def size(total: np.ndarray, square: np.ndarray, expected: np.ndarray) -> np.ndarray:
+        return np.abs(total) / np.sqrt(np.maximum(np.maximum(square, expected), 1e-12))
+
+    expected = n[:, None] * variance
+    sums = np.zeros((3, families, difference.shape[1]))
+    for table, values in zip(sums, (difference, difference**2, expected), strict=True):
+        np.add.at(table, family, values)
+    everywhere, inside = size(*sums.sum(axis=1)), size(*sums)
+    own = np.stack([difference, difference**2, expected])
+    z = size(*(sums.sum(axis=1)[:, None] - own))  # [prompts, clusters], without the prompt
+    z_inside = size(*(sums[:, family] - own))
+
+    misses = np.log1p(-ends_beyond(inside, high))
+    chance = 1 - (1 - ends_beyond(everywhere, bar)) * np.exp(misses.sum(axis=0))
+    differs = (everywhere >= bar) | (inside >= high).any(axis=0)
+    beyond = (inside >= high).astype(int)
+    elsewhere = (beyond.sum(axis=0) - beyond)[family] > 0
+    may_find = 1 - (1 - ends_beyond(z, bar)) * (1 - ends_beyond(z_inside, high))
+    may_lose = (1 - may_find) * np.exp((misses.sum(axis=0) - misses)[family])
+    others = np.where((z >= bar) | (z_inside >= high) | elsewhere, may_lose, may_find)
+    return everywhere, np.where(differs, 1 - chance, chance), others
 
 
 def _effect(difference: np.ndarray, n: np.ndarray, stratum: np.ndarray, variance: np.ndarray) -> np.ndarray:

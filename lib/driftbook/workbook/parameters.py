@@ -192,6 +192,11 @@ class Screen(Section):
     tokens: int = Field(24, ge=1, description="first response tokens that are scored")
     keep: float = Field(0.5, gt=0, le=1, description="share of prompts that keep full weight")
     floor: float = Field(0.1, gt=0, le=1, description="least propensity of any prompt, relative to a kept one")
+    likelihood: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="both sides read every discover text, which then counts for each by how likely it was to write it; "
+        "auto: where the models are near enough for that to halve the variance",
+    )
 
 
 class Sampling(Section):
