@@ -33,7 +33,7 @@ def test_hooks_written_by_hand_give_the_same_numbers(ours, tmp_path):
     peers.write_spec(tmp_path, model.record["model"], PROMPTS, texts, vectors, 4, 6, repeats=1)
     theirs = peers.run_peer(sys.executable, "transformers", tmp_path)
     assert theirs.tokens == result.tokens and all(len(t) == 6 for t in theirs.tokens)
-    assert {work: len(s) for work, s in theirs.seconds.items()} == {"live": 1, "replay": 1}
+    assert {work: len(s) for work, s in theirs.cpu.items()} == {"live": 1, "replay": 1}
     found = peers.compare(result, theirs, rows)
     assert found["live"].tokens == 1 and found["live"].largest < peers.TOLERANCE
     assert (found["live"].rows, found["replay"].rows) == (5 + 9 + 2 + 3 * 5, 5 + 9 + 2 + 3 * 6)  # no last state live
@@ -79,12 +79,18 @@ def test_speedups_are_ratios_of_medians_with_the_range_of_turns():
 def test_the_table_says_what_was_not_measured(ours):
     _, _, result, rows = ours
     slow = dataclasses.replace(
-        result, peer="transformers", seconds={"live": [60.0], "replay": [30.0]}, versions={"transformers": "5"}
+        result,
+        peer="transformers",
+        seconds={"live": [60.0], "replay": [30.0]},
+        cpu={"live": [80.0], "replay": [8.0]},
+        versions={"transformers": "5"},
     )
-    mine = peers.joined(*[dataclasses.replace(result, seconds={"live": [10.0], "replay": [5.0]})] * 2)
+    once = {"live": [10.0], "replay": [5.0]}
+    mine = peers.joined(*[dataclasses.replace(result, seconds=once, cpu={"live": [20.0], "replay": [4.0]})] * 2)
     table = peers.table(mine, [slow], rows, ["transformers", "nnsight"])
     found = peers.metrics(table)
     assert found["speedup_over_transformers"] == found["replay_speedup_over_transformers"] == 6
+    assert (found["cpu_speedup_over_transformers"], found["cpu_replay_speedup_over_transformers"]) == (4, 2)
     assert found["speedup_over_nnsight"] == "not measured: not installed" and "live_seconds_nnsight" not in found
     assert found["live_seconds_driftbook"] == 10 and found["live_largest_difference_transformers"] == 0
     assert "6.0 times as fast as hooks written by hand" in peers.answer(table)

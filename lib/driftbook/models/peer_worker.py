@@ -187,18 +187,24 @@ def main(peer: str, folder: Path) -> None:
     prompts, prompt_mask = padded(spec["prompts"], left=True)
     texts, text_mask = padded(spec["texts"], left=False)
     seconds: dict[str, list[float]] = {"live": [], "replay": []}
+    cpu: dict[str, list[float]] = {"live": [], "replay": []}
     with torch.no_grad():
         for turn in range(spec["repeats"] + 1):  # the first turn warms up, and is not counted
-            begun = time.perf_counter()
+            wall, used = [time.perf_counter()], [time.process_time()]
             tokens, live = tool.live(prompts, prompt_mask)
-            middle = time.perf_counter()
+            wall.append(time.perf_counter())
+            used.append(time.process_time())
             replay = tool.replay(texts, text_mask)
-            if turn:
-                seconds["live"].append(middle - begun)
-                seconds["replay"].append(time.perf_counter() - middle)
+            wall.append(time.perf_counter())
+            used.append(time.process_time())
+            for work, k in (("live", 0), ("replay", 1)) if turn else ():
+                seconds[work].append(wall[k + 1] - wall[k])
+                cpu[work].append(used[k + 1] - used[k])
     np.savez(folder / f"{peer}.npz", tokens=tokens, live=live, replay=replay)
     versions = {name: version(name) for name in ("torch", *tool.packages)}
-    (folder / f"{peer}.json").write_text(json.dumps({"seconds": seconds, "load": loaded, "versions": versions}))
+    (folder / f"{peer}.json").write_text(
+        json.dumps({"seconds": seconds, "cpu": cpu, "load": loaded, "versions": versions})
+    )
 
 
 if __name__ == "__main__":

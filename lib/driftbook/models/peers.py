@@ -31,7 +31,8 @@ SITES = ("resid_pre", "resid_mid", "resid_post")
 WORKS = ("live", "replay")
 NAMES = {"transformer_lens": "TransformerLens", "nnsight": "nnsight", "transformers": "hooks written by hand"}
 COLUMNS = (
-    *("tool", "work", "seconds", "fastest", "slowest", "tokens_per_s", "speedup", "least", "most"),
+    *("tool", "work", "seconds", "fastest", "slowest", "cpu_seconds", "tokens_per_s"),
+    *("speedup", "least", "most", "cpu_speedup"),
     *("largest_difference", "rows_compared", "same_tokens", "version"),
 )
 _PACKAGES = {"transformer_lens": "transformer-lens", "nnsight": "nnsight", "transformers": "transformers"}
@@ -41,14 +42,15 @@ TOLERANCE = 2e-5
 
 @dataclass(frozen=True)
 class PeerResult:
-    """What one tool did. ``seconds`` has a list per work, one entry a turn; ``live`` and ``replay`` hold one array
-    ``[tokens, points, vectors]`` per sequence, prompt tokens first."""
+    """What one tool did. ``seconds`` (of the clock) and ``cpu`` (of all cores) have a list per work, one entry a
+    turn; ``live`` and ``replay`` hold one array ``[tokens, points, vectors]`` per sequence, prompt tokens first."""
 
     peer: str
     tokens: list[list[int]]
     live: list[np.ndarray]
     replay: list[np.ndarray]
     seconds: dict[str, list[float]]
+    cpu: dict[str, list[float]]
     load: float
     versions: dict[str, str]
 
@@ -135,23 +137,27 @@ def run_ours(
     params, engine = SamplingParams(max_new_tokens, 0.0), LocalEngine(endless, len(prompts))
     requests = [Request(tuple(p), 0) for p in prompts]
     seconds: dict[str, list[float]] = {work: [] for work in WORKS}
+    cpu: dict[str, list[float]] = {work: [] for work in WORKS}
     for turn in range(repeats + 1):
         tap = ProjectionTap(all_points(model, SITES), vectors)
-        begun = time.perf_counter()
+        wall, used = [time.perf_counter()], [time.process_time()]
         done = {c.index: c.token_ids for c in engine.generate(requests, params, [tap])}
         lengths = [len(p) + max_new_tokens for p in prompts]
         live = tap.rows([r.prompt_ids for r in requests], [r.strength for r in requests], lengths)
-        middle = time.perf_counter()
+        wall.append(time.perf_counter())
+        used.append(time.process_time())
         texts = [TokenSequence(r.prompt_ids, tuple(done[i])) for i, r in enumerate(requests)]
         for _ in replay(model, texts, [tap]):
             pass
         rows = tap.replayed(len(texts))
-        if turn:  # the first turn warms up, as in the peers
-            seconds["live"].append(middle - begun)
-            seconds["replay"].append(time.perf_counter() - middle)
+        wall.append(time.perf_counter())
+        used.append(time.process_time())
+        for k, work in enumerate(WORKS) if turn else ():  # the first turn warms up, as in the peers
+            seconds[work].append(wall[k + 1] - wall[k])
+            cpu[work].append(used[k + 1] - used[k])
     tokens = [done[i] for i in range(len(requests))]
     projections = [r.projection for r in live], [r.projection for r in rows]
-    return PeerResult("driftbook", tokens, *projections, seconds, 0.0, {"torch": torch.__version__}), rows
+    return PeerResult("driftbook", tokens, *projections, seconds, cpu, 0.0, {"torch": torch.__version__}), rows
 
 
 def speedup(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
@@ -211,8 +217,12 @@ def compare(ours: PeerResult, theirs: PeerResult, rows: Sequence[Rows]) -> dict[
 
 
 def joined(first: PeerResult, second: PeerResult) -> PeerResult:
-    """One result with the seconds of both runs of one tool."""
-    return dataclasses.replace(first, seconds={work: first.seconds[work] + second.seconds[work] for work in WORKS})
+    """One result with the times of both runs of one tool."""
+    both = {
+        name: {work: getattr(first, name)[work] + getattr(second, name)[work] for work in WORKS}
+        for name in ("seconds", "cpu")
+    }
+    return dataclasses.replace(first, **both)
 
 
 def table(ours: PeerResult, theirs: Sequence[PeerResult], rows: Sequence[Rows], asked: Sequence[str]) -> pd.DataFrame:
@@ -229,9 +239,10 @@ def table(ours: PeerResult, theirs: Sequence[PeerResult], rows: Sequence[Rows], 
             seconds = peer.seconds[work]
             middle = float(np.median(seconds))
             row = {"tool": peer.peer, "work": work, "seconds": middle, "fastest": min(seconds), "slowest": max(seconds)}
-            row |= {"tokens_per_s": tokens / middle}
+            row |= {"cpu_seconds": float(np.median(peer.cpu[work])), "tokens_per_s": tokens / middle}
             if peer is not ours:
                 row |= dict(zip(("speedup", "least", "most"), speedup(mine, seconds), strict=True))
+                row |= {"cpu_speedup": float(np.median(peer.cpu[work]) / np.median(ours.cpu[work]))}
                 found = compare(ours, peer, rows)[work]
                 row |= {"largest_difference": found.largest, "rows_compared": found.rows, "same_tokens": found.tokens}
                 row |= {"version": peer.versions.get(_PACKAGES[peer.peer], "")}
@@ -253,7 +264,7 @@ def metrics(table: pd.DataFrame) -> dict[str, float | str]:
             out[name] = "not measured: not installed"
         else:
             out |= {name: row.speedup, f"{name}_low": row.least, f"{name}_high": row.most}
-            out |= {f"{row.work}_seconds_{row.tool}": row.seconds}
+            out |= {f"cpu_{name}": row.cpu_speedup, f"{row.work}_seconds_{row.tool}": row.seconds}
             out |= {f"{row.work}_largest_difference_{row.tool}": row.largest_difference}
     return out
 
