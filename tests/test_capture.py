@@ -165,20 +165,23 @@ def test_a_prompt_without_room_for_an_answer_is_named(tmp_path):
 def test_every_row_of_a_batch_begins_with_one_bos(tmp_path):
     """The first ids that are not padding, in every row: a look at row 0 alone would be a look at the longest prompt."""
     model = fresh("llama", "sdpa")
-    bos, seen = model.tokenizer.bos_token_id, []
+    bos, whole, rest = model.tokenizer.bos_token_id, [], []
 
     def look(_module, _args, kwargs):
         ids, mask = kwargs["input_ids"], kwargs["attention_mask"]
-        if ids.shape == mask.shape:  # prompts and replays, not the steps of one token
-            seen.extend(row[m.bool()][:2].tolist() for row, m in zip(ids, mask, strict=True))
+        if ids.shape == mask.shape:
+            whole.extend(row[m.bool()].tolist() for row, m in zip(ids, mask, strict=True))
+        elif ids.shape[1] > 1:  # what is left of prompts behind their common beginning
+            rest.extend(ids.flatten().tolist())
 
     assert model.hooks
-    model.model.register_forward_pre_hook(look, with_kwargs=True)
     model.model.model.register_forward_pre_hook(look, with_kwargs=True)
     base = side(model=model)
     samples = live(base, tmp_path, 1, batch_size=4)
+    assert len(whole) == 1 and whole[0][0] == bos and whole[0].count(bos) == 1 and rest and bos not in rest
+    whole.clear()
     captured.capture_replay(base, [s.sequence for s in samples], probe_of(model), tmp_path)
-    assert len(seen) >= 8 and all(first == bos and second != bos for first, second in seen)
+    assert len(whole) == len(samples) and all(ids[0] == bos and bos not in ids[1:3] for ids in whole)
 
 
 # --------------------------------------------------------------------------------------------------------------- tables

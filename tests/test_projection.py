@@ -104,6 +104,32 @@ def test_rows_of_samples_that_share_a_prompt_differ_where_their_tokens_do():
         assert np.abs(a.projection[:m] - rows[other].projection[:m]).max() > 0.1
 
 
+@pytest.mark.parametrize(("family", "attention"), [("llama", "sdpa"), ("gemma2", "eager"), ("gpt2", "sdpa")])
+def test_what_prompts_begin_with_alike_is_read_once_and_belongs_to_every_row(family, attention, monkeypatch):
+    model = loaded(family, attention)
+    begins = some_prompts([12], seed=5)[0]
+    prompts = [begins + p for p in some_prompts([3, 1, 9, 4])]
+    requests = [Request(p, seed) for seed, p in enumerate(prompts * 2)]
+    computed = []
+    frames = ProjectionTap.after
+
+    def count(tap, frame):
+        computed.append(0 if frame.step else len(frame.requests) * frame.width)
+        frames(tap, frame)
+
+    monkeypatch.setattr(ProjectionTap, "after", count)
+    _, rows, sequences = captured(model, requests, batch_size=3)
+    assert sum(computed) < 12 + 4 * 9 + 20  # the beginning once, and the rest of each prompt with its padding
+    v = some_vectors(len(all_points(model, sites_of(model))), model.hooks.d_model)
+    v = (v / v.norm(dim=1, keepdim=True)).numpy()
+    for s, r in zip(sequences, rows, strict=True):
+        h = hidden_states(model, s.ids)
+        np.testing.assert_allclose(r.projection[:, 0], h[0] @ v[0], atol=3e-4, rtol=1e-3)
+        np.testing.assert_allclose(r.norm[:, 0], np.linalg.norm(h[0], axis=-1), atol=3e-4, rtol=1e-3)
+        later = len(sites_of(model)) * 2  # the input of block 2
+        np.testing.assert_allclose(r.projection[:, later], h[2] @ v[later], atol=3e-4, rtol=1e-3)
+
+
 def test_a_prompt_of_one_token_is_a_prompt():
     """Its prefill is one column wide, like a step; all its samples, and a replay of it alone, have their rows."""
     model = loaded("gpt2", "sdpa")

@@ -70,6 +70,7 @@ class Frame:
     prompt_lengths: torch.Tensor  # [rows] int64
     width: int
     step: bool = False  # one token per row, after its prompt (a prompt may be one token long, too)
+    shared: int = 0  # tokens that all prompts of this prefill begin with, which an earlier forward held
 
     def positions(self) -> torch.Tensor:
         """Position of every column, ``[rows, width]``; before the row's own tokens in padding."""
@@ -328,7 +329,7 @@ class _Loop:
         first = {row: i for i, row in reversed(list(zip(group, row_of, strict=True)))}
         representatives = [first[row] for row in range(len(distinct))]
         strengths = torch.tensor([strength for _, strength in distinct], device=device)
-        frame = Frame(representatives, strengths, lengths, lengths, width)
+        frame = Frame(representatives, strengths, lengths, lengths, width, shared=shared)
         if self.prefix:
             cache = self.prefix.cache([strength for _, strength in distinct], device)
             position = frame.positions()

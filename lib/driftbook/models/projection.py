@@ -47,6 +47,7 @@ class ProjectionTap(Tap):
     """
 
     wants_last_token = True
+    reads_prompts = False  # what prompts begin with alike is read once, and belongs to every row
 
     def __init__(self, points: Sequence[tuple[int, str]], vectors: torch.Tensor, max_bytes: int = 4_000_000_000):
         self.points = list(points)
@@ -56,6 +57,7 @@ class ProjectionTap(Tap):
         self._stack: torch.Tensor | None = None
         self._step = False
         self._prefill: list[torch.Tensor | None] = []
+        self._shared: dict[float, np.ndarray] = {}  # what all prompts begin with, by strength
         self._prompts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._steps: list[tuple[np.ndarray, np.ndarray, torch.Tensor]] = []
         self.dropped = 0
@@ -112,8 +114,15 @@ class ProjectionTap(Tap):
             both = torch.stack([p for p in self._prefill if p is not None], 2)  # [rows, width, points, vectors + 1]
             self._prefill = []
             host = both.cpu().numpy()
-            for row, (request, n) in enumerate(zip(frame.requests, frame.lengths.tolist(), strict=True)):
-                kept = host[row, frame.width - n :]
+            begins = bool((frame.lengths < frame.prompt_lengths).all())
+            about = zip(frame.requests, frame.lengths.tolist(), frame.strengths.tolist(), strict=True)
+            for row, (request, n, strength) in enumerate(about):
+                kept = host[row, frame.width - (n - frame.shared) :]
+                if begins:
+                    self._shared[strength] = kept
+                    continue
+                if frame.shared:
+                    kept = np.concatenate([self._shared[strength], kept])
                 self._prompts[request] = (kept[..., :-1].copy(), kept[..., -1].copy())
             return
         assert self._stack is not None and self._device_vectors is not None
@@ -148,7 +157,7 @@ class ProjectionTap(Tap):
                     continue
                 projection[i][position] = values[:, row, :-1]
                 norm[i][position] = values[:, row, -1]
-        self._prompts, self._steps = {}, []
+        self._shared, self._prompts, self._steps = {}, {}, []
         return [Rows(p, h) for p, h in zip(projection, norm, strict=True)]
 
     def replayed(self, sequences: int) -> list[Rows]:
