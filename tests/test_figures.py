@@ -392,3 +392,23 @@ def test_a_map_leaves_texts_out_rather_than_exceed_its_budget() -> None:
 def test_a_map_refuses_columns_of_another_length() -> None:
     with pytest.raises(ValueError, match="texts has 2 entries for 3 points"):
         figures.map_scatter([1, 2, 3], [1, 2, 3], title="t", caption="c", texts=["a", "b"])
+
+
+def test_rows_of_a_heat_map_may_be_heads_neurons_or_tokens() -> None:
+    values = np.array([[[3, 90], [7, 0]], [[1, 2], [3, 4]]], np.uint8)
+    said, read = ["It", " is"], ["<s>", "It"]
+    figure = figures.layer_token_heatmap(
+        values, [read, read], range(2), choices=["head 0", "head 1"], title="t", caption="c", unit="attention, %",
+        centre=None, row_title="token", rows_named=said,
+    )  # fmt: skip
+    trace, axis = figure.plotly.data[0], figure.plotly.layout.yaxis
+    assert np.asarray(trace.z).dtype == np.uint8 and np.asarray(trace.z).tolist() == [[3, 90], [7, 0]]
+    assert [t.strip("␣") for t in axis.ticktext] == ["It", "is"] and axis.autorange == "reversed"
+    assert trace.hovertemplate.startswith("token %{y}, token %{x}") and axis.title.text == "token"
+    assert figure.table["at token"].tolist()[0] == "It" and "2 tokens by 2 tokens" in figure.alt
+
+
+def test_pictures_can_share_a_colour_scale() -> None:
+    flat = np.full((3, 4), 0.5, np.float32)
+    figure = figures.layer_token_heatmap(flat, list("abcd"), range(3), title="t", caption="c", reach=8.0)
+    assert (figure.plotly.data[0].zmin, figure.plotly.data[0].zmax) == (-8.0, 8.0)

@@ -418,13 +418,13 @@ def layer_token_heatmap(
         named = {"tickvals": np.asarray(layers, np.int16), "ticktext": labels, "autorange": "reversed"}
     figure = chart(
         traces,
-        height=max(240, 120 + (13 if rows_named else 9) * len(layers)),
+        height=max(240, 120 + (max(13, min(24, 320 // max(len(layers), 1))) if rows_named else 9) * len(layers)),
         x={
             "title": {"text": "token"},
             "showgrid": False,
             "tickvals": np.arange(len(token_lists[0]), dtype=np.int16),
             "ticktext": [plain(visible_token(t)) for t in token_lists[0]],
-            "tickangle": -50,
+            **({"tickangle": -90, "tickfont": {"size": 8}} if max(map(len, token_lists)) > 48 else {"tickangle": -50}),
         },
         y={"title": {"text": plain(row_title)}, "showgrid": False} | named,
     )
