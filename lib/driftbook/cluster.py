@@ -20,6 +20,7 @@ from driftbook.discovery.clustering import Clustering, Stability
 from driftbook.discovery.embeddings import Embedded, Embedder, EmbeddingCache, Fidelity, embed, text_digest
 from driftbook.errors import DriftbookError
 from driftbook.evidence.intervals import resample_counts
+from driftbook.scale import Workers
 from driftbook.workbook import parameters
 
 SIDES = composition.SIDES
@@ -95,11 +96,13 @@ def embed_texts(
     cache: Path,
     device: str = "auto",
     progress: Callable[[int, str, str], Any] | None = None,
+    workers: Workers | None = None,
 ) -> Embedding:
-    """Embed the answers, never the prompts. A warm run reads ``cache/embeddings`` and loads no model."""
+    """Embed the answers, never the prompts, here or by ``workers``. A warm run reads ``cache/embeddings`` and loads no
+    model."""
     embedder = Embedder(section.embedder, instruction=section.instruction, device=device)
     store = EmbeddingCache(cache / "embeddings")
-    found = embed(texts["text"], store, embedder, progress)
+    found = embed(texts["text"], store, embedder, progress, workers=workers)
     fidelity = store.fidelity(embedder.identity)
     if fidelity is None:
         fidelity = embedder.fidelity(texts["text"].tolist())

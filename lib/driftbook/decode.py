@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from driftbook.discovery.prompts import Prompt, check_lengths, read_prompts, to_
 from driftbook.discovery.splits import drop_near_duplicates, sample_prompts, split_prompts
 from driftbook.errors import BudgetError, PromptError
 from driftbook.evidence.intervals import bootstrap_mean
-from driftbook.models.answers import Question, text_of
+from driftbook.models.answers import Engine, Question, text_of
 from driftbook.models.divergence import token_divergence
 from driftbook.models.interventions import SIDES, Pair, Side, taps_of
+from driftbook.models.local import Request
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams, stream_seed
 from driftbook.store import ShardStore, digest
@@ -129,38 +131,33 @@ def decode_texts(
     order = sorted(
         range(len(asks)), key=lambda i: (asks[i].round, -len(ids[asks[i].prompt]), asks[i].prompt, asks[i].sample)
     )
-    pieces: list[pd.DataFrame] = []
-    for start in range(0, len(order), shard):
-        chosen = order[start : start + shard]
-        requests = [
+    shards = [order[start : start + shard] for start in range(0, len(order), shard)]
+
+    def requests_of(chosen: Sequence[int]) -> list[Question]:
+        asked = [(asks[i], prompts.prompts[asks[i].prompt]) for i in chosen]
+        return [
             Question(ids[a.prompt], text_seed(seed, side.name, p, a.sample), prompt=p, sample=a.sample)
-            for a, p in ((asks[i], prompts.prompts[asks[i].prompt]) for i in chosen)
+            for a, p in asked
         ]
-        key = digest(
-            "decode",
-            engine.name,
-            getattr(engine, "version", 1),
-            side.key,
-            asdict(params),
-            [(r.prompt_ids, r.seed) for r in requests],
-        )
+
+    made: set[str] = set()
+    if side.workers is not None:
+        todo = ((shard_key(engine, side, params, r), r) for r in map(requests_of, shards))
+        missing = ((key, [Request(q.prompt_ids, q.seed) for q in r]) for key, r in todo if not store.has_table(key))
+        work = partial(decode_into, side.name, params, store.folder, decoder, batch_size)
+        held_by_vllm = str(side.model.dtype).removeprefix("torch.") if decoder == "vllm" else None
+        for key, count in side.workers.map(work, missing, unused_weights=held_by_vllm):
+            made.add(key)
+            if progress:
+                progress(count)
+    pieces: list[pd.DataFrame] = []
+    for chosen in shards:
+        requests = requests_of(chosen)
+        key = shard_key(engine, side, params, requests)
         held = store.table(key)
         if held is None:
-            begun = time.monotonic()
-            done: dict[int, tuple[list[int], str, str | None]] = {}
-            with side.active():
-                for completion in engine.generate(requests, params, taps_of(side)):
-                    done[completion.index] = (completion.token_ids, completion.finish_reason, text_of(completion))
-                    if progress:
-                        progress(1)
-            tokens = pa.array([done[k][0] for k in range(len(requests))], pa.list_(pa.int32()))
-            reasons = [done[k][1] for k in range(len(requests))]
-            seconds = [(time.monotonic() - begun) / len(requests)] * len(requests)
-            columns = {"token_ids": tokens, "finish_reason": reasons, "seconds": seconds}
-            if any(text is not None for _, _, text in done.values()):  # said in words: tokens may not give them back
-                columns["text"] = [done[k][2] for k in range(len(requests))]
-            held = store.put_table(key, pa.table(columns))
-        elif progress:
+            held = store.put_table(key, decode_shard(engine, side, requests, params, progress))
+        elif progress and key not in made:
             progress(len(chosen))
         rows = held.to_pandas()
         pieces.append(
@@ -196,6 +193,56 @@ def decode_texts(
         for p, s, k in zip(out.prompt_id, out.sample_index, out.seed, strict=True)
     ]
     return out[[*TEXT_SCHEMA.names, "seconds"]]
+
+
+def shard_key(engine: Engine, side: Side, params: SamplingParams, requests: Sequence[Request]) -> str:
+    """What a shard of texts is kept under: everything that shapes them, and nothing of who decodes them."""
+    asked = [(r.prompt_ids, r.seed) for r in requests]
+    return digest("decode", engine.name, getattr(engine, "version", 1), side.key, asdict(params), asked)
+
+
+def decode_shard(
+    engine: Engine,
+    side: Side,
+    requests: Sequence[Request],
+    params: SamplingParams,
+    progress: Callable[[int], Any] | None = None,
+) -> pa.Table:
+    """The texts of one shard in the order of its requests: token_ids, finish_reason, seconds, and text where the
+    engine answers in words."""
+    begun = time.monotonic()
+    done: dict[int, tuple[list[int], str, str | None]] = {}
+    with side.active():
+        for completion in engine.generate(requests, params, taps_of(side)):
+            done[completion.index] = (completion.token_ids, completion.finish_reason, text_of(completion))
+            if progress:
+                progress(1)
+    columns = {
+        "token_ids": pa.array([done[k][0] for k in range(len(requests))], pa.list_(pa.int32())),
+        "finish_reason": [done[k][1] for k in range(len(requests))],
+        "seconds": [(time.monotonic() - begun) / len(requests)] * len(requests),
+    }
+    if any(text is not None for _, _, text in done.values()):  # said in words: tokens may not give them back
+        columns["text"] = [done[k][2] for k in range(len(requests))]
+    return pa.table(columns)
+
+
+def decode_into(
+    name: str,
+    params: SamplingParams,
+    folder: Path,
+    decoder: str,
+    batch_size: int | str,
+    pair: Pair,
+    shard: tuple[str, list[Request]],
+) -> tuple[str, int]:
+    """What a worker does with one shard of side ``name``: decode it into the store. Returns its key and how many
+    texts it holds."""
+    key, requests = shard
+    side = getattr(pair, name)
+    engine = side.engine(folder.parent, decoder, batch_size)
+    ShardStore(folder).put_table(key, decode_shard(engine, side, requests, params))
+    return key, len(requests)
 
 
 def text_seed(seed: int, side: str, prompt: Prompt, sample: int) -> int:

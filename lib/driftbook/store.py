@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,10 @@ class ShardStore:
 
         return self._read(self._path(key, "parquet"), pq.read_table)
 
+    def has_table(self, key: str) -> bool:
+        """Whether a table was written under a key; reading it may still find it damaged."""
+        return self._path(key, "parquet").exists()
+
     def put_table(self, key: str, table: pa.Table) -> pa.Table:
         import pyarrow.parquet as pq
 
@@ -49,6 +54,10 @@ class ShardStore:
     def arrays(self, key: str) -> dict[str, np.ndarray] | None:
         """The named arrays under a key, or None."""
         return self._read(self._path(key, "safetensors"), load_file)
+
+    def has_arrays(self, key: str) -> bool:
+        """Whether arrays were written under a key; reading them may still find them damaged."""
+        return self._path(key, "safetensors").exists()
 
     def put_arrays(self, key: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         contiguous = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
@@ -70,7 +79,8 @@ class ShardStore:
 
     def _write(self, path: Path, writer: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging = path.with_name(f".{path.name}.{os.getpid()}")
+        # Writers on several machines may share the folder: a process id alone does not tell them apart.
+        staging = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
         try:
             writer(staging)
             os.replace(staging, path)

@@ -26,6 +26,7 @@ from driftbook.evidence.material import Material
 from driftbook.evidence.panel import Embed, Judges, open_embedder, open_endpoint, open_judge
 from driftbook.evidence.report import answer, beside_rivals, e_paths, side_by_side, threshold
 from driftbook.evidence.rivals import Rivals, bag_of_words, embedding_classifier
+from driftbook.scale import open_workers
 
 if TYPE_CHECKING:
     from driftbook.workbook.parameters import Judge as JudgeSpec
@@ -51,6 +52,7 @@ __all__ = [
     "load",
     "open_embedder",
     "open_judges",
+    "open_workers",
     "rivals",
     "screen",
     "side_by_side",
@@ -132,11 +134,12 @@ def open_judges(run: Run, material: Material) -> Judges:
     """The judges of the parameter file, with the verdict cache that all experiments share and the cap of this run."""
     section = run.section
     ledger = Ledger(run.cache / "verdicts" / "answers.sqlite", section.budget_usd)
+    workers = open_workers(run.params)
 
     def judge(spec: JudgeSpec, role: str) -> Judge:
         # a judge that also tests is asked batch by batch, under the bar of the test
         bar = run.progress if role == "cheap" and section.judges.expensive else None
-        opened = open_judge(spec, role, material, ledger, run.cache, run.root, bar)
+        opened = open_judge(spec, role, material, ledger, run.cache, run.root, bar, workers)
         _ = ledger.accounts[opened.name]  # a judge that made no call has its line in the ledger too
         return opened
 

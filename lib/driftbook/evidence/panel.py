@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from driftbook.evidence.material import Material
 from driftbook.workbook.parameters import ModelSpec
 
 if TYPE_CHECKING:
+    from driftbook.scale import Workers
     from driftbook.workbook.parameters import Judge as JudgeSpec
 
 Progress = Callable[..., Any]
@@ -40,13 +42,13 @@ class Judges:
         return self.expensive or self.cheap
 
 
-def open_embedder(cache: Path, model: str = EMBEDDER) -> Embed:
-    """Unit vectors of texts, from the cache that the cluster stage fills; the model is loaded when a text is
-    missing."""
+def open_embedder(cache: Path, model: str = EMBEDDER, workers: Workers | None = None) -> Embed:
+    """Unit vectors of texts, from the cache that the cluster stage fills; the model is loaded, here or by ``workers``,
+    when a text is missing."""
     from driftbook.discovery.embeddings import Embedder, EmbeddingCache, embed
 
     embedder, store = Embedder(model), EmbeddingCache(cache / "embeddings")
-    return lambda texts: embed(texts, store, embedder).vectors
+    return lambda texts: embed(texts, store, embedder, workers=workers).vectors
 
 
 def exemplars(material: Material) -> Callable[[Hypothesis], tuple[list[str], list[str]]]:
@@ -87,18 +89,23 @@ def open_judge(
     cache: Path,
     root: Path,
     progress: Progress | None = None,
+    workers: Workers | None = None,
 ) -> Judge:
-    """The judge that a parameter section describes; ``role`` names it in the ledger."""
+    """The judge that a parameter section describes; ``role`` names it in the ledger.
+
+    ``workers`` compute for judges whose model is here. Calls to an endpoint are made by this process alone: it keeps
+    as many under way as the server bears, and the cap on money holds because there is one account.
+    """
     if spec.kind == "lexicon":
         return LexiconJudge()
     if spec.kind == "embedding":
         model = spec.model or EMBEDDER
-        return EmbeddingJudge(open_embedder(cache, model), exemplars(material), {"model": model})
+        return EmbeddingJudge(open_embedder(cache, model, workers), exemplars(material), {"model": model})
     rubric = _rubric(spec, root)
     if spec.kind == "endpoint":
         endpoint = open_endpoint(spec, f"{spec.model} ({role})", ledger, progress)
         return EndpointJudge(endpoint, per_call=spec.per_call, mode=spec.mode, rubric=rubric)
-    return open_local_judge(spec.model or ModelSpec().model, role, ledger, cache, rubric, progress)
+    return open_local_judge(spec.model or ModelSpec().model, role, ledger, cache, rubric, progress, workers)
 
 
 def _rubric(spec: JudgeSpec, root: Path) -> str | None:
@@ -111,14 +118,21 @@ def _rubric(spec: JudgeSpec, root: Path) -> str | None:
 
 
 def open_local_judge(
-    model: str, role: str, ledger: Ledger, cache: Path, rubric: str | None = None, progress: Progress | None = None
+    model: str,
+    role: str,
+    ledger: Ledger,
+    cache: Path,
+    rubric: str | None = None,
+    progress: Progress | None = None,
+    workers: Workers | None = None,
 ) -> LocalJudge:
-    """A judge on this machine, named by its weights; they are read at the first verdict that is not stored."""
+    """A judge that runs here (by ``workers``, where there are any), named by its weights; they are read at the first
+    verdict that is not stored."""
     from driftbook.models import loading
 
     source = Path(loading.resolve(model, cache))
     weights = loading.weights_hash(source, cache) if source.is_dir() else model
     _, dtype, _ = loading.choose_device()
-    spec = ModelSpec(model=model)
+    load = partial(loading.load, ModelSpec(model=model), cache)
     name = f"{model} ({role})"
-    return LocalJudge(name, lambda: loading.load(spec, cache), f"{weights} {dtype}", ledger, rubric, progress=progress)
+    return LocalJudge(name, load, f"{weights} {dtype}", ledger, rubric, progress=progress, workers=workers)

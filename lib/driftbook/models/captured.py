@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ from driftbook.store import ShardStore, digest
 
 if TYPE_CHECKING:
     import pandas as pd
+
+REPLAY_SHARD = 128  # sequences that are replayed and kept together
 
 
 @dataclass(frozen=True)
@@ -204,27 +207,21 @@ def capture_replay(
     """The same rows for tokens that already exist (another side's answers, decoded texts), one ``Rows`` per
     sequence."""
     store = ShardStore(cache / "capture")
+    shards = [sequences[start : start + REPLAY_SHARD] for start in range(0, len(sequences), REPLAY_SHARD)]
+    keys = [digest("replay", side.key, probe.key, [(s.prompt_ids, s.response_ids) for s in chosen]) for chosen in shards]
+    made: set[str] = set()
+    if side.workers is not None:
+        missing = ((key, list(chosen)) for key, chosen in zip(keys, shards, strict=True) if not store.has_arrays(key))
+        for key, count in side.workers.map(partial(replay_into, side.name, probe, store.folder), missing):
+            made.add(key)
+            if progress:
+                progress(count)
     out: list[Rows] = []
-    for start in range(0, len(sequences), 128):
-        chosen = sequences[start : start + 128]
-        key = digest("replay", side.key, probe.key, [(s.prompt_ids, s.response_ids) for s in chosen])
+    for key, chosen in zip(keys, shards, strict=True):
         held = store.arrays(key)
         if held is None:
-            tap = ProjectionTap(probe.points, probe.matrix)
-            with side.active():
-                for batch, _ in replay(side.model, chosen, taps_of(side, [tap])):
-                    if progress:
-                        progress(len(batch))
-            rows = tap.replayed(len(chosen))
-            held = store.put_arrays(
-                key,
-                {
-                    "row_lengths": np.array([len(r.norm) for r in rows], np.int32),
-                    "projection": np.concatenate([r.projection for r in rows]),
-                    "norm": np.concatenate([r.norm for r in rows]),
-                },
-            )
-        elif progress:
+            held = store.put_arrays(key, replay_shard(side, chosen, probe, progress))
+        elif progress and key not in made:
             progress(len(chosen))
         ends = np.cumsum(held["row_lengths"])
         out += [
@@ -232,6 +229,33 @@ def capture_replay(
             for n, e in zip(held["row_lengths"], ends, strict=True)
         ]
     return out
+
+
+def replay_shard(
+    side: Side, sequences: Sequence[TokenSequence], probe: Probe, progress: Callable[[int], Any] | None = None
+) -> dict[str, np.ndarray]:
+    """The rows of one shard of a replay, below each other."""
+    tap = ProjectionTap(probe.points, probe.matrix)
+    with side.active():
+        for batch, _ in replay(side.model, sequences, taps_of(side, [tap])):
+            if progress:
+                progress(len(batch))
+    rows = tap.replayed(len(sequences))
+    return {
+        "row_lengths": np.array([len(r.norm) for r in rows], np.int32),
+        "projection": np.concatenate([r.projection for r in rows]),
+        "norm": np.concatenate([r.norm for r in rows]),
+    }
+
+
+def replay_into(
+    name: str, probe: Probe, folder: Path, pair: Pair, shard: tuple[str, list[TokenSequence]]
+) -> tuple[str, int]:
+    """What a worker does with one shard of a replay through side ``name``: its rows go into the store. Returns its key
+    and how many sequences it holds."""
+    key, sequences = shard
+    ShardStore(folder).put_arrays(key, replay_shard(getattr(pair, name), sequences, probe))
+    return key, len(sequences)
 
 
 # -------------------------------------------------------------------------------------------------------- decoded texts

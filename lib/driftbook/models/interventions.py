@@ -22,6 +22,7 @@ from driftbook.models.loading import LoadedModel, file_hash, load
 from driftbook.models.local import LocalEngine, Tap
 from driftbook.models.steering import AblateTap, SteerTap
 from driftbook.models.vectors import VectorSet
+from driftbook.scale import PairSpec, PairWorkers, describe, open_workers, share
 from driftbook.store import digest
 
 SIDES = ("base", "intervention")
@@ -43,6 +44,7 @@ class Side:
     uses_adapter: bool = False
     notes: dict[str, Any] = field(default_factory=dict)
     source: Engine | None = None  # answers in the place of ``model``, which then only reads what was said
+    workers: PairWorkers | None = None  # processes that hold the same pair and take shards of its work
 
     def encode(self, text: str, system: str | None = None, messages: list[dict] | None = None) -> tuple[int, ...]:
         """Token ids of a prompt as this side gets it: the side's system prompt stands before the prompt's own."""
@@ -162,10 +164,18 @@ def open_pair(
 
 
 def open_sides(run: Any) -> Pair:
-    """The pair of a run: loads the base once, and reads the traits stage where the intervention is made of a vector."""
+    """The pair of a run: loads the base once, and reads the traits stage where the intervention is made of a vector.
+
+    With ``engine.kind: ray`` the sides hand their shards to workers, which open the same pair.
+    """
     p = run.params
+    workers = open_workers(p)  # before the weights: an address that does not answer is known at once
     vectors = VectorSet.load(run.input("traits")) if needs_vectors(p.intervention) else None
     pair = open_pair(p.base, p.intervention, run.cache, run.root, vectors, run.progress)
+    if workers is not None:
+        keys = {side.name: side.key for side in pair}
+        share(pair, workers, PairSpec(p.base, p.intervention, run.cache, run.root, vectors, keys))
+        run.record("engine", describe(workers))
     run.record("base", pair.base.model.record)
     run.record(
         "intervention",

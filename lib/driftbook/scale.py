@@ -1,0 +1,369 @@
+"""``engine: {kind: ray}``: shards of decoding, replay, embedding and judging on worker processes, here or on a cluster.
+
+A shard is the unit of determinism: its result follows from what it asks for and from nothing else, so the texts are
+the same with one worker, with eight, and with one that was killed half-way. Ray starts the workers, places them, starts
+them again when they die and repeats what they were doing. What they made goes into the shared store of shards, and the
+driver (the notebook) gets keys and counts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from driftbook.errors import DriftbookError, ModelError
+
+if TYPE_CHECKING:
+    from driftbook.models.interventions import Pair
+    from driftbook.models.vectors import VectorSet
+    from driftbook.workbook.parameters import Engine, Experiment, ModelSpec
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Held = TypeVar("Held")
+
+RESTARTS = (
+    20  # of one worker in one run: a machine that is taken away now and then is borne, a crash at every start not
+)
+RETRIES = 3  # of one shard: one that kills every worker that takes it must come to an end
+REACH_S = 5.0
+OBJECT_STORE_BYTES = 1_000_000_000  # arguments only: what workers make goes to disk
+
+#: A Ray that is started here listens on the loopback interface alone. Ray takes "127.0.0.1" for a request to find the
+#: machine's outer address, unless this says that there is no cluster to be reached by others.
+_LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+# ------------------------------------------------------------------------------------------------------- the connection
+
+
+def check(engine: Engine) -> None:
+    """Refuse what cannot work before anything is loaded: no Ray, or an address at which nothing answers.
+
+    Raises:
+        DriftbookError: names ``engine.kind`` or ``engine.address`` and what to do.
+    """
+    from importlib.util import find_spec
+
+    if engine.kind != "ray":
+        return
+    if find_spec("ray") is None:
+        raise DriftbookError("engine.kind ray: Ray is not installed: pip install 'driftbook[ray]', or use kind: local")
+    if engine.address in (None, "auto"):
+        return
+    host, _, port = engine.address.rpartition(":")
+    if not host or not port.isdigit():
+        raise DriftbookError(
+            f"engine.address {engine.address!r} is none: give host:port of a Ray head (ray start --head shows it), "
+            "auto for the cluster that this machine belongs to, or leave it out and one is started here"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_S).close()
+    except OSError as error:
+        raise _unreachable(engine.address, error) from None
+
+
+def _unreachable(address: str, reason: object) -> DriftbookError:
+    return DriftbookError(
+        f"engine.address {address}: no Ray cluster answers there ({str(reason).splitlines()[0]}). Start one (ray start "
+        "--head, then ray start --address=... on the other machines), correct the address, or leave engine.address out "
+        "and workers are started on this machine"
+    )
+
+
+def connect(engine: Engine, threads: int, gpus: int = 0) -> None:
+    """Connect this process to ``engine.address``, or start a Ray on this machine for it: on the loopback interface
+    alone, behind a token that only this process and its workers know, without a dashboard. It ends with this process.
+
+    Args:
+        threads: of one worker; a Ray that is started here has so many CPUs for each.
+        gpus: of this machine, for a Ray that is started here.
+
+    Raises:
+        DriftbookError: nothing answers at the address, it refuses us, or this process is connected elsewhere.
+    """
+    check(engine)
+    wanted = engine.address or "local"
+    if _connected and _connected[-1] == wanted:
+        return
+    os.environ.update(_QUIET)
+    if engine.address is None and not _prepared:
+        if "ray" in sys.modules:
+            raise DriftbookError(
+                "engine.kind ray: Ray was imported before driftbook could close it to the network (it reads its "
+                "settings once); restart the kernel and let driftbook import it"
+            )
+        os.environ.update(_LOOPBACK_ONLY | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
+        _prepared.append(True)
+    import ray
+
+    if ray.is_initialized():
+        raise DriftbookError(
+            f"engine.address: this process is connected to another Ray, and {wanted} is asked for; call ray.shutdown() "
+            "or restart the kernel"
+        )
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if engine.address is not None:
+        try:
+            ray.init(address=engine.address, **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise _unreachable(engine.address, error) from None
+        _connected.append(wanted)
+        return
+    found = ray.init(
+        address="local",
+        num_cpus=threads * engine.workers,
+        num_gpus=gpus,
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        **options,
+    )
+    assert found.address_info["node_ip_address"] == "127.0.0.1", found.address_info
+    _connected.append(wanted)
+
+
+_connected: list[str] = []
+_prepared: list[bool] = []  # whether Ray was imported under the settings for a Ray of our own
+
+
+def disconnect() -> None:
+    """Leave the cluster; a Ray that was started here ends. Workers that were opened are gone."""
+    if _connected:
+        import ray
+
+        ray.shutdown()
+        _connected.clear()
+    _opened.clear()
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# ---------------------------------------------------------------------------------------------------------- the workers
+
+
+class _Worker:
+    """A worker process. It opens what a job needs (a pair of models, an embedder, a judge) once, and keeps it."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, Any] = {}
+        self.job: tuple[str, Any, Any] | None = None
+        self.number = -1
+
+    def do(self, number: int, jobs: list[Any], item: Any) -> Any:
+        import ray
+
+        if self.job is None or self.number != number:
+            self.job, self.number = ray.get(jobs[0]), number
+        name, opened, work = self.job
+        if name not in self.held:
+            self.held[name] = opened()
+        return work(self.held[name], item)
+
+    def memory(self) -> tuple[int, float]:
+        """Process id and peak resident memory in MB (10^6 bytes)."""
+        from driftbook.workbook.runs import peak_rss_mb
+
+        return os.getpid(), peak_rss_mb()
+
+
+class Workers:
+    """``engine.workers`` processes on a Ray cluster, started at the first shard.
+
+    On CPUs each gets the cores of this machine (of the cluster, where there is an address) divided by the workers; on
+    GPUs one GPU each.
+    """
+
+    def __init__(self, engine: Engine, gpu: bool = False):
+        self.engine, self.gpu = engine, gpu
+        self.threads = max(1, cores() // engine.workers)
+        self._actors: list[Any] = []
+        self._jobs = itertools.count()
+        if engine.address is not None:
+            connect(engine, self.threads)
+
+    def map(
+        self, name: str, opened: Callable[[], Held], work: Callable[[Held, Item], Result], items: Iterable[Item]
+    ) -> Iterator[Result]:
+        """``work(opened(), item)`` for every item, in the order in which they finish.
+
+        A worker calls ``opened`` once per ``name`` and keeps what it gives. Items are drawn as workers get free, so
+        that those of a generator are never all in memory. All must be picklable.
+
+        Raises:
+            DriftbookError: what ``opened`` or ``work`` raised of that kind; or workers died more often than is borne.
+        """
+        waiting = iter(items)
+        first = next(waiting, None)
+        if first is None:
+            return
+        self._start()
+        import ray
+        from ray.util import ActorPool
+
+        number, job = next(self._jobs), ray.put((name, opened, work))
+        pool = ActorPool(self._actors)
+        try:
+            for item in itertools.chain([first], waiting):
+                if not pool.has_free():
+                    yield pool.get_next_unordered()
+                pool.submit(lambda actor, one: actor.do.remote(number, [job], one), item)
+            while pool.has_next():
+                yield pool.get_next_unordered()
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, DriftbookError):
+                raise error.cause from None
+            raise
+        except ray.exceptions.RayActorError as error:
+            self._actors = []
+            raise DriftbookError(
+                f"engine.kind ray: a worker died again and again ({str(error).splitlines()[0]}). Too little memory is "
+                "the usual reason: lower engine.workers or engine.batch_size. Finished shards are kept: run again"
+            ) from None
+
+    def memory(self) -> dict[int, float]:
+        """Peak resident memory of each worker in MB, by process id."""
+        import ray
+
+        return dict(ray.get([actor.memory.remote() for actor in self._actors]))
+
+    def close(self) -> None:
+        """End the worker processes; the next shard starts new ones."""
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
+
+    def _start(self) -> None:
+        if self._actors:
+            return
+        connect(self.engine, self.threads, _gpus() if self.gpu else 0)
+        import ray
+
+        there = ray.cluster_resources()
+        kind, have = ("GPU", int(there.get("GPU", 0))) if self.gpu else ("CPU", int(there.get("CPU", 0)))
+        if have < self.engine.workers:
+            raise DriftbookError(
+                f"engine.workers {self.engine.workers}: each takes a {kind}, and the cluster has {have}; lower it, or "
+                "start more machines first"
+            )
+        if self.engine.address is not None and not self.gpu:
+            self.threads = have // self.engine.workers
+        actor = ray.remote(_Worker).options(
+            num_cpus=self.threads if not self.gpu else 1,
+            num_gpus=1 if self.gpu else 0,
+            max_restarts=RESTARTS,
+            max_task_retries=RETRIES,
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.threads)}},
+        )
+        self._actors = [actor.remote() for _ in range(self.engine.workers)]
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def open_workers(params: Experiment) -> Workers | None:
+    """The workers of an experiment, the same ones throughout a process; None where ``engine.kind`` is local.
+
+    Raises:
+        DriftbookError: as :func:`check` and :func:`connect`, for an address at once.
+    """
+    engine = params.engine
+    if engine.kind != "ray":
+        return None
+    check(engine)
+    from driftbook.models.loading import choose_device
+
+    gpu = choose_device(params.base.device, params.base.dtype)[0].type == "cuda"
+    key = f"{engine.model_dump_json()} {gpu}"
+    if key not in _opened:
+        _opened[key] = Workers(engine, gpu)
+    return _opened[key]
+
+
+_opened: dict[str, Workers] = {}
+
+
+# -------------------------------------------------------------------------------------------------- the pair, elsewhere
+
+
+@dataclass(frozen=True)
+class PairSpec:
+    """All that it takes to open the pair of an experiment in another process. ``keys`` are those of the driver's sides:
+    a worker that would compute anything else is refused."""
+
+    base: ModelSpec
+    intervention: Any
+    cache: Path
+    root: Path
+    vectors: VectorSet | None
+    keys: dict[str, str]
+
+    def open(self) -> Pair:
+        """Raises ModelError when this process computes other models than the driver."""
+        from driftbook.models.interventions import open_pair
+
+        pair = open_pair(self.base, self.intervention, self.cache, self.root, self.vectors)
+        for side in pair:
+            if side.key != self.keys[side.name]:
+                raise ModelError(
+                    f"engine.kind ray: the worker on {socket.gethostname()} opened another {side.name} model than the "
+                    f"driver (as {side.model.dtype}); all machines need the same files, and base.dtype must be named "
+                    "where they are not of one kind"
+                )
+        return pair
+
+    def unused_weights(self, dtype: str) -> PairSpec:
+        """The same pair for workers in which vLLM holds the weights: those read here stay off the GPU."""
+        there = {"device": "cpu", "dtype": dtype}
+        other = self.intervention
+        if other.kind == "checkpoint":
+            other = other.model_copy(update=there)
+        return replace(self, base=self.base.model_copy(update=there), intervention=other)
+
+
+@dataclass(frozen=True)
+class PairWorkers:
+    """Workers that hold the pair that ``spec`` describes."""
+
+    workers: Workers
+    spec: PairSpec
+
+    def map(
+        self, work: Callable[[Pair, Item], Result], items: Iterable[Item], unused_weights: str | None = None
+    ) -> Iterator[Result]:
+        """``work(pair, item)`` for every item, in the order in which they finish. ``unused_weights`` names the dtype
+        where the pair's own weights are not computed with."""
+        spec = self.spec if unused_weights is None else self.spec.unused_weights(unused_weights)
+        name = f"pair {sorted(spec.keys.items())} {spec.base.device}"
+        return self.workers.map(name, spec.open, work, items)
+
+
+def share(pair: Pair, workers: Workers, spec: PairSpec) -> None:
+    """Let the sides hand their shards to workers. A side whose answers come from a server or a table keeps them here:
+    there is nothing to compute."""
+    for side in pair:
+        if side.source is None:
+            side.workers = PairWorkers(workers, spec)
+
+
+def describe(workers: Workers) -> dict[str, Any]:
+    """For ``run.json``."""
+    where = workers.engine.address or "this machine"
+    each = "1 GPU" if workers.gpu else f"{workers.threads} thread(s)"
+    return {"ray": where, "workers": workers.engine.workers, "each": each}
