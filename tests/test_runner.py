@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -66,10 +67,16 @@ def test_a_good_run_leaves_everything_that_a_reader_needs(root, bench):
     ]
 
 
-def test_an_engine_that_is_not_built_is_refused_before_anything_starts(no_kernel, tmp_path):
-    repository = Path(__file__).parents[1]
-    with pytest.raises(ParameterError, match=r"large\.yml: engine\.kind ray .* use kind: local"):
-        run_stage(repository / "params/large.yml", "traits", outputs=tmp_path)
+def test_a_cluster_that_does_not_answer_is_refused_before_anything_starts(root, no_kernel):
+    with socket.socket() as taken:  # bound and not listening: nothing answers there
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        file = root / "params/small.yml"
+        file.write_text(file.read_text() + f"engine: {{kind: ray, address: '{address}'}}\n")
+        write_notebook(root / "notebooks/traits.ipynb", "traits")
+        with pytest.raises(ParameterError, match=rf"small\.yml: engine\.address {address}: no Ray .* ray start --head"):
+            run_stage(file, "traits")
+    assert not no_kernel
 
 
 def test_a_second_run_starts_no_kernel(root, bench, no_kernel):

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from driftbook import decode, scale
+from driftbook import capture, decode, scale
+from driftbook.discovery.embeddings import Embedder, EmbeddingCache, embed, resolve_embedder, text_digest
+from driftbook.discovery.hypotheses import Hypothesis
+from driftbook.errors import DriftbookError, ModelError
+from driftbook.evidence.ledger import Ledger
+from driftbook.evidence.panel import open_local_judge
 from driftbook.models.interventions import Pair, open_pair
+from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.vectors import VectorRecord, VectorSet
 from driftbook.store import ShardStore
-from driftbook.workbook.parameters import Engine, ModelSpec, Steer
+from driftbook.workbook.parameters import Checkpoint, Engine, Experiment, ModelSpec, Steer
 from models import saved
 from test_decode import PROMPTS, content
 
@@ -128,3 +138,120 @@ def test_a_worker_that_is_killed_half_way_changes_no_text(ray, steered, shared, 
     assert sum(told) == len(here) and len(told) > 20
     now = workers.memory()
     assert victim not in now and other[0] in now and len(now) == 2
+
+
+def test_a_worker_that_computes_another_model_is_refused(ray, steered, shared, tmp_path):
+    pair, spec = steered
+    workers = shared(1)
+    strange = replace(spec, keys=spec.keys | {"intervention": "0" * 16})
+    scale.share(pair, workers, strange)
+    with pytest.raises(ModelError, match="opened another intervention model than the driver"):
+        texts_of(pair, tmp_path)
+
+
+def test_a_worker_for_vllm_leaves_the_gpu_to_it(steered):
+    _, spec = steered
+    other = replace(spec, intervention=Checkpoint(model="x", device="cuda"), base=ModelSpec(device="cuda"))
+    there = other.unused_weights("bfloat16")
+    assert {(m.device, m.dtype) for m in (there.base, there.intervention)} == {("cpu", "bfloat16")}
+    assert spec.unused_weights("float32").intervention == spec.intervention
+
+
+# --------------------------------------------------------------------------------------- replay, embeddings, judging
+
+
+def test_replay_embeddings_and_verdicts_are_those_of_this_process(ray, steered, shared, folder, tmp_path, monkeypatch):
+    pair, spec = steered
+    workers = shared(2)
+    vectors = spec.vectors
+    points = [(layer, "resid_post") for layer in range(4)]
+    probe = capture.Probe(points, torch.from_numpy(vectors.matrix(["calm"], "probe", points)), ["calm"], [], [])
+    rng = np.random.default_rng(1)
+    sequences = [TokenSequence(tuple(rng.integers(5, 300, n)), tuple(rng.integers(5, 300, 4))) for n in range(3, 23)]
+    monkeypatch.setattr(capture, "REPLAY_SHARD", 6)
+    texts = [f"{'rain and ' * (i % 7)}tea {i}" for i in range(60)]
+    claims = [Hypothesis("hedges", "base", words=("may",)), Hypothesis("agrees", "base", words=("yes",))]
+
+    def rows(cache: Path) -> list[capture.Rows]:
+        told: list[int] = []
+        out = capture.capture_replay(pair.intervention, sequences, probe, cache, told.append)
+        assert sum(told) == len(sequences)
+        return out
+
+    def vectors_of(cache: Path, workers: scale.Workers | None) -> np.ndarray:
+        with EmbeddingCache(cache) as store:
+            found = embed(texts, store, Embedder(dtype="float32", device="cpu"), commit=16, workers=workers)
+            assert len(store.get(Embedder(dtype="float32", device="cpu").identity, [text_digest(texts[0])])) == 1
+        assert found.embedded == len(texts)
+        return found.vectors
+
+    def verdicts(cache: Path, workers: scale.Workers | None) -> np.ndarray:
+        ledger = Ledger(cache / "answers.sqlite", 0.0)
+        judge = open_local_judge(str(folder), "cheap", ledger, cache, "Rate it.", workers=workers)
+        scores = judge.score(texts[:20], claims)
+        assert ledger.accounts[judge.name].calls == 40
+        return scores
+
+    there = rows(tmp_path / "ray"), vectors_of(tmp_path / "ray", workers), verdicts(tmp_path / "ray", workers)
+    with monkeypatch.context() as patch:
+        patch.setattr(pair.intervention, "workers", None)
+        here = rows(tmp_path / "local"), vectors_of(tmp_path / "local", None), verdicts(tmp_path / "local", None)
+    for a, b in zip(there[0], here[0], strict=True):
+        np.testing.assert_array_equal(a.projection, b.projection)
+        np.testing.assert_array_equal(a.norm, b.norm)
+    np.testing.assert_array_equal(there[1], here[1])
+    np.testing.assert_array_equal(there[2], here[2])
+    assert np.isfinite(here[2]).all() and here[2].std() > 0
+
+
+# ----------------------------------------------------------------------------------------------------- the connection
+
+
+def test_what_ray_starts_here_listens_on_the_loopback_interface_alone(ray, shared):
+    """Everything that this process started and that listens, as the kernel lists it."""
+    shared(1).memory()
+    mine, open_to_all = family(os.getpid()), []
+    sockets = {os.readlink(fd) for pid in mine for fd in descriptors(pid)}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and f"socket:[{words[9]}]" in sockets:
+                address = words[1].split(":")[0]
+                open_to_all += [] if address.endswith("0100007F") else [line]
+    assert len(mine) > 3 and not open_to_all
+    assert os.environ["RAY_AUTH_MODE"] == "token" and len(os.environ["RAY_AUTH_TOKEN"]) == 64
+
+
+def family(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task").glob("*/children")
+    return [pid, *(p for c in children for child in c.read_text().split() for p in family(int(child)))]
+
+
+def descriptors(pid: int) -> list[Path]:
+    return [p for p in Path(f"/proc/{pid}/fd").iterdir() if p.is_symlink()]
+
+
+def test_an_address_that_is_none_or_does_not_answer_is_refused_with_the_remedy():
+    with socket.socket() as taken:  # bound and not listening: nothing answers there
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(
+            DriftbookError, match=rf"engine\.address {address}: no Ray cluster answers .*leave engine\."
+        ):
+            scale.open_workers(Experiment(experiment="a", engine=Engine(kind="ray", address=address)))
+    for wrong in ("somewhere", "head:port", ":6379"):
+        with pytest.raises(DriftbookError, match=r"engine\.address .* is none: give host:port"):
+            scale.check(Engine(kind="ray", address=wrong))
+    assert scale.open_workers(Experiment(experiment="a")) is None
+
+
+def test_more_workers_than_the_cluster_holds_are_refused(ray, tmp_path):
+    with pytest.raises(
+        DriftbookError, match=r"engine\.workers 64: each takes a CPU, and the cluster has \d+; lower it"
+    ):
+        list(scale.Workers(Engine(kind="ray", workers=64)).map("a", dict, dict.get, [1]))
+
+
+def test_what_a_worker_refuses_reaches_the_caller_as_it_was_said(ray, shared):
+    with pytest.raises(ModelError, match=r"bundled:other.* is not bundled"):
+        list(shared(1).map("an embedder", partial(resolve_embedder, "bundled:other"), text_digest, [1, 2]))

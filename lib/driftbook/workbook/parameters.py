@@ -128,7 +128,8 @@ Intervention = Annotated[
 class Engine(Section):
     """What runs the models. ``decoder`` is the generation engine inside a worker.
 
-    ``kind: ray`` can be planned for (``make plan``) and is refused when it is to be run: that engine is not built yet.
+    With ``kind: ray`` the shards of decoding, replay, embedding and judging go to ``workers`` processes: of the cluster
+    at ``address`` (``host:port``, or ``auto`` for the one that this machine belongs to), else started on this machine.
     """
 
     kind: Literal["local", "ray"] = "local"

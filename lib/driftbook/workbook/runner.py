@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 import yaml
 
+from driftbook import scale
 from driftbook.errors import DriftbookError, ParameterError
 from driftbook.workbook import keys
 from driftbook.workbook.drawing import draw, draw_pages, front_page, redraw
@@ -90,11 +91,6 @@ def run_stage(
     name = experiment.experiment
     if stage not in stages_of(experiment):
         raise DriftbookError(f"{name} has no stage {stage!r}; it has {', '.join(stages_of(experiment))}")
-    if isinstance(experiment, Experiment) and experiment.engine.kind == "ray":
-        raise ParameterError(
-            f"{experiment_file}: engine.kind ray can be planned for (make plan EXP={name}) but not run yet; "
-            "use kind: local"
-        )
     key = keys.stage_key(experiment, stage, layout)
     with clear_disk_errors(layout), contextlib.ExitStack() as locks:
         layout.parent(name, stage).mkdir(parents=True, exist_ok=True)
@@ -111,7 +107,17 @@ def run_stage(
                 return RunResult(name, stage, "skipped", target)
             redraw(layout, name, key)
             return RunResult(name, stage, "rendered", target)
+        if isinstance(experiment, Experiment):
+            _check_engine(experiment, experiment_file)
         return _run(experiment, layout, key, before, cell_timeout, kernel, echo)
+
+
+def _check_engine(experiment: Experiment, file: Path) -> None:
+    """Refuse an engine that cannot be had before a kernel starts. Raises ``ParameterError``."""
+    try:
+        scale.check(experiment.engine)
+    except DriftbookError as error:
+        raise ParameterError(f"{file}: {error}") from None
 
 
 def _run(
