@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,15 @@ import pandas as pd
 import pytest
 import torch
 
-from driftbook import capture, decode, scale
-from driftbook.discovery.embeddings import Embedder, EmbeddingCache, embed, resolve_embedder, text_digest
+from driftbook import decode, scale
+from driftbook.discovery.embeddings import Embedder, EmbeddingCache, embed, text_digest
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import DriftbookError, ModelError
 from driftbook.evidence.ledger import Ledger
 from driftbook.evidence.panel import open_local_judge
+from driftbook.models import captured
 from driftbook.models.interventions import Pair, open_pair
+from driftbook.models.projection import Rows
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.vectors import VectorRecord, VectorSet
@@ -165,16 +166,16 @@ def test_replay_embeddings_and_verdicts_are_those_of_this_process(ray, steered, 
     workers = shared(2)
     vectors = spec.vectors
     points = [(layer, "resid_post") for layer in range(4)]
-    probe = capture.Probe(points, torch.from_numpy(vectors.matrix(["calm"], "probe", points)), ["calm"], [], [])
+    probe = captured.Probe(points, torch.from_numpy(vectors.matrix(["calm"], "probe", points)), ["calm"], [], [])
     rng = np.random.default_rng(1)
     sequences = [TokenSequence(tuple(rng.integers(5, 300, n)), tuple(rng.integers(5, 300, 4))) for n in range(3, 23)]
-    monkeypatch.setattr(capture, "REPLAY_SHARD", 6)
+    monkeypatch.setattr(captured, "REPLAY_SHARD", 6)
     texts = [f"{'rain and ' * (i % 7)}tea {i}" for i in range(60)]
     claims = [Hypothesis("hedges", "base", words=("may",)), Hypothesis("agrees", "base", words=("yes",))]
 
-    def rows(cache: Path) -> list[capture.Rows]:
+    def rows(cache: Path) -> list[Rows]:
         told: list[int] = []
-        out = capture.capture_replay(pair.intervention, sequences, probe, cache, told.append)
+        out = captured.capture_replay(pair.intervention, sequences, probe, cache, told.append)
         assert sum(told) == len(sequences)
         return out
 
@@ -250,8 +251,3 @@ def test_more_workers_than_the_cluster_holds_are_refused(ray, tmp_path):
         DriftbookError, match=r"engine\.workers 64: each takes a CPU, and the cluster has \d+; lower it"
     ):
         list(scale.Workers(Engine(kind="ray", workers=64)).map("a", dict, dict.get, [1]))
-
-
-def test_what_a_worker_refuses_reaches_the_caller_as_it_was_said(ray, shared):
-    with pytest.raises(ModelError, match=r"bundled:other.* is not bundled"):
-        list(shared(1).map("an embedder", partial(resolve_embedder, "bundled:other"), text_digest, [1, 2]))

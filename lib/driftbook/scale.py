@@ -157,7 +157,8 @@ def cores() -> int:
 class _Worker:
     """A worker process. It opens what a job needs (a pair of models, an embedder, a judge) once, and keeps it."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: str) -> None:
+        self.folder = folder  # of the driver: relative paths in parameters start there
         self.held: dict[str, Any] = {}
         self.job: tuple[str, Any, Any] | None = None
         self.number = -1
@@ -166,6 +167,12 @@ class _Worker:
         import ray
 
         if self.job is None or self.number != number:
+            if not os.path.isdir(self.folder):
+                raise DriftbookError(
+                    f"engine.kind ray: {self.folder} is not there on {socket.gethostname()}; the repository and its "
+                    "outputs/ must lie under the same path on every machine"
+                )
+            os.chdir(self.folder)
             self.job, self.number = ray.get(jobs[0]), number
         name, opened, work = self.job
         if name not in self.held:
@@ -269,7 +276,7 @@ class Workers:
             max_task_retries=RETRIES,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.threads)}},
         )
-        self._actors = [actor.remote() for _ in range(self.engine.workers)]
+        self._actors = [actor.remote(os.getcwd()) for _ in range(self.engine.workers)]
 
 
 def _gpus() -> int:
@@ -366,5 +373,6 @@ def share(pair: Pair, workers: Workers, spec: PairSpec) -> None:
 def describe(workers: Workers) -> dict[str, Any]:
     """For ``run.json``."""
     where = workers.engine.address or "this machine"
-    each = "1 GPU" if workers.gpu else f"{workers.threads} thread(s)"
+    here = f"{workers.threads} thread(s)" if workers.engine.address is None else "its share of the cluster's CPUs"
+    each = "1 GPU" if workers.gpu else here
     return {"ray": where, "workers": workers.engine.workers, "each": each}

@@ -208,7 +208,9 @@ def capture_replay(
     sequence."""
     store = ShardStore(cache / "capture")
     shards = [sequences[start : start + REPLAY_SHARD] for start in range(0, len(sequences), REPLAY_SHARD)]
-    keys = [digest("replay", side.key, probe.key, [(s.prompt_ids, s.response_ids) for s in chosen]) for chosen in shards]
+    keys = [
+        digest("replay", side.key, probe.key, [(s.prompt_ids, s.response_ids) for s in chosen]) for chosen in shards
+    ]
     made: set[str] = set()
     if side.workers is not None:
         missing = ((key, list(chosen)) for key, chosen in zip(keys, shards, strict=True) if not store.has_arrays(key))
