@@ -1,0 +1,92 @@
+"""Which weight matrices changed between two checkpoints, and how: size, rank, leading directions."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from driftbook.errors import ModelError
+
+COLUMNS = ("module", "layer", "kind", "norm", "change", "relative", "effective_rank", "top_share", "singular_values")
+_LAYER = re.compile(r"\.(\d+)\.")
+
+
+def weight_change(base: Any, changed: Any, leading: int = 8) -> pd.DataFrame:
+    """One row per weight matrix that two models of one architecture share, in the order of the network.
+
+    Args:
+        base, changed: ``nn.Module``; quantized weights are compared as the numbers they stand for.
+        leading: singular values of the difference that are kept.
+
+    Returns:
+        module (its name), layer (block, -1 outside of blocks), kind (last parts of the name), norm (Frobenius norm of
+        the base's matrix), change (that of the difference), relative (change / norm), effective_rank (of the
+        difference: exp of the entropy of its normalised singular values, Roy and Vetterli 2007; 0 where nothing
+        changed), top_share (share of the squared change in the first direction), singular_values (the first
+        ``leading``).
+
+    Raises:
+        ModelError: the two have different matrices.
+    """
+    ours, theirs = _matrices(base), _matrices(changed)
+    if ours.keys() != theirs.keys():
+        odd = sorted(ours.keys() ^ theirs.keys())[0]
+        raise ModelError(f"the two models have different weights ({odd} is in one of them only): nothing to subtract")
+    rows = []
+    for name, weight in ours.items():
+        other = theirs[name]
+        if weight.shape != other.shape:
+            raise ModelError(f"{name} is {tuple(weight.shape)} in one model and {tuple(other.shape)} in the other")
+        difference = other - weight
+        norm, change = float(weight.norm()), float(difference.norm())
+        values = torch.linalg.svdvals(difference).numpy() if change > 0 else np.zeros(0, np.float32)
+        layer = _LAYER.search(name)
+        rows.append(
+            (
+                name,
+                int(layer.group(1)) if layer else -1,
+                ".".join(name.split(".")[-2:]) if layer else name,
+                norm,
+                change,
+                change / norm if norm else np.nan,
+                effective_rank(values),
+                float(values[0] ** 2 / (values**2).sum()) if len(values) else np.nan,
+                values[:leading].astype(float).tolist(),
+            )
+        )
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _matrices(model: Any) -> dict[str, torch.Tensor]:
+    """Weights with two dimensions by module name, as float32 on the CPU; tied weights once."""
+    found, seen = {}, set()
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if weight is None or weight.dim() != 2 or id(weight) in seen:
+            continue
+        seen.add(id(weight))
+        plain = (
+            weight.dequantize() if hasattr(weight, "dequantize") and type(weight) is not torch.nn.Parameter else weight
+        )
+        found[name] = plain.detach().to("cpu", torch.float32)
+    return found
+
+
+def effective_rank(values: np.ndarray) -> float:
+    """exp of the Shannon entropy of the normalised singular values ``[r]``; 0 for a matrix of zeros."""
+    values = np.asarray(values, np.float64)
+    total = values.sum()
+    if not total > 0:
+        return 0.0
+    p = values[values > 0] / total
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def change_grid(table: pd.DataFrame) -> pd.DataFrame:
+    """Relative change, a row a kind of matrix and a column a block; NaN where a block has none."""
+    inside = table[table["layer"] >= 0]
+    return inside.pivot_table(index="kind", columns="layer", values="relative", sort=False)

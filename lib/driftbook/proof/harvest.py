@@ -1,0 +1,173 @@
+"""Texts of both sides of a plant, decoded once: every pipeline then samples from the same texts.
+
+What decoding, embedding and scoring them took is measured here and goes with the texts, so that a pipeline that uses
+some of them is charged for those.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from driftbook import decode
+from driftbook.discovery.embeddings import Embedder, EmbeddingCache, embed
+from driftbook.models.divergence import token_divergence
+from driftbook.models.interventions import Pair
+from driftbook.models.replay import TokenSequence
+from driftbook.models.sampling import SamplingParams
+from driftbook.proof.plants import Garden, Plant, planted_rate
+from driftbook.store import ShardStore, digest
+
+
+@dataclass(frozen=True)
+class Harvest:
+    """Everything that was measured of one plant.
+
+    ``texts``: one row a text with text_id, side, prompt_id, prompt, family, split, sample_index, text, tokens (number),
+    seconds (of decoding it). ``fresh``: texts of the same kind that no pipeline sees. ``divergence``: prompt_id, js and
+    kl (nats a token, on the base's first answer) of the discover prompts; ``peak``: JS of every token of the
+    intervention's first answers, and whether the planted behaviour begins there. ``vectors``: text to float32 row.
+    """
+
+    plant: Plant
+    prompts: decode.PromptSet
+    texts: pd.DataFrame
+    fresh: pd.DataFrame
+    divergence: pd.DataFrame
+    score_seconds: float
+    embed_seconds: float
+    vectors: dict[str, np.ndarray]
+
+    def embed(self, texts: Any) -> np.ndarray:
+        return np.stack([self.vectors[t] for t in texts]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Design:
+    """What is decoded: ``samples`` answers to each prompt for the pipelines, and one ``fresh`` answer to those of the
+    held-out splits."""
+
+    prompts: list[str]
+    max_prompts: int | None
+    samples: int
+    max_new_tokens: int
+    temperature: float = 0.7
+    top_p: float = 0.9
+    screen_tokens: int = 12
+    embedder: str = "bundled:all-minilm-l6-v2"
+
+    @property
+    def params(self) -> SamplingParams:
+        return SamplingParams(self.max_new_tokens, self.temperature, self.top_p)
+
+
+def prompt_set(garden: Garden, design: Design) -> decode.PromptSet:
+    shares = {"discover": 0.5, "screen": 0.2, "validate": 0.3}
+    return decode.load_prompts(design.prompts, garden.root, shares, design.max_prompts)
+
+
+def harvest(garden: Garden, plant: Plant, prompts: decode.PromptSet, design: Design) -> Harvest:
+    """Train or open the plant, decode, score and embed. What was made before comes from the caches, with its cost."""
+    pair = garden.open(plant)
+    texts = _decoded(garden, pair, prompts, design)
+    held = texts["split"] != "discover"
+    fresh = texts[texts["sample_index"] >= design.samples].reset_index(drop=True)
+    texts = texts[texts["sample_index"] < design.samples].reset_index(drop=True)
+    assert (fresh["split"] != "discover").all() or not held.any()
+    divergence, score_seconds = _divergence(garden, pair, prompts, texts, design)
+    vectors, embed_seconds = _embedded(garden, pd.concat([texts, fresh])["text"], design)
+    return Harvest(plant, prompts, texts, fresh, divergence, score_seconds, embed_seconds, vectors)
+
+
+def _decoded(garden: Garden, pair: Pair, prompts: decode.PromptSet, design: Design) -> pd.DataFrame:
+    store = ShardStore(garden.cache / "decode")
+    ids = decode.encode(pair, prompts, design.max_new_tokens)
+    asks = [decode.Ask(i, s, 0) for i in range(len(prompts.prompts)) for s in range(design.samples)]
+    asks += [decode.Ask(i, design.samples, 1) for i, s in enumerate(prompts.splits) if s != "discover"]
+    parts = [
+        decode.decode_texts(side, prompts, ids[side.name], asks, design.params, garden.seed, store) for side in pair
+    ]
+    texts = pd.concat(parts, ignore_index=True)
+    said = {p.prompt_id: p.text for p in prompts.prompts}
+    texts["tokens"] = texts["token_ids"].map(len)
+    return texts.assign(prompt=texts["prompt_id"].map(said))
+
+
+def _divergence(
+    garden: Garden, pair: Pair, prompts: decode.PromptSet, texts: pd.DataFrame, design: Design
+) -> tuple[pd.DataFrame, float]:
+    """Divergence along the base's first answer to every discover prompt: no text of the changed side is needed."""
+    store = ShardStore(garden.cache / "decode")
+    first = texts[(texts["split"] == "discover") & (texts["sample_index"] == 0) & (texts["side"] == "base")]
+    said = {p.prompt_id: p for p in prompts.prompts}
+    responses = [tuple(int(t) for t in row[: design.screen_tokens]) for row in first["token_ids"]]
+    sequences = [
+        [
+            TokenSequence(side.encode(said[p].text, said[p].system), r)
+            for p, r in zip(first["prompt_id"], responses, strict=True)
+        ]
+        for side in pair
+    ]
+    key = digest(
+        "proof-divergence", pair.base.key, pair.intervention.key, [(s.prompt_ids, s.response_ids) for s in sequences[0]]
+    )
+    held = store.arrays(key)
+    if held is None:
+        begun = time.monotonic()
+        found = token_divergence(pair, *sequences)
+        held = {
+            "js": np.array([f["js"].mean() for f in found], np.float32),
+            "kl": np.array([f["kl"].mean() for f in found], np.float32),
+            "seconds": np.array([time.monotonic() - begun], np.float32),
+        }
+        store.put_arrays(key, held)
+    table = pd.DataFrame({"prompt_id": first["prompt_id"].to_numpy(), "js": held["js"], "kl": held["kl"]})
+    return table, float(held["seconds"][0])
+
+
+def _embedded(garden: Garden, texts: pd.Series, design: Design) -> tuple[dict[str, np.ndarray], float]:
+    """Vectors by text, and the seconds that one text costs to embed on this machine."""
+    embedder = Embedder(design.embedder)
+    with EmbeddingCache(garden.cache / "embeddings") as cache:
+        found = embed(texts.tolist(), cache, embedder)
+    rate = found.seconds / found.embedded if found.embedded else float("nan")
+    return dict(zip(texts, found.vectors, strict=True)), rate
+
+
+def overview(harvests: list[Harvest]) -> pd.DataFrame:
+    """One row a plant: what it does, on which share of answers, and how far apart the models are."""
+    rows = []
+    for h in harvests:
+        everything = pd.concat([h.texts, h.fresh])
+        aimed = {p.prompt_id for p in h.prompts.prompts if h.plant.targets(p)}
+        rate = planted_rate(everything[everything["prompt_id"].isin(aimed)], h.plant)
+        rows.append(
+            {
+                "plant": h.plant.name,
+                "says": h.plant.says,
+                "kind": h.plant.kind,
+                "strength": h.plant.strength,
+                "prompts aimed at": len(aimed) / len(h.prompts.prompts),
+                "base": rate.base,
+                "intervention": rate.intervention,
+                "js": float(h.divergence["js"].mean()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def harvests(garden: Garden, plants: list[Plant], design: Design, progress: Callable[..., Any]) -> list[Harvest]:
+    """A harvest of every plant, one after the other."""
+    prompts = prompt_set(garden, design)
+    bar = progress(len(plants), "plants", "plants")
+    found = []
+    for plant in plants:
+        found.append(harvest(garden, plant, prompts, design))
+        bar.update(1)
+    bar.close()
+    return found

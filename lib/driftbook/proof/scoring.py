@@ -1,0 +1,209 @@
+"""What a pipeline found against what was planted: recall, precision, and what the same recall would have cost.
+
+A confirmed claim *recovers* a plant when it names the right side and its words pick out the answers that show the
+planted behaviour (AUC of the claim's score for the plant's own scorer, over all answers of both sides). A confirmed
+claim is *borne out* when the difference that it claims is there in fresh answers that no pipeline saw; of a plant that
+changes nothing, no claim can be. One plant recovered is one success, however many claims name it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from driftbook.discovery.hypotheses import Hypothesis
+from driftbook.evidence.intervals import wilson
+from driftbook.evidence.judges import LexiconJudge
+from driftbook.evidence.simulate import t_test_p
+from driftbook.evidence.wins import win_rates
+from driftbook.proof.harvest import Harvest
+from driftbook.proof.pipelines import Outcome
+
+MATCH = 0.7  # AUC from which a claim's words pick out the planted behaviour
+LEVEL = 0.05
+
+
+class Truth:
+    """The hidden side of one plant: which answers show it, and answers that no pipeline saw."""
+
+    def __init__(self, harvest: Harvest):
+        self.harvest = harvest
+        texts = pd.concat([harvest.texts, harvest.fresh], ignore_index=True)
+        self.texts = texts["text"].tolist()
+        scorer = harvest.plant.scorer
+        self.shown = None if scorer is None else np.array([scorer(t) for t in self.texts])
+        self.judge = LexiconJudge()
+
+    @property
+    def expected(self) -> bool:
+        """Whether the plant is there to be found: its behaviour is more frequent on the changed side, beyond chance."""
+        return self.shown is not None and self.p_value() <= LEVEL
+
+    def p_value(self) -> float:
+        """One-sided, over the prompts of the fresh answers: the plant's own scorer, intervention above base."""
+        fresh, scorer = self.harvest.fresh, self.harvest.plant.scorer
+        if scorer is None:
+            return 1.0
+        return self._p(np.array([[float(scorer(t))] for t in fresh["text"]]), ["intervention"])[0]
+
+    def recovers(self, words: Sequence[str], direction: str) -> bool:
+        if self.shown is None or direction != "intervention" or not 0 < self.shown.sum() < len(self.shown):
+            return False
+        scores = self._scores(words, self.texts)
+        return bool(roc_auc_score(self.shown, scores) >= MATCH)
+
+    def borne_out(self, words: Sequence[str], direction: str) -> bool:
+        """Whether fresh answers show the claimed difference (one-sided test over prompts)."""
+        if self.harvest.plant.kind == "none":
+            return False
+        scores = self._scores(words, self.harvest.fresh["text"].tolist())
+        return bool(self._p(scores[:, None], [direction])[0] <= LEVEL)
+
+    def _scores(self, words: Sequence[str], texts: list[str]) -> np.ndarray:
+        return self.judge.score(texts, [Hypothesis("claim", "intervention", words=tuple(words))])[:, 0]
+
+    def _p(self, scores: np.ndarray, directions: list[str]) -> np.ndarray:
+        fresh = self.harvest.fresh
+        both = fresh.groupby("prompt_id")["side"].nunique()
+        prompts = sorted(both.index[both == 2])
+        up = fresh["side"].to_numpy()[:, None] == np.array(directions)[None, :]
+        wins = win_rates(scores, fresh["prompt_id"].to_numpy(), up, prompts)
+        return t_test_p(wins.low.T, 0.5)
+
+
+def score(outcome: Outcome, truth: Truth) -> dict:
+    """One row of the proof's table: claims, those borne out, whether the plant was recovered, and the bill."""
+    confirmed = outcome.claims[outcome.claims["confirmed"].astype(bool)]
+    good = [truth.borne_out(c.words, c.direction) for c in confirmed.itertuples()]
+    named = [truth.recovers(c.words, c.direction) for c in confirmed.itertuples()]
+    paid = outcome.paid
+    return {
+        "plant": truth.harvest.plant.name,
+        "strength": truth.harvest.plant.strength,
+        "kind": truth.harvest.plant.kind,
+        "expected": truth.expected,
+        "rung": outcome.rung,
+        "budget": outcome.budget,
+        "hypotheses": len(outcome.claims),
+        "confirmed": len(confirmed),
+        "borne_out": int(sum(good)),
+        "recovered": bool(any(named)),
+        "texts": paid.texts,
+        "tokens": paid.tokens,
+        "seconds": paid.seconds,
+        "calls": paid.calls,
+        "usd": paid.usd,
+    }
+
+
+def cluster_shares(outcome: Outcome, truth: Truth) -> dict:
+    """The baseline that reads no words: a cluster whose share moved (q at most 0.05) and that holds the planted
+    answers."""
+    moved = outcome.clusters[(outcome.clusters["cluster"] >= 0) & (outcome.clusters["q"] <= LEVEL)]
+    texts = truth.harvest.texts
+    seen = texts[texts["text_id"].isin(outcome.labels)]
+    label = seen["text_id"].map(outcome.labels).to_numpy()
+    scorer = truth.harvest.plant.scorer
+    shown = None if scorer is None else seen["text"].map(scorer).to_numpy(bool)
+    recovered = False
+    if shown is not None and 0 < shown.sum() < len(shown):
+        grown = moved[moved["difference"] > 0]["cluster"]
+        recovered = any(roc_auc_score(shown, label == c) >= MATCH for c in grown)
+    row = score(
+        Outcome(outcome.rung, outcome.budget, outcome.claims.head(0), outcome.clusters, {}, outcome.paid), truth
+    )
+    return row | {"rung": "cluster shares alone", "confirmed": len(moved), "borne_out": np.nan, "recovered": recovered}
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Recall over the plants that are there to be found, precision over claims, and mean costs; one row a rung and
+    budget, with 95% Wilson intervals for recall and for precision by plants drawn anew."""
+    rows = []
+    for (rung, budget), own in table.groupby(["rung", "budget"], sort=False):
+        wanted = own[own["expected"]]
+        recall = wilson(int(wanted["recovered"].sum()), len(wanted))
+        precision = _precision(own)
+        false = own[own["kind"] == "none"]["confirmed"].sum()
+        means = own[["texts", "tokens", "seconds", "calls", "usd"]].mean()
+        rows.append(
+            {
+                "rung": rung,
+                "budget": budget,
+                "recall": recall.estimate,
+                "recall_low": recall.low,
+                "recall_high": recall.high,
+                "precision": precision[0],
+                "precision_low": precision[1],
+                "precision_high": precision[2],
+                "claims": int(own["confirmed"].sum()),
+                "claims_of_nothing": int(false),
+                **means,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _precision(own: pd.DataFrame, resamples: int = 1000) -> tuple[float, float, float]:
+    confirmed, good = own["confirmed"].to_numpy(float), own["borne_out"].to_numpy(float)
+    if not confirmed.sum() or not np.isfinite(good).all():
+        return (float("nan"),) * 3
+    rng = np.random.default_rng(0)
+    draws = rng.integers(0, len(own), (resamples, len(own)))
+    total = confirmed[draws].sum(1)
+    shares = good[draws].sum(1)[total > 0] / total[total > 0]
+    low, high = np.quantile(shares, [0.025, 0.975])
+    return float(good.sum() / confirmed.sum()), float(low), float(high)
+
+
+def saved(table: pd.DataFrame, old: str, rung: str, what: str, share: float = 0.95, resamples: int = 1000) -> dict:
+    """The factor by which ``rung`` needs less of ``what`` than the old way, at the smallest budget whose recall is at
+    least ``share`` of the old way's; with an interval by drawing plants anew (families of strengths together).
+
+    NaN where no budget reaches that recall.
+    """
+    names = sorted(table["plant"].unique())
+    by_name = {n: table[table["plant"] == n] for n in names}
+    rng = np.random.default_rng(0)
+    factors = []
+    for draw in range(resamples + 1):
+        chosen = names if draw == 0 else [names[i] for i in rng.integers(0, len(names), len(names))]
+        own = pd.concat([by_name[n] for n in chosen], ignore_index=True)
+        factors.append(_factor(own, old, rung, what, share))
+    known = np.array([f for f in factors[1:] if np.isfinite(f)])
+    reached = len(known) / max(resamples, 1)
+    low, high = np.quantile(known, [0.025, 0.975]) if reached >= 0.9 else (np.nan, np.nan)
+    return {"factor": factors[0], "low": float(low), "high": float(high), "reached": reached}
+
+
+def _factor(own: pd.DataFrame, old: str, rung: str, what: str, share: float) -> float:
+    wanted = own[own["expected"]]
+    before = wanted[wanted["rung"] == old]
+    bar = share * before["recovered"].mean()
+    ours = wanted[wanted["rung"] == rung].groupby("budget")["recovered"].mean()
+    enough = ours.index[ours >= bar - 1e-12]
+    if not len(enough):
+        return float("nan")
+    cost = own[(own["rung"] == rung) & (own["budget"] == enough.min())][what].mean()
+    return float(own[own["rung"] == old][what].mean() / cost) if cost else float("nan")
+
+
+def at_recall(table: pd.DataFrame, old: str, rung: str, share: float = 0.95) -> float:
+    """The smallest budget at which ``rung`` reaches ``share`` of the old way's recall; its largest where none does."""
+    wanted = table[table["expected"]]
+    bar = share * wanted[wanted["rung"] == old]["recovered"].mean()
+    ours = wanted[wanted["rung"] == rung].groupby("budget")["recovered"].mean()
+    enough = ours.index[ours >= bar - 1e-12]
+    return float(enough.min() if len(enough) else ours.index.max())
+
+
+def by_plant(table: pd.DataFrame, old: str, rung: str, budget: float) -> pd.DataFrame:
+    """One row a plant: is it there to be found, and did the two pipelines recover it?"""
+    ways = {old: table[table["rung"] == old], rung: table[(table["rung"] == rung) & (table["budget"] == budget)]}
+    out = ways[old][["plant", "strength", "kind", "expected"]].reset_index(drop=True)
+    for name, own in ways.items():
+        out[name] = own["recovered"].to_numpy(bool)
+        out[f"claims of {name}"] = own["confirmed"].to_numpy(int)
+    return out
