@@ -212,7 +212,7 @@ def plants_hypothesis(word: str):
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "screened", "active"])
-@pytest.mark.parametrize("budget", [0.1, 0.5, 0.75, 1.0])
+@pytest.mark.parametrize("budget", [0.25, 0.5, 0.75, 1.0])
 def test_a_budget_is_kept_and_both_sides_are_treated_alike(sampling, budget):
     harvest = planted_harvest(0.5, prompts=120)
     texts = pipelines.choose(harvest, Rung("r", sampling), budget, 0)

@@ -25,6 +25,7 @@ from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.evidence.judges import LexiconJudge, Quote
 from driftbook.evidence.ledger import Ledger
 from driftbook.evidence.multiplicity import bh_adjusted
+from driftbook.evidence.reading import read
 from driftbook.evidence.simulate import t_test_p
 from driftbook.evidence.wins import shuffled
 from driftbook.proof.harvest import Harvest
@@ -221,7 +222,7 @@ def fixed(
     part = material.held_out("validate")
     if not found or not part.order:
         return [False] * len(found)
-    wins = validate.read(judge, part, part.order, found).wins
+    wins = read(judge, part, part.order, found).wins
     return list(bh_adjusted(t_test_p(wins.low.T, 0.5 + margin)) <= alpha)
 
 
