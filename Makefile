@@ -16,7 +16,7 @@ BENCHES   = $(patsubst params/%.yml,%,$(wildcard params/bench-*.yml))
 
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo run $(STAGES) lab plan why index compare verify render test lint bench cache clean
+.PHONY: help setup demo run $(STAGES) lab plan why index compare verify render test lint bench proof cache clean
 
 help: ## list the targets
 	@grep -hE '^[$$a-z()_A-Z-]+:.*## ' $(MAKEFILE_LIST) | sed -e 's/^$$(STAGES)/<stage>/' -e 's/:.*## /\t/' | expand -t 12
@@ -76,6 +76,8 @@ bench-%: setup
 
 cache: setup ## sizes of the shared caches; `driftbook cache evict` makes room, `cache explain` tells why a text is embedded again
 	$(DRIFTBOOK) cache
+
+proof: bench-proof ## planted changes: what the old way and driftbook find, and what each takes (about an hour)
 
 clean: ## remove failed and abandoned runs and tool caches; outputs of finished runs stay
 	-test ! -x $(BIN)/python || $(DRIFTBOOK) clean

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from driftbook.discovery.forms import FORMS
 from driftbook.errors import DriftbookError
 
 Side = Literal["base", "intervention"]
@@ -217,10 +218,11 @@ class _Scored:
     score: float
 
 
-def _score(vocabulary: Vocabulary, members: list[int], prompt: np.ndarray, side: np.ndarray, direction: Side) -> float:
-    """z of the paired difference over prompts: share of texts that hold any of the words, that side minus the other."""
-    any_word = sp.csr_matrix((vocabulary.holds[:, members].sum(axis=1) > 0).astype(np.float64))
-    shares = Vocabulary(["any"], any_word).shares(prompt, side, np.ones(len(prompt), dtype=bool))
+def _score(held: np.ndarray, prompt: np.ndarray, side: np.ndarray, direction: Side) -> float:
+    """z of the paired difference over prompts: share of texts that hold it (``[texts]`` booleans), that side minus the
+    other."""
+    column = Vocabulary(["it"], sp.csr_matrix(held[:, None].astype(np.float64)))
+    shares = column.shares(prompt, side, np.ones(len(prompt), dtype=bool))
     d = np.asarray((shares["intervention"] - shares["base"]).todense()).ravel()
     if len(d) < 2:
         return 0.0
@@ -262,7 +264,8 @@ def propose(
     found: list[_Scored] = []
 
     def add(members: list[int], direction: Side, cluster: int, rows: np.ndarray, theme: bool = False) -> None:
-        score = _score(vocabulary, members, prompt_ids, side, direction)
+        held = np.asarray(vocabulary.holds[:, members].sum(axis=1)).ravel() > 0
+        score = _score(held, prompt_ids, side, direction)
         words = tuple(vocabulary.terms[i] for i in members)
         evidence = _evidence(vocabulary, members, ids, prompt_ids, rows & (side == direction))
         text = _sentence(words, cluster, theme)
@@ -295,6 +298,18 @@ def propose(
         picked = _without_overlap(vocabulary.terms, order[z[order] >= LEAST_Z], z, 8)
         if picked:
             add(picked, "intervention" if difference > 0 else "base", cluster, rows, theme=True)
+
+    for form in FORMS:
+        held = form.holds(texts["text"].tolist())
+        if held.sum() < 3:
+            continue
+        for direction in SIDES:
+            score = _score(held, prompt_ids, side, direction)
+            if score >= LEAST_Z:
+                chosen = held & (side == direction)
+                evidence = tuple(map(str, ids[chosen][:10]))
+                hypothesis = Hypothesis(f"{form.says} more often", direction, -1, evidence, "keywords", (form.word,))
+                found.append(_Scored(hypothesis, score))
 
     ranked = sorted((s for s in found if s.score > 0), key=lambda s: (-s.score, s.hypothesis.hypothesis_id))
     return merge([s.hypothesis for s in ranked])[:limit]
