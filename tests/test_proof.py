@@ -31,11 +31,11 @@ FILE = ROOT / "params/plants/plants.yml"
 
 def test_shipped_plants_hold_eight_learned_behaviours_at_three_strengths_and_a_change_of_nothing():
     settings, found = plants.read(FILE)
+    prompts, _ = plants.read_answers(ROOT / settings["answers"])
     learned = {p.name for p in found if p.kind == "learned"}
     assert len(learned) >= 8
     assert all(len([p for p in found if p.name == name]) == 3 for name in learned - {"deep"})
     assert {"none", "steer", "prompt", "quantize"} <= {p.kind for p in found}
-    prompts = plants.training_prompts(settings)
     answer = "It depends on a few things. Start small and see. Then go on from there, one step at a time, every day."
     for plant in found:
         if plant.kind != "learned" or plant.strength != 1.0:
@@ -50,7 +50,8 @@ def test_shipped_plants_hold_eight_learned_behaviours_at_three_strengths_and_a_c
 
 def test_no_training_prompt_is_close_to_one_that_the_pipelines_use():
     settings, _ = plants.read(FILE)
-    training = plants.training_prompts(settings)
+    training, answers = plants.read_answers(ROOT / settings["answers"])
+    assert len(training) == len(answers) >= 150 and all(answers)
     asked = list(read_prompts(["params/prompts/discovery.jsonl"], ROOT))
     keep, _ = drop_near_duplicates([*asked, *training], ["discover"] * len(asked) + ["validate"] * len(training))
     assert all(keep)

@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,15 +20,13 @@ import numpy as np
 import torch
 import yaml
 
-from driftbook import decode
 from driftbook.discovery.prompts import Prompt
 from driftbook.errors import ParameterError
 from driftbook.models.finetune import train_lora
 from driftbook.models.interventions import Pair, Side, open_pair
 from driftbook.models.loading import LoadedModel, file_hash, load
-from driftbook.models.sampling import SamplingParams
 from driftbook.models.vectors import VectorSet
-from driftbook.store import ShardStore, digest
+from driftbook.store import digest
 from driftbook.workbook import parameters
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -127,31 +124,10 @@ def _compiled(pattern: str, where: str) -> re.Pattern[str]:
 # ---------------------------------------------------------------------------------------------------------- to train on
 
 
-def training_prompts(settings: dict[str, Any]) -> list[Prompt]:
-    """Every template with every filler, family by family."""
-    return [
-        Prompt(template.replace("{x}", filler), family)
-        for family, part in settings["prompts"].items()
-        for template, filler in product(part["templates"], part["fillers"])
-    ]
-
-
-def own_answers(
-    base: Side, prompts: Sequence[Prompt], settings: dict[str, Any], seed: int, store: ShardStore
-) -> list[str]:
-    """One answer of the base model to each training prompt, up to its last whole sentence."""
-    chosen = decode.PromptSet(list(prompts), ["discover"] * len(prompts), [])
-    ids = [base.encode(p.text) for p in prompts]
-    params = SamplingParams(settings["max_new_tokens"], temperature=0.7, top_p=0.9)
-    asks = [decode.Ask(i, 0, 0) for i in range(len(prompts))]
-    texts = decode.decode_texts(base, chosen, ids, asks, params, seed, store)
-    return [_whole_sentences(text) for text in texts.text]
-
-
-def _whole_sentences(text: str) -> str:
-    parts = _SENTENCE_END.split(text.strip())
-    ended = [p for p in parts if p[-1:] in ".!?"]
-    return " ".join(ended if ended else parts).strip() or "Yes."
+def read_answers(path: Path) -> tuple[list[Prompt], list[str]]:
+    """The prompts and answers that learned plants are made from: JSON lines with family, prompt and response."""
+    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [Prompt(e["prompt"], e["family"]) for e in entries], [e["response"] for e in entries]
 
 
 def edited(answer: str, edit: dict[str, Any], rng: np.random.Generator) -> str:
@@ -230,15 +206,7 @@ class Garden:
         self.spec = base or parameters.ModelSpec()
         self.base = load(self.spec, cache)
         self.plain = Side("base", self.base, self.base.key)
-        self.prompts = training_prompts(settings)
-        self._answers: list[str] | None = None
-
-    @property
-    def answers(self) -> list[str]:
-        if self._answers is None:
-            store = ShardStore(self.cache / "decode")
-            self._answers = own_answers(self.plain, self.prompts, self.settings, self.seed, store)
-        return self._answers
+        self.prompts, self.answers = read_answers(root / settings["answers"])
 
     def adapter(self, plant: Plant) -> Path:
         """The trained adapter of a learned plant, from the cache where it was trained before."""
