@@ -30,8 +30,8 @@ class Harvest:
 
     ``texts``: one row a text with text_id, side, prompt_id, prompt, family, split, sample_index, text, tokens (number),
     seconds (of decoding it). ``fresh``: texts of the same kind that no pipeline sees. ``divergence``: prompt_id, js and
-    kl (nats a token, on the base's first answer) of the discover prompts; ``peak``: JS of every token of the
-    intervention's first answers, and whether the planted behaviour begins there. ``vectors``: text to float32 row.
+    kl (nats a token, along the base's first answer) of the discover prompts. ``score_seconds``: what that took.
+    ``embed_seconds``: what one text costs to embed. ``vectors``: text to float32 row.
     """
 
     plant: Plant
@@ -71,16 +71,21 @@ def prompt_set(garden: Garden, design: Design) -> decode.PromptSet:
     return decode.load_prompts(design.prompts, garden.root, shares, design.max_prompts)
 
 
-def harvest(garden: Garden, plant: Plant, prompts: decode.PromptSet, design: Design) -> Harvest:
-    """Train or open the plant, decode, score and embed. What was made before comes from the caches, with its cost."""
+def harvest(
+    garden: Garden, plant: Plant, prompts: decode.PromptSet, design: Design, embed_seconds: float | None = None
+) -> Harvest:
+    """Train or open the plant, decode, score and embed. What was made before comes from the caches, with its cost.
+
+    ``embed_seconds`` is what a text costs to embed (measured when it is not given).
+    """
     pair = garden.open(plant)
     texts = _decoded(garden, pair, prompts, design)
-    held = texts["split"] != "discover"
     fresh = texts[texts["sample_index"] >= design.samples].reset_index(drop=True)
     texts = texts[texts["sample_index"] < design.samples].reset_index(drop=True)
-    assert (fresh["split"] != "discover").all() or not held.any()
     divergence, score_seconds = _divergence(garden, pair, prompts, texts, design)
-    vectors, embed_seconds = _embedded(garden, pd.concat([texts, fresh])["text"], design)
+    vectors = _embedded(garden, pd.concat([texts, fresh])["text"], design)
+    if embed_seconds is None:
+        embed_seconds = embed_rate(texts["text"], design)
     return Harvest(plant, prompts, texts, fresh, divergence, score_seconds, embed_seconds, vectors)
 
 
@@ -130,13 +135,20 @@ def _divergence(
     return table, float(held["seconds"][0])
 
 
-def _embedded(garden: Garden, texts: pd.Series, design: Design) -> tuple[dict[str, np.ndarray], float]:
-    """Vectors by text, and the seconds that one text costs to embed on this machine."""
-    embedder = Embedder(design.embedder)
+def _embedded(garden: Garden, texts: pd.Series, design: Design) -> dict[str, np.ndarray]:
+    """Vectors by text."""
     with EmbeddingCache(garden.cache / "embeddings") as cache:
-        found = embed(texts.tolist(), cache, embedder)
-    rate = found.seconds / found.embedded if found.embedded else float("nan")
-    return dict(zip(texts, found.vectors, strict=True)), rate
+        found = embed(texts.tolist(), cache, Embedder(design.embedder))
+    return dict(zip(texts, found.vectors, strict=True))
+
+
+def embed_rate(texts: pd.Series, design: Design, sample: int = 256) -> float:
+    """Seconds that a text costs to embed on this machine without a cache, on a sample of distinct texts."""
+    embedder, chosen = Embedder(design.embedder), texts.drop_duplicates().head(sample).tolist()
+    embedder.encode(chosen[:8])  # the first call loads the model
+    begun = time.monotonic()
+    embedder.encode(chosen)
+    return (time.monotonic() - begun) / len(chosen)
 
 
 def overview(harvests: list[Harvest]) -> pd.DataFrame:
@@ -165,9 +177,9 @@ def harvests(garden: Garden, plants: list[Plant], design: Design, progress: Call
     """A harvest of every plant, one after the other."""
     prompts = prompt_set(garden, design)
     bar = progress(len(plants), "plants", "plants")
-    found = []
+    found: list[Harvest] = []
     for plant in plants:
-        found.append(harvest(garden, plant, prompts, design))
+        found.append(harvest(garden, plant, prompts, design, found[0].embed_seconds if found else None))
         bar.update(1)
     bar.close()
     return found
