@@ -135,7 +135,7 @@ def make(*words: str) -> str:
 def test_make_lists_its_targets():
     said = make()
     assert said == make("help")
-    targets = "setup demo run <stage> lab plan why index compare verify test lint bench cache clean"
+    targets = "setup demo run <stage> lab plan why index compare verify test lint bench proof cache clean"
     assert set(targets.split()) <= {line.split()[0] for line in said.splitlines()}
     assert "quickstart" in said
 

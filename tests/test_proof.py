@@ -145,7 +145,9 @@ def planted_harvest(rate: float, prompts: int = 60, samples: int = 2, kind: str 
                     said.insert(3, "tea")
                 rows.append((prompt.prompt_id, prompt.text, prompt.family, split, side, sample, " ".join(said)))
     texts = pd.DataFrame(rows, columns=["prompt_id", "prompt", "family", "split", "side", "sample_index", "text"])
-    texts = texts.assign(text_id=[f"{i:06d}" for i in range(len(texts))], tokens=10, seconds=0.1, propensity=1.0)
+    texts = texts.assign(
+        text_id=[f"{i:06d}" for i in range(len(texts))], tokens=10, seconds=0.1, propensity=1.0, log_ratio=np.nan
+    )
     vectors = {}
     for text in texts["text"]:
         v = np.random.default_rng(len(vectors)).standard_normal(16).astype(np.float32)
