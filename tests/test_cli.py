@@ -121,3 +121,24 @@ def test_the_cache_says_how_large_it_is_gives_way_and_explains_itself(call, root
     assert call("cache", "evict", "--older-than-days", "1")[1].startswith("0 of 3,000 embeddings removed")
     assert call("cache", "evict", "--max-mb", "0.376")[1].startswith("2,000 of 3,000 embeddings removed")
     assert call("cache", "evict", "--keep", "other")[1].startswith("1,000 of 1,000 embeddings removed")
+
+
+def test_export_writes_the_vectors_of_a_run(call, root):
+    from test_formats import vectors_with_records
+
+    code, said = call("export", "small")
+    assert code == 1 and "no vectors there yet; run `make traits EXP=small` first" in said
+    data = root / "outputs/small/traits/data"
+    data.mkdir(parents=True)
+    vectors_with_records().save(data)
+    code, said = call("export", "small")
+    assert code == 0 and len(said.splitlines()) == 6
+    assert sorted(p.name for p in (root / "outputs/small/export").iterdir())[:2] == [
+        "terse.persona_vectors.pt",
+        "terse.repeng.gguf",
+    ]
+    to = root / "elsewhere"
+    code, said = call("export", "small", "--format", "repeng", "--trait", "warm", "--layers", "chosen", "--to", str(to))
+    assert (code, said) == (0, f"{to}/warm.repeng.gguf\n")
+    code, said = call("export", "small", "--format", "onnx")
+    assert code == 1 and "there is no format 'onnx'; there are persona-vectors, repeng, steering-vectors" in said

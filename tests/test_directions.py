@@ -52,7 +52,7 @@ def test_the_intercept_is_free():
     assert cosine(found, expected) > 0.9999
 
 
-@pytest.mark.parametrize("method", directions.METHODS)
+@pytest.mark.parametrize("method", ["mean_difference", "probe", "pca"])
 def test_a_planted_direction_is_found_and_points_to_label_one(method):
     states, labels, scenarios, planted = contrast(60, strength=2.0)
     fitted = directions.fit(states, labels, scenarios, method)
@@ -68,11 +68,12 @@ def test_a_planted_direction_is_found_and_points_to_label_one(method):
 def test_mean_difference_and_pca_are_what_they_say():
     states, labels, scenarios, _ = contrast(25, strength=0.5)
     x = directions.rows(states, "pca")
-    mean = directions.directions_of(x, labels, scenarios, "mean_difference")
-    pca = directions.directions_of(x, labels, scenarios, "pca")
+    mean, norms = directions.directions_of(x, labels, scenarios, "mean_difference")
+    pca, _ = directions.directions_of(x, labels, scenarios, "pca")
     for p in range(states.shape[1]):
         difference = states[labels == 1, p].mean(0) - states[labels == 0, p].mean(0)
         np.testing.assert_allclose(mean[p], difference / np.linalg.norm(difference), atol=1e-5)
+        assert norms[p] == pytest.approx(np.linalg.norm(difference), rel=1e-5)
         paired = states[labels == 1, p] - states[labels == 0, p]
         values, vectors = np.linalg.eigh(paired.T @ paired)  # uncentred
         first = vectors[:, -1] * np.sign(vectors[:, -1] @ difference)
@@ -103,7 +104,7 @@ def test_a_scenario_never_stands_on_both_sides():
     assert 0.3 < by_scenario < 0.7
 
 
-@pytest.mark.parametrize("method", directions.METHODS)
+@pytest.mark.parametrize("method", ["mean_difference", "probe", "pca"])
 def test_the_null_is_near_one_half(method):
     """Also where the trait is plain: flipped labels leave the pairs in place, and nothing to find."""
     states, labels, scenarios, _ = contrast(60, 4, strength=2.0)
@@ -140,3 +141,94 @@ def test_a_massive_dimension_shows_and_does_not_decide_the_probe():
     assert mean.heldout_auc[0] < 0.7 < 0.85 < probe.heldout_auc[0]
     assert directions.largest_dimension_share(np.eye(5)[:1])[0] == 1
     assert directions.largest_dimension_share(np.ones((1, 4)))[0] == 0.25
+
+
+# --------------------------------------------------------------------------------------------------------- combinations
+
+
+def examples(planted: np.ndarray, scenarios: int = 60, strength: float = 2.0, seed: int = 0) -> directions.Examples:
+    """Pairs that differ along ``planted`` [points, d] alone."""
+    rng = np.random.default_rng(seed)
+    points, d = planted.shape
+    sign = np.array([1, -1])[None, :, None, None]
+    states = rng.normal(size=(scenarios, 1, points, d)) + sign * strength * planted
+    states = (states + 0.1 * rng.normal(size=(scenarios, 2, points, d))).reshape(-1, points, d).astype(np.float32)
+    return directions.Examples(states, np.tile([1, 0], scenarios), np.repeat(np.arange(scenarios), 2))
+
+
+def axes(*which: int, points: int = 2, d: int = 20) -> np.ndarray:
+    v = np.zeros((points, d))
+    v[:, list(which)] = 1
+    return v / np.linalg.norm(v, axis=-1, keepdims=True)
+
+
+def test_planted_directions_are_added_subtracted_and_made_orthogonal():
+    a, b, c = (examples(axes(i), seed=i) for i in (3, 7, 11))
+    both = examples(axes(3, 7), seed=5)
+    fitted = directions.fit_combined([a, b], [c], method="mean_difference")
+    for found in fitted.directions:
+        expected = (np.eye(20)[3] + np.eye(20)[7] - np.eye(20)[11]) / np.sqrt(3)
+        assert cosine(found, expected) > 0.99
+    np.testing.assert_allclose(fitted.norms, np.sqrt(3), rtol=0.05)
+    assert (fitted.heldout_auc > 0.9).all()  # it still reads all three, the subtracted one turned
+    # What lies along b is taken out of a vector that was half of it.
+    clean = directions.fit_combined([both], (), [b], method="mean_difference")
+    assert cosine(clean.directions[0], np.eye(20)[3]) > 0.99
+    np.testing.assert_allclose(clean.norms, np.sqrt(0.5), rtol=0.05)
+    assert (clean.heldout_auc > 0.99).all()
+
+
+def test_gram_schmidt_leaves_nothing_along_any_of_the_others():
+    rng = np.random.default_rng(0)
+    add, subtract = [rng.normal(size=(3, 30))], [rng.normal(size=(3, 30)) * 50]
+    others = [rng.normal(size=(3, 30)) for _ in range(4)]
+    others[3] = others[0] + 1e-4 * others[3]  # nearly the same as another
+    w, norms = directions.combine(add, subtract, others)
+    np.testing.assert_allclose(np.linalg.norm(w, axis=-1), 1, rtol=1e-6)
+    for other in others[:3]:
+        along = np.einsum("pd,pd->p", w, other / np.linalg.norm(other, axis=-1, keepdims=True))
+        np.testing.assert_allclose(along, 0, atol=1e-6)
+    # The least-squares residual is the same thing by another way; lengths of the inputs do not matter.
+    unit = [v / np.linalg.norm(v, axis=-1, keepdims=True) for v in (*add, *subtract)]
+    for p in range(3):
+        basis = np.stack([o[p] for o in others], 1)
+        target = unit[0][p] - unit[1][p]
+        residual = target - basis @ np.linalg.lstsq(basis, target, rcond=1e-3)[0]
+        assert cosine(w[p], residual) > 0.999 and norms[p] == pytest.approx(np.linalg.norm(residual), rel=1e-2)
+
+
+def test_a_combination_that_cancels_is_refused_at_its_point():
+    a = axes(3)
+    b = a.copy()
+    b[0] = axes(5)[0]
+    with pytest.raises(directions.NothingLeft) as error:
+        directions.combine([a], [b])
+    assert error.value.point == 1
+    with pytest.raises(directions.NothingLeft):
+        directions.combine([a], (), [-2 * a])
+
+
+def test_a_combination_is_judged_on_scenarios_that_no_part_saw():
+    """Noise learned by heart: parts and their sum are at chance on held-out scenarios."""
+    rng = np.random.default_rng(0)
+    parts = [
+        directions.Examples(
+            rng.normal(size=(80, 1, 400)).astype(np.float32), np.tile([1, 0], 40), np.repeat(np.arange(40), 2)
+        )
+        for _ in range(2)
+    ]
+    fitted = directions.fit_combined(parts, method="probe", shuffles=3)
+    assert abs(fitted.heldout_auc[0] - 0.5) < 0.15 and abs(fitted.null_auc[0] - 0.5) < 0.15
+    scores = np.einsum("npd,pd->n", parts[0].states, fitted.directions)
+    assert directions.auc(scores, parts[0].labels) > 0.9  # in the training set it is perfect
+
+
+def test_a_given_direction_is_judged_as_it_is():
+    one = examples(axes(4))
+    given = directions.Examples(one.states, one.labels, one.scenarios, given=3 * axes(4))
+    fitted = directions.fit_combined([given], method="probe")
+    np.testing.assert_allclose(fitted.directions, axes(4), atol=1e-6)
+    np.testing.assert_allclose(fitted.norms, 3, rtol=1e-5)
+    assert (fitted.heldout_auc > 0.95).all() and abs(fitted.null_auc.mean() - 0.5) < 0.2
+    wrong = directions.Examples(one.states, one.labels, one.scenarios, given=axes(9))
+    assert (directions.fit_combined([wrong], method="probe").heldout_auc < 0.7).all()

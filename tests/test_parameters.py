@@ -78,6 +78,21 @@ MISTAKES = {
         "intervention: {kind: steer, trait: clam, coefficient: 1}\n",
         "params/x.yml:5: intervention.trait",
     ),
+    "combination of nothing": ("traits: {combine: [{name: mix, orthogonal_to: [calm]}]}\n", "needs add or subtract"),
+    "part named twice": ("traits: {combine: [{name: mix, add: [calm, calm]}]}\n", "names each trait once"),
+    "unknown part": (
+        "traits:\n  files: [params/traits/calm.json]\n  combine:\n    - {name: mix, add: [clam]}\n",
+        "traits.combine.0: there is no trait 'clam' in traits.files, did you mean 'calm'?; there are calm",
+    ),
+    "name that is taken": (
+        "traits: {files: [params/traits/calm.json], combine: [{name: calm, subtract: [calm]}]}\n",
+        "traits.combine.0.name: 'calm' is the name of a trait already",
+    ),
+    "missing import": (
+        "traits: {files: [params/traits/calm.json], imports: {calm: calm.pt}}\n",
+        "traits.imports: calm.pt: there is no such file",
+    ),
+    "judge that cannot read": ("traits: {judge: {kind: lexicon}}\n", "judge needs kind: local or endpoint"),
 }
 
 
@@ -211,3 +226,15 @@ def test_reading_parameters_costs_no_torch(root):
     )
     assert "did you mean 'clusters'" in done.stderr and done.returncode == 1
     assert not any(f"{heavy}\n" in done.stderr for heavy in ("| torch", "| transformers", "| papermill", "| nbformat"))
+
+
+def test_a_combination_can_be_steered_along(root):
+    path = root / "params/x.yml"
+    path.write_text(
+        "experiment: x\ntraits:\n  files: [params/traits/calm.json]\n  combine: [{name: mix, subtract: [calm]}]\n"
+        "intervention: {kind: steer, trait: mix, coefficient: 1}\n"
+        "capture: {prompts: [params/prompts/few.txt]}\ndecode: {prompts: [params/prompts/few.txt]}\n"
+    )
+    assert load_experiment(path).traits.combine[0].subtract == ["calm"]
+    path.write_text(path.read_text().replace("trait: mix", "trait: mux"))
+    assert "intervention.trait 'mux' is in none of traits.files" in refused(root, path.read_text())

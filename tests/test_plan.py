@@ -32,6 +32,24 @@ def test_texts_and_tokens_follow_from_the_parameters():
     assert not any(m in sys.modules for m in ("vllm", "ray"))
 
 
+def test_what_the_traits_stage_samples_is_counted(tmp_path):
+    (tmp_path / "params").mkdir()
+    for name in ("prompts", "traits"):
+        (tmp_path / "params" / name).symlink_to(REPOSITORY / "params" / name)
+    text = (REPOSITORY / "params/smoke.yml").read_text()
+
+    def traits(more: str):
+        (tmp_path / "params/smoke.yml").write_text(text.replace("  folds: 2", f"  folds: 2\n{more}"))
+        return step(plan(tmp_path / "params/smoke.yml", Layout.of(tmp_path), calibrate=False), "traits")
+
+    plain = traits("")
+    told = traits("  scenarios: instructed\n  instructed: {samples: 3, max_new_tokens: 10}")
+    assert told.generated - plain.generated == 2 * 3 * 16 * 10
+    by_steering = traits("  choose: steering\n  steering: {layers: 4, prompts: 3, max_new_tokens: 10}")
+    assert by_steering.generated - plain.generated == 2 * 2 * 4 * 3 * 10
+    assert traits("  method: gradient").read == 4 * plain.read
+
+
 def test_one_side_is_captured_when_nothing_was_done_to_the_model():
     assert step(planned("null"), "capture").generated * 2 == step(planned("quickstart"), "capture").generated
 

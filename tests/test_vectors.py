@@ -1,17 +1,13 @@
-"""Vectors on disk, and the indexing of other tools."""
+"""Vectors on disk."""
 
 import json
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file
 
 from driftbook.errors import DriftbookError
-from driftbook.models.replay import TokenSequence, replay
-from driftbook.models.steering import SteerTap
-from driftbook.models.vectors import VectorRecord, VectorSet, from_persona_vectors, to_persona_vectors
-from models import fresh, hidden_states, loaded
+from driftbook.models.vectors import VectorRecord, VectorSet
 
 LAYERS, SITES, D = 4, ["resid_pre", "resid_post"], 48
 
@@ -96,27 +92,10 @@ def test_a_damaged_folder_names_itself_and_the_remedy(tmp_path):
         VectorSet.load(tmp_path)
 
 
-def test_persona_vectors_rows_are_hidden_states_indices():
-    vectors = some_vectors(methods=("mean_difference",))
-    rows = to_persona_vectors(vectors, "warm")
-    assert rows.shape == (LAYERS + 1, D) and not rows[0].any()
-    for layer in range(LAYERS):
-        np.testing.assert_array_equal(rows[layer + 1], vectors.at("warm", "mean_difference", layer, "resid_post"))
-    np.testing.assert_array_equal(from_persona_vectors(rows), vectors.directions["warm", "mean_difference"][:, 1])
-    with pytest.raises(DriftbookError, match=r"\[layers \+ 1, d_model\], this one has shape \(48,\)"):
-        from_persona_vectors(np.zeros(48))
-
-
-def test_row_l_of_persona_vectors_moves_hidden_state_l():
-    """The offset itself: steering by an imported row l at resid_post changes hidden_states[l] and nothing before it."""
-    plain, steered = loaded("llama", "sdpa"), fresh("llama", "sdpa")
-    rows = np.random.default_rng(0).normal(size=(plain.hooks.n_layers + 1, plain.hooks.d_model))
-    ids, row = (5, 6, 7, 8), 2
-    tap = SteerTap(row - 1, "resid_post", torch.from_numpy(from_persona_vectors(rows)[row - 1]), 1.0)
-    states = []
-    handle = steered.model.model.layers[row].register_forward_pre_hook(lambda m, args: states.append(args[0].clone()))
-    list(replay(steered, [TokenSequence(ids, ())], [tap]))
-    handle.remove()
-    before = hidden_states(plain, ids)
-    moved = states[-1][0].numpy() - before[row]
-    np.testing.assert_allclose(moved, np.tile(rows[row] / np.linalg.norm(rows[row]), (4, 1)), atol=1e-4)
+def test_another_layer_can_be_chosen():
+    vectors = some_vectors()
+    vectors.choose("warm", 3)
+    assert vectors.chosen("warm").layer == 3 and vectors.chosen("terse").layer == 2
+    assert sum(r.chosen for r in vectors.records) == 2
+    with pytest.raises(DriftbookError, match=r"no vector for trait 'warm' by probe at layer 9.*layers 0 to 3"):
+        vectors.choose("warm", 9)

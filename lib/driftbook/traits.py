@@ -3,115 +3,145 @@ steering along it does."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import torch
 
-from driftbook.errors import DriftbookError, PromptError
-from driftbook.evidence.intervals import bootstrap_mean
+from driftbook.errors import DriftbookError
+from driftbook.evidence.rivals import bag_of_words
 from driftbook.models import directions as directions_
+from driftbook.models.doses import strongest_dose
+from driftbook.models.gradients import likelihood_gradients
+from driftbook.models.instructed import filter_answers, filter_counts, kept_sequences, sample_answers
 from driftbook.models.loading import LoadedModel
-from driftbook.models.local import LocalEngine, Request
 from driftbook.models.projection import PoolTap, all_points
 from driftbook.models.replay import TokenSequence, replay
-from driftbook.models.sampling import SamplingParams, stream_seed
-from driftbook.models.steering import SteerTap
+from driftbook.models.sampling import stream_seed
+from driftbook.models.traitfiles import Score, Trait, recipe
 from driftbook.models.vectors import VectorRecord, VectorSet
 from driftbook.store import ShardStore, digest
 
 SITES = ("resid_pre", "resid_mid", "resid_post")
 
 
-@dataclass(frozen=True)
-class Scenario:
-    """One prompt with an answer that shows the trait and one that shows its opposite."""
+def sites_of(model: LoadedModel) -> list[str]:
+    """The residual-stream sites of a model: all three, or two where attention and MLP run side by side."""
+    return [site for site in SITES if site in model.hooks.sites]
 
-    scenario_id: str
-    prompt: str
-    positive: str
-    negative: str
-    system_positive: str | None = None
-    system_negative: str | None = None
+
+# -------------------------------------------------------------------------------------------------------------- answers
 
 
 @dataclass(frozen=True)
-class Trait:
-    """A trait file (``params/traits/<name>.json``)."""
+class Answers:
+    """The texts that one trait's vectors are made from, as token ids.
 
-    name: str
-    definition: str
-    high: str
-    low: str
-    scenarios: tuple[Scenario, ...]
-    eval_prompts: tuple[str, ...]
-    positive_words: tuple[str, ...]
-    negative_words: tuple[str, ...]
+    ``labels`` is 1 where the text shows the trait and 0 where it shows the opposite; ``scenarios`` numbers the prompt
+    that it answers; ``texts`` are (answer, prompt) pairs, for controls that read words.
+    """
+
+    trait: Trait
+    sequences: list[TokenSequence]
+    labels: np.ndarray
+    scenarios: np.ndarray
+    texts: list[tuple[str, str]]
 
 
-def read_traits(
-    patterns: Sequence[str], root: Path, scenarios: str = "natural", max_scenarios: int | None = None
-) -> list[Trait]:
-    """Read trait files.
+def written_answers(model: LoadedModel, trait: Trait) -> Answers:
+    """The answers that the trait file holds: positive, negative, positive, ... in scenario order."""
+    sequences, texts = [], []
+    for s in trait.scenarios:
+        for answer in (s.positive, s.negative):
+            ids = model.tokenizer(answer, add_special_tokens=False)["input_ids"]
+            sequences.append(TokenSequence(tuple(model.encode_prompt(s.prompt)), tuple(ids)))
+            texts.append((answer, s.prompt))
+    n = len(trait.scenarios)
+    return Answers(trait, sequences, np.tile([1, 0], n), np.repeat(np.arange(n), 2), texts)
+
+
+def instructed_answers(
+    model: LoadedModel,
+    traits: Sequence[Trait],
+    spec: Any,
+    folds: int,
+    seed: int,
+    cache: Path,
+    progress: Callable[[int, str, str], Any],
+    score: Score | None = None,
+) -> tuple[list[Answers], dict[str, pd.DataFrame]]:
+    """The model's own answers under each trait's instructions, and why any was left out.
 
     Args:
-        patterns: files or globs, relative to ``root``.
-        scenarios: ``natural`` as written; ``instructed`` puts the file's instruction into the system prompt; ``all``
-            has both.
+        spec: the section ``traits.instructed``.
+        folds: scenarios that must be left of every trait.
+
+    Returns:
+        the answers that are kept, per trait, and every answer per trait with a column ``dropped``
+        (:func:`driftbook.models.instructed.filter_answers`).
 
     Raises:
-        PromptError: a file is missing, is no JSON, or lacks a key; the message names file and key.
+        DriftbookError: too few scenarios of a trait have a pair of answers left.
     """
-    paths: list[Path] = []
-    for pattern in patterns:
-        found = sorted(root.glob(pattern)) if any(c in pattern for c in "*?[") else [root / pattern]
-        if not found or not found[0].is_file():
-            raise PromptError(f"trait file {pattern!r}: no such file under {root}")
-        paths += found
-    return [_read_trait(p, scenarios, max_scenarios) for p in dict.fromkeys(paths)]
+    bar = progress(sum(2 * spec.samples * len(t.scenarios) for t in traits), "answers under instructions", "answers")
+    out, tables = [], {}
+    for trait in traits:
+        table = filter_answers(sample_answers(model, trait, spec, seed, cache, bar.update), trait, spec, score)
+        sequences, labels, scenarios = kept_sequences(model, trait, table, spec.read_instruction)
+        left = len(np.unique(scenarios))
+        if left < folds:
+            counts = filter_counts({trait.name: table}).iloc[0].to_dict()
+            raise DriftbookError(
+                f"trait {trait.name}: {left} of {len(trait.scenarios)} scenarios have a pair of answers left after "
+                f"filtering ({counts}), and traits.folds is {folds}; raise traits.instructed.samples, loosen its "
+                "filter, or take traits.scenarios: natural"
+            )
+        kept = table[table.dropped == ""].sort_values(["scenario", "sample", "label"], ascending=[True, True, False])
+        texts = list(zip(kept.text, kept.prompt, strict=True))
+        out.append(Answers(trait, sequences, labels, np.unique(scenarios, return_inverse=True)[1], texts))
+        tables[trait.name] = table
+    return out, tables
 
 
-def _read_trait(path: Path, kind: str, limit: int | None) -> Trait:
-    try:
-        raw = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise PromptError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
-    try:
-        instruction = raw.get("instruction") or {}
-        rows = raw["scenarios"][:limit]
-        out: list[Scenario] = []
-        if kind in ("natural", "all"):
-            out += [Scenario(s["id"], s["prompt"], s["positive"], s["negative"]) for s in rows]
-        if kind in ("instructed", "all"):
-            out += [
-                Scenario(
-                    f"{s['id']}+instructed",
-                    s["prompt"],
-                    s["positive"],
-                    s["negative"],
-                    instruction["positive"],
-                    instruction["negative"],
-                )
-                for s in rows
-            ]
-        lexicon = raw.get("lexicon", {})
-        return Trait(
-            raw["trait"], raw["definition"], raw["high"], raw["low"], tuple(out), tuple(raw["eval_prompts"]),
-            tuple(lexicon.get("positive", ())), tuple(lexicon.get("negative", ())),
-        )  # fmt: skip
-    except (KeyError, TypeError, AttributeError) as error:
-        problem = f"key {error} is missing" if isinstance(error, KeyError) else f"a value of the wrong kind ({error})"
-        raise PromptError(
-            f"{path}: {problem}; a trait file needs trait, definition, high, low, "
-            "scenarios (id, prompt, positive, negative), eval_prompts and lexicon"
-        ) from error
+def joined(first: Sequence[Answers], second: Sequence[Answers]) -> list[Answers]:
+    """Written and instructed answers of each trait together; a prompt that both answer is one scenario, so that its
+    answers stay on one side of a split."""
+    out = []
+    for a, b in zip(first, second, strict=True):
+        prompts = [p for _, p in (*a.texts, *b.texts)]
+        number = {p: i for i, p in enumerate(dict.fromkeys(prompts))}
+        out.append(
+            Answers(
+                a.trait,
+                [*a.sequences, *b.sequences],
+                np.concatenate([a.labels, b.labels]),
+                np.array([number[p] for p in prompts]),
+                [*a.texts, *b.texts],
+            )
+        )
+    return out
+
+
+def trait_judge(run: Any) -> Score | None:
+    """The judge of ``traits.judge`` as a function of trait, texts and prompts; None where none is configured."""
+    spec = run.section.judge
+    if spec is None:
+        return None
+    from driftbook.discovery.hypotheses import Hypothesis
+    from driftbook.evidence.ledger import Ledger
+    from driftbook.validate import open_judge
+
+    ledger = Ledger(run.cache / "verdicts" / "answers.sqlite", run.section.budget_usd)
+    judge = open_judge(spec, "traits", None, ledger, run.cache, run.root, run.progress)
+
+    def score(trait: Trait, texts: Sequence[str], prompts: Sequence[str]) -> np.ndarray:
+        said = trait.high[0].lower() + trait.high[1:].rstrip(".")
+        return judge.score(texts, [Hypothesis(said, "intervention", proposer="person")], prompts)[:, 0]
+
+    return score
 
 
 # ---------------------------------------------------------------------------------------------------------- activations
@@ -119,61 +149,69 @@ def _read_trait(path: Path, kind: str, limit: int | None) -> Trait:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Pooled activations of one trait's answers: ``states`` is ``[texts, points, d_model]`` float32."""
+    """What the model makes of one trait's answers: pooled ``states`` ``[texts, points, d_model]`` float32, and
+    ``gradients`` of the same shape where a method wants them."""
 
-    trait: Trait
+    answers: Answers
     states: np.ndarray
-    labels: np.ndarray
-    scenarios: np.ndarray
-    token_counts: np.ndarray
+    gradients: np.ndarray | None = None
 
+    @property
+    def trait(self) -> Trait:
+        return self.answers.trait
 
-def contrast_sequences(model: LoadedModel, trait: Trait) -> list[TokenSequence]:
-    """The answers of a trait as token ids: positive, negative, positive, ... in scenario order."""
-    out = []
-    for s in trait.scenarios:
-        for answer, system in ((s.positive, s.system_positive), (s.negative, s.system_negative)):
-            prompt = model.encode_prompt(s.prompt, system)
-            out.append(
-                TokenSequence(tuple(prompt), tuple(model.tokenizer(answer, add_special_tokens=False)["input_ids"]))
-            )
-    return out
+    @property
+    def labels(self) -> np.ndarray:
+        return self.answers.labels
+
+    @property
+    def pairs(self) -> int:
+        return int(min(self.labels.sum(), (1 - self.labels).sum()))
+
+    @property
+    def token_counts(self) -> np.ndarray:
+        return np.array([len(s.response_ids) for s in self.answers.sequences])
+
+    @property
+    def examples(self) -> directions_.Examples:
+        return directions_.Examples(self.states, self.labels, self.answers.scenarios, self.gradients)
 
 
 def read_contrasts(
     model: LoadedModel,
-    traits: Sequence[Trait],
+    answers: Sequence[Answers],
     sites: Sequence[str],
     window: str,
     cache: Path,
     progress: Callable[[int], Any] | None = None,
+    gradients: bool = False,
 ) -> list[Contrast]:
-    """Replay every answer once and pool the window at every layer and site. Finished traits come from the cache."""
+    """Replay every answer once and pool the window at every layer and site; with ``gradients``, also the gradient of
+    its likelihood there. Finished traits come from the cache; ``progress`` hears of every answer once."""
     store = ShardStore(cache / "contrasts")
     points = all_points(model, sites)
     out = []
-    for trait in traits:
-        sequences = contrast_sequences(model, trait)
-        key = digest("contrasts", model.key, list(sites), window, [(s.prompt_ids, s.response_ids) for s in sequences])
-        held = store.arrays(key)
+    for one in answers:
+        ids = [(s.prompt_ids, s.response_ids) for s in one.sequences]
+        key = digest("contrasts", model.key, list(sites), window, ids)
+        held, told = store.arrays(key), 0
         if held is None:
-            tap = PoolTap(points, len(sequences), model.hooks.d_model, window)
-            for batch, _ in replay(model, sequences, [tap]):
-                if progress:
+            tap = PoolTap(points, len(one.sequences), model.hooks.d_model, window)
+            for batch, _ in replay(model, one.sequences, [tap]):
+                told += len(batch)
+                if progress and not gradients:
                     progress(len(batch))
             held = store.put_arrays(key, {"states": tap.states})
-        elif progress:
-            progress(len(sequences))
-        n = len(trait.scenarios)
-        out.append(
-            Contrast(
-                trait,
-                held["states"],
-                np.tile([1, 0], n),
-                np.repeat(np.arange(n), 2),
-                np.array([len(s.response_ids) for s in sequences]),
-            )
-        )
+        slopes = None
+        if gradients:
+            key, told = digest("gradients", model.key, list(sites), ids), 0
+            slopes = store.arrays(key)
+            if slopes is None:
+                found = likelihood_gradients(model, one.sequences, points, progress=progress)
+                slopes, told = store.put_arrays(key, {"gradients": found}), len(one.sequences)
+        if progress and not told:
+            progress(len(one.sequences))
+        out.append(Contrast(one, held["states"], slopes["gradients"] if slopes else None))
     return out
 
 
@@ -194,55 +232,107 @@ def fit_vectors(
     shuffles: int,
     seed: int,
     methods: Sequence[str] = ("mean_difference", "probe"),
+    combine: Sequence[Any] = (),
+    imported: Mapping[str, np.ndarray] | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> tuple[VectorSet, pd.DataFrame]:
-    """Directions of every trait, method, layer and site, one of them marked as chosen per trait.
+    """Directions of every trait and combination, method, layer and site, one of them marked as chosen per trait.
 
     The chosen layer is :func:`choose_layer`'s at ``site`` inside ``depth``, or the one that was asked for.
 
+    Args:
+        combine: entries of ``traits.combine`` (name, add, subtract, orthogonal_to), made from the traits' directions
+            at each point (:func:`driftbook.models.directions.combine`).
+        imported: directions ``[layers, sites, d_model]`` of traits that are not fitted here, by trait. They stand
+            under every method, and are judged by the trait's own answers, none of which they saw.
+
     Returns:
         the set, and a table with columns trait, method, layer, site, heldout_auc, null_auc, largest_dimension_share.
+
+    Raises:
+        DriftbookError: the layer does not exist, no layer lies inside ``depth``, or the parts of a combination cancel.
     """
+    imported = imported or {}
     layers = list(range(model.hooks.n_layers))
     shape = (len(layers), len(sites), model.hooks.d_model)
     norms = np.mean([np.linalg.norm(c.states, axis=-1).mean(0) for c in contrasts], 0).reshape(shape[:2])
     vectors = VectorSet(layers, list(sites), {}, norms)
+    by_name = {c.trait.name: c for c in contrasts}
+    unknown = set(imported) - set(by_name)
+    if unknown:
+        raise DriftbookError(
+            f"traits.imports names {sorted(unknown)[0]!r}, which is in none of traits.files: a vector is judged by its "
+            "trait's scenarios, so it needs a file"
+        )
+    points = [(lay, st) for lay in layers for st in sites]
+    examples = {
+        n: replace(c.examples, given=imported[n].reshape(len(points), -1)) if n in imported else c.examples
+        for n, c in by_name.items()
+    }
     rows = []
-    for contrast in contrasts:
-        name = contrast.trait.name
+    for name, parts, combination in [(n, [c], None) for n, c in by_name.items()] + [
+        (one.name, [by_name[n] for n in (*one.add, *one.subtract)], one) for one in combine
+    ]:
+        fitted = {}
         for m in dict.fromkeys([*methods, method]):
-            fitted = directions_.fit(contrast.states, contrast.labels, contrast.scenarios, m, folds, shuffles, seed)
-            vectors.directions[name, m] = fitted.directions.reshape(shape)
-            share = directions_.largest_dimension_share(fitted.directions)
-            for p, (lay, st) in enumerate((lay, st) for lay in layers for st in sites):
-                rows.append((name, m, lay, st, fitted.heldout_auc[p], fitted.null_auc[p], share[p]))
+            if combination is not None:
+                fitted[m] = _fit_combination(combination, examples, points, m, folds, shuffles, seed)
+            else:
+                fitted[m] = directions_.fit_combined([examples[name]], (), (), m, folds, shuffles, seed)
+            vectors.directions[name, m] = fitted[m].directions.reshape(shape)
+            share = directions_.largest_dimension_share(fitted[m].directions)
+            for p, (lay, st) in enumerate(points):
+                rows.append((name, m, lay, st, fitted[m].heldout_auc[p], fitted[m].null_auc[p], share[p]))
             if progress:
                 progress(1)
+        ranked = pd.DataFrame(
+            {"layer": layers, "heldout_auc": fitted[method].heldout_auc.reshape(shape[:2])[:, list(sites).index(site)]}
+        )
+        best = choose_layer(ranked, depth) if layer == "auto" else int(layer)
+        if best not in layers:
+            raise DriftbookError(f"traits.layer {layer}: the model has layers 0 to {layers[-1]}")
+        source = f"combined: {recipe(combination)}" if combination is not None else (
+            "imported" if name in imported else "fitted"
+        )  # fmt: skip
+        for m, found in fitted.items():
+            share = directions_.largest_dimension_share(found.directions)
+            for p, (lay, st) in enumerate(points):
+                vectors.records.append(
+                    VectorRecord(
+                        trait=name, method=m, layer=lay, site=st, window=window, convention="own",
+                        model=model.record["model"], revision=model.record["revision"], dtype=model.record["dtype"],
+                        template=model.record["template"], scenarios=scenarios, pairs=sum(c.pairs for c in parts),
+                        heldout_auc=float(found.heldout_auc[p]), null_auc=float(found.null_auc[p]),
+                        norm=float(found.norms[p]), mean_activation_norm=float(norms[lay, list(sites).index(st)]),
+                        largest_dimension_share=float(share[p]), chosen=m == method and lay == best and st == site,
+                        source=source, architecture=model.model.config.model_type,
+                    )
+                )  # fmt: skip
     table = pd.DataFrame(
         rows, columns=["trait", "method", "layer", "site", "heldout_auc", "null_auc", "largest_dimension_share"]
     )
-    for contrast in contrasts:
-        name = contrast.trait.name
-        best = (
-            choose_layer(table[(table.trait == name) & (table.method == method) & (table.site == site)], depth)
-            if layer == "auto"
-            else int(layer)
-        )
-        if best not in layers:
-            raise DriftbookError(f"traits.layer {layer}: the model has layers 0 to {layers[-1]}")
-        for row in table[table.trait == name].itertuples():
-            vectors.records.append(
-                VectorRecord(
-                    trait=name, method=row.method, layer=row.layer, site=row.site, window=window, convention="own",
-                    model=model.record["model"], revision=model.record["revision"], dtype=model.record["dtype"],
-                    template=model.record["template"], scenarios=scenarios, pairs=len(contrast.trait.scenarios),
-                    heldout_auc=float(row.heldout_auc), null_auc=float(row.null_auc), norm=1.0,
-                    mean_activation_norm=float(norms[row.layer, list(sites).index(row.site)]),
-                    largest_dimension_share=float(row.largest_dimension_share),
-                    chosen=row.method == method and row.layer == best and row.site == site,
-                )
-            )  # fmt: skip
     return vectors, table
+
+
+def _fit_combination(
+    combination: Any,
+    examples: Mapping[str, directions_.Examples],
+    points: Sequence[tuple[int, str]],
+    method: str,
+    folds: int,
+    shuffles: int,
+    seed: int,
+) -> directions_.Fit:
+    parts = (combination.add, combination.subtract, combination.orthogonal_to)
+    groups = [[examples[name] for name in names] for names in parts]
+    try:
+        return directions_.fit_combined(*groups, method, folds, shuffles, seed)
+    except directions_.NothingLeft as error:
+        layer, site = points[error.point]
+        raise DriftbookError(
+            f"traits.combine: {combination.name!r} ({recipe(combination)}) leaves nothing at layer {layer}, {site}: "
+            "its parts cancel there; leave one of them out"
+        ) from None
 
 
 def fit_null(
@@ -257,29 +347,70 @@ def fit_null(
     rng = np.random.default_rng(stream_seed("null", seed) % 2**32)
     out = np.empty((count, *shape), np.float32)
     for k in range(count):
-        c = contrasts[k % len(contrasts)]
-        flip = rng.integers(0, 2, c.scenarios.max() + 1)
-        out[k] = directions_.directions_of(
-            directions_.rows(c.states, method), c.labels ^ flip[c.scenarios], c.scenarios, method
-        ).reshape(shape)
+        e = contrasts[k % len(contrasts)].examples
+        flip = rng.integers(0, 2, e.scenarios.max() + 1)
+        labels = e.labels ^ flip[e.scenarios]
+        out[k] = directions_.directions_of(directions_.learned_rows(e, method), labels, e.scenarios, method)[0].reshape(
+            shape
+        )
     return out
 
 
+def null_twin(vectors: VectorSet) -> VectorSet:
+    """The same records and units with null directions in the place of the traits' own: what pushing along a direction
+    that means nothing does. The k-th trait gets the k-th null direction."""
+    assert vectors.null is not None
+    place = {trait: k % len(vectors.null) for k, trait in enumerate(vectors.traits)}
+    directions = {(trait, m): vectors.null[place[trait]] for trait, m in vectors.directions}
+    return replace(vectors, directions=directions)
+
+
 def choose_layer(table: pd.DataFrame, depth: tuple[float, float], tolerance: float = 0.01) -> int:
-    """The middle one of the layers between two depths whose held-out AUC (mean with both neighbours) is within
-    ``tolerance`` of the
-    best: on a plateau the argmax is noise, and steering works best away from its edges."""
+    """The middle of the longest run of layers between two depths whose held-out AUC is within ``tolerance`` of the
+    best: on a plateau the argmax is noise, and steering works best away from its edges.
+
+    From 12 layers on, an AUC is the mean with both neighbours inside the depths, so that one lucky layer does not
+    decide. Below that a layer is a large step, and each stands for itself.
+
+    Raises:
+        DriftbookError: no layer lies between the depths.
+    """
     ordered = table.sort_values("layer")
     auc, layer = ordered.heldout_auc.to_numpy(), ordered.layer.to_numpy()
-    smooth = np.convolve(np.pad(auc, 1, mode="edge"), np.ones(3) / 3, mode="valid")
     inside = (layer >= depth[0] * len(layer)) & (layer <= depth[1] * len(layer))
-    good = layer[inside][smooth[inside] >= smooth[inside].max() - tolerance]
-    return int(good[len(good) // 2])
+    if not inside.any():
+        raise DriftbookError(
+            f"traits.depth {tuple(depth)}: none of the {len(layer)} layers lies there; widen it, or set traits.layer"
+        )
+    auc, layer = auc[inside], layer[inside]
+    if len(ordered) >= 12:
+        auc = np.convolve(np.pad(auc, 1, mode="edge"), np.ones(3) / 3, mode="valid")
+    good = np.flatnonzero(auc >= auc.max() - tolerance)
+    runs = np.split(good, np.flatnonzero(np.diff(good) > 1) + 1)
+    longest = max(runs, key=lambda run: (len(run), auc[run].mean()))
+    return int(layer[longest[len(longest) // 2]])
 
 
 def length_auc(contrast: Contrast) -> float:
     """AUC of the answer's token count alone: how well length gives the label away (0.5: not at all)."""
     return float(directions_.auc(contrast.token_counts.astype(float), contrast.labels))
+
+
+def words_auc(contrast: Contrast, folds: int, seed: int) -> float:
+    """Held-out AUC of a bag of words on the same answers, split by scenario: how well words alone give the label away.
+
+    A vector that does no better may be reading words. Words of the prompt are not counted.
+    """
+    labels, scenarios = contrast.labels, contrast.answers.scenarios
+    order = np.random.default_rng(seed).permutation(scenarios.max() + 1)
+    fold = (np.argsort(order) % folds)[scenarios]
+    aucs = []
+    for f in range(folds):
+        train = [t for t, k in zip(contrast.answers.texts, fold, strict=True) if k != f]
+        test = [t for t, k in zip(contrast.answers.texts, fold, strict=True) if k == f]
+        scores = bag_of_words(train, labels[fold != f], test)
+        aucs.append(float(directions_.auc(scores, labels[fold == f])))
+    return float(np.mean(aucs))
 
 
 def geometry(vectors: VectorSet, traits: Sequence[str], method: str, layer: int, site: str) -> pd.DataFrame:
@@ -289,107 +420,32 @@ def geometry(vectors: VectorSet, traits: Sequence[str], method: str, layer: int,
     return pd.DataFrame(v @ v.T, index=list(traits), columns=list(traits))
 
 
-# ------------------------------------------------------------------------------------------------------------- steering
-
-
-def lexicon_rate(texts: Iterable[str], phrases: Sequence[str]) -> np.ndarray:
-    """Occurrences of any of the phrases per 100 words, one number a text. Uses no vector: an independent measure of a
-    trait."""
-    if not phrases:
-        return np.zeros(len(list(texts)))
-    pattern = re.compile(
-        r"(?<!\w)(?:" + "|".join(re.escape(p.lower()) for p in sorted(phrases, key=len, reverse=True)) + r")(?!\w)"
-    )
-    return np.array(
-        [100 * len(pattern.findall(t.lower().replace("\u2019", "'"))) / max(1, len(t.split())) for t in texts]
-    )
-
-
-def dose_response(
-    model: LoadedModel,
-    trait: Trait,
-    vectors: VectorSet,
-    coefficients: Sequence[float],
-    prompts: int,
-    max_new_tokens: int,
-    seed: int,
-    layer: int | None = None,
-) -> pd.DataFrame:
-    """Answers to the trait's own evaluation prompts at every coefficient, all in one batch.
-
-    Columns: coefficient, prompt, text, lexicon (net phrases per 100 words), log_likelihood (mean per token under the
-    unsteered
-    model: coherence), tokens.
-    """
-    record = vectors.chosen(trait.name)
-    layer = record.layer if layer is None else layer
-    v = torch.from_numpy(vectors.at(trait.name, record.method, layer, record.site))
-    unit = float(vectors.norms[vectors.layers.index(layer), vectors.sites.index(record.site)])
-    asked = [trait.eval_prompts[i % len(trait.eval_prompts)] for i in range(prompts)]
-    requests, keys = [], []
-    for c in coefficients:
-        for i, prompt in enumerate(asked):
-            ids = tuple(model.encode_prompt(prompt))
-            requests.append(Request(ids, stream_seed("dose", seed, prompt, i), strength=float(c)))
-            keys.append((float(c), prompt))
-    params = SamplingParams(max_new_tokens=max_new_tokens, temperature=0.7, top_p=0.9)
-    tap = SteerTap(layer, record.site, v, unit)
-    done: list[list[int]] = [[] for _ in requests]
-    for completion in LocalEngine(model).generate(requests, params, [tap]):
-        done[completion.index] = completion.token_ids
-    sequences = [TokenSequence(r.prompt_ids, tuple(ids)) for r, ids in zip(requests, done, strict=True)]
-    likelihood = mean_log_likelihood(model, sequences)
-    texts = [model.decode(ids) for ids in done]
-    net = lexicon_rate(texts, trait.positive_words) - lexicon_rate(texts, trait.negative_words)
-    return pd.DataFrame(
-        {
-            "coefficient": [k[0] for k in keys],
-            "prompt": [k[1] for k in keys],
-            "text": texts,
-            "lexicon": net,
-            "log_likelihood": likelihood,
-            "tokens": [len(ids) for ids in done],
-        }
-    )
-
-
-def mean_log_likelihood(model: LoadedModel, sequences: Sequence[TokenSequence]) -> np.ndarray:
-    """Mean log-probability per response token (nats) under a model, one number a sequence; NaN for an empty
-    response."""
-    out = np.full(len(sequences), np.nan)
-    for batch, logits in replay(model, sequences, logits=True, max_tokens=4096):
-        assert logits is not None
-        for row, i in enumerate(batch):
-            n = len(sequences[i].response_ids)
-            if n:
-                logp = torch.log_softmax(logits[row, -n - 1 : -1].float(), -1)
-                target = torch.tensor(sequences[i].response_ids, device=logp.device)
-                out[i] = float(logp.gather(-1, target[:, None]).mean())
-    return out
-
-
 # ----------------------------------------------------------------------------------------------------------- the report
 
 
-def overview(contrasts: Sequence[Contrast]) -> pd.DataFrame:
-    """One row per trait: scenarios, mean tokens of both answers, and how well length alone tells them apart."""
+def overview(contrasts: Sequence[Contrast], folds: int, seed: int) -> pd.DataFrame:
+    """One row per trait: scenarios, pairs of answers, mean tokens of both kinds, and how well length alone and words
+    alone tell them apart."""
     return pd.DataFrame(
         {
             "trait": [c.trait.name for c in contrasts],
             "definition": [c.trait.definition for c in contrasts],
-            "scenarios": [len(c.trait.scenarios) for c in contrasts],
+            "scenarios": [len(np.unique(c.answers.scenarios)) for c in contrasts],
+            "pairs": [c.pairs for c in contrasts],
             "tokens_positive": [c.token_counts[c.labels == 1].mean() for c in contrasts],
             "tokens_negative": [c.token_counts[c.labels == 0].mean() for c in contrasts],
             "length_auc": [length_auc(c) for c in contrasts],
+            "words_auc": [words_auc(c, folds, seed) for c in contrasts],
         }
     )
 
 
-def chosen_table(vectors: VectorSet, quality: pd.DataFrame, contrasts: Sequence[Contrast]) -> pd.DataFrame:
-    """One row per trait: the chosen vector, its held-out and null AUC, and the two controls (layer 0, length)."""
-    rows = []
-    for c in contrasts:
-        r = vectors.chosen(c.trait.name)
+def chosen_table(vectors: VectorSet, quality: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
+    """One row per trait: the chosen vector, its held-out and null AUC, and the controls (layer 0, length, words; the
+    last two from :func:`overview`, empty for a combination)."""
+    rows, alone = [], controls.set_index("trait")[["length_auc", "words_auc"]]
+    for trait in vectors.traits:
+        r = vectors.chosen(trait)
         mine = quality[(quality.trait == r.trait) & (quality.method == r.method) & (quality.site == r.site)]
         rows.append(
             {
@@ -400,9 +456,12 @@ def chosen_table(vectors: VectorSet, quality: pd.DataFrame, contrasts: Sequence[
                 "heldout_auc": r.heldout_auc,
                 "null_auc": r.null_auc,
                 "layer0": float(mine[mine.layer == 0].heldout_auc.iloc[0]),
-                "length": length_auc(c),
+                "length": alone.length_auc.get(trait, np.nan),
+                "words": alone.words_auc.get(trait, np.nan),
                 "share": r.largest_dimension_share,
+                "norm": r.norm,
                 "mean_activation_norm": r.mean_activation_norm,
+                "source": r.source,
             }
         )
     return pd.DataFrame(rows)
@@ -414,104 +473,18 @@ def method_table(quality: pd.DataFrame, site: str) -> pd.DataFrame:
     return best.round(3).reset_index()
 
 
-def traits_to_steer(dose: Any, intervention: Any, traits: Sequence[Trait]) -> list[Trait]:
-    """Whose dose-response curve is measured: those that were named, all, or the one that the intervention steers."""
-    if dose is None:
-        return []
-    if dose.traits == "all":
-        return list(traits)
-    if dose.traits == "steered":
-        wanted = [getattr(intervention, "trait", None)]
-    else:
-        wanted = list(dose.traits)
-        unknown = set(wanted) - {t.name for t in traits}
-        if unknown:
-            raise DriftbookError(
-                f"traits.dose.traits names {sorted(unknown)}, which is in none of traits.files; "
-                f"there are {[t.name for t in traits]}"
-            )
-    return [t for t in traits if t.name in wanted]
+def instructed_examples(tables: Mapping[str, pd.DataFrame], most: int = 6) -> pd.DataFrame:
+    """The first answers of each trait under its instructions: trait, instruction (positive or negative), prompt, text,
+    dropped."""
+    shown = [table.head(most).assign(trait=name) for name, table in tables.items()]
+    rows = pd.concat(shown, ignore_index=True)
+    rows["instruction"] = np.where(rows.label == 1, "positive", "negative")
+    return rows[["trait", "instruction", "prompt", "text", "dropped"]]
 
 
-def dose_curves(
-    model: LoadedModel,
-    traits: Sequence[Trait],
-    vectors: VectorSet,
-    dose: Any,
-    seed: int,
-    cache: Path,
-    progress: Callable[[int, str, str], Any],
-) -> pd.DataFrame:
-    """Dose-response answers of several traits, with a ``trait`` column; finished traits come from the cache."""
-    store = ShardStore(cache / "doses")
-    frames = []
-    bar = progress(len(traits) * len(dose.coefficients) * dose.prompts, "dose-response", "answers") if traits else None
-    for trait in traits:
-        r = vectors.chosen(trait.name)
-        direction = vectors.at(trait.name, r.method, r.layer, r.site).round(6).tolist()
-        # The unit of a coefficient is a mean over all traits' answers: it changes when another file is added.
-        unit = float(vectors.norms[vectors.layers.index(r.layer), vectors.sites.index(r.site)])
-        asked = (trait.eval_prompts, trait.positive_words, trait.negative_words)
-        key = digest(
-            "dose", model.key, dose.model_dump(mode="json"), seed, r.layer, r.site, direction, round(unit, 4), asked
-        )
-        held = store.table(key)
-        if held is None:
-            frame = dose_response(model, trait, vectors, dose.coefficients, dose.prompts, dose.max_new_tokens, seed)
-            held = store.put_table(key, pa.Table.from_pandas(frame, preserve_index=False))
-        frames.append(held.to_pandas().assign(trait=trait.name))
-        if bar:
-            bar.update(len(frames[-1]))
-    columns = ["coefficient", "prompt", "text", "lexicon", "log_likelihood", "tokens", "trait"]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
-
-
-def summarize_doses(doses: pd.DataFrame, seed: int, resamples: int = 2000) -> pd.DataFrame:
-    """Mean lexicon measure per trait and coefficient with 95% intervals by resampling prompts, and mean
-    log-likelihood."""
-    rows = []
-    for (trait, c), group in doses.groupby(["trait", "coefficient"], sort=True):
-        per_prompt = group.groupby("prompt", sort=True).lexicon.mean().to_numpy(float)
-        i = bootstrap_mean(per_prompt, resamples=resamples, seed=seed)
-        rows.append((trait, c, i.estimate, i.low, i.high, group.log_likelihood.mean(), len(per_prompt)))
-    out = pd.DataFrame(rows, columns=["trait", "coefficient", "lexicon", "low", "high", "log_likelihood", "prompts"])
-    zero = out[out.coefficient == 0].set_index("trait").lexicon
-    return out.assign(at_zero=out.trait.map(zero))
-
-
-def strongest_dose(curves: pd.DataFrame) -> pd.DataFrame:
-    """Per trait the largest positive coefficient at which text still holds: within 1.5 nats a token of unsteered
-    text."""
-    rows = []
-    for _, group in curves.groupby("trait", sort=True):
-        zero = group[group.coefficient == 0].log_likelihood
-        limit = float(zero.iloc[0]) - 1.5 if len(zero) else -np.inf
-        coherent = group[(group.coefficient > 0) & (group.log_likelihood >= limit)]
-        rows += [coherent.sort_values("coefficient").iloc[-1]] if len(coherent) else []
-    return pd.DataFrame(rows, columns=curves.columns)
-
-
-def dose_title(curves: pd.DataFrame) -> str:
-    """What the dose-response picture shows, in words."""
-    said = []
-    for row in strongest_dose(curves).itertuples():
-        verb = "adds" if row.low > row.at_zero else "does not clearly add"
-        said.append(
-            f"pushing {row.trait} by {row.coefficient:g} {verb} its phrases ({row.at_zero:.1f} to "
-            f"{row.lexicon:.1f} per 100 words)"
-        )
-    text = "; ".join(said) or "no dose kept the text coherent"
-    return text[0].upper() + text[1:]
-
-
-def dose_examples(doses: pd.DataFrame) -> pd.DataFrame:
-    """One answer per trait and coefficient to the first evaluation prompt."""
-    first = doses.groupby("trait").prompt.transform("first")
-    shown = doses[doses.prompt == first].drop_duplicates(["trait", "coefficient"])
-    return shown.sort_values(["trait", "coefficient"])[["trait", "coefficient", "prompt", "text"]]
-
-
-def metrics(vectors: VectorSet, curves: pd.DataFrame) -> dict[str, float]:
+def metrics(
+    vectors: VectorSet, curves: pd.DataFrame, controls: pd.DataFrame, filtered: Mapping[str, pd.DataFrame]
+) -> dict[str, float]:
     """The stage's numbers for ``metrics.json``."""
     out: dict[str, float] = {"traits": len(vectors.traits), "vectors": len(vectors.records)}
     for trait in vectors.traits:
@@ -521,6 +494,10 @@ def metrics(vectors: VectorSet, curves: pd.DataFrame) -> dict[str, float]:
             r.null_auc,
             r.layer,
         )
+    for row in controls.itertuples():
+        out[f"length_auc_{row.trait}"], out[f"words_auc_{row.trait}"] = row.length_auc, row.words_auc
+    for row in filter_counts(dict(filtered)).itertuples():
+        out[f"answers_{row.trait}"], out[f"answers_kept_{row.trait}"] = row.answers, row.kept
     for row in strongest_dose(curves).itertuples():
         out[f"dose_effect_{row.trait}"] = row.lexicon - row.at_zero
     return out

@@ -7,13 +7,40 @@ scenario: two answers to one scenario never stand on both sides.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-METHODS = ("mean_difference", "probe", "pca")
+METHODS = ("mean_difference", "probe", "pca", "gradient")
+#: Below this, what a combination leaves of its unit directions is rounding.
+LEAST = 1e-3
+
+
+class NothingLeft(ValueError):
+    """The directions of a combination cancel at ``point``."""
+
+    def __init__(self, point: int):
+        super().__init__(f"nothing is left at point {point}: the directions cancel there")
+        self.point = point
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Texts of one contrast.
+
+    ``states`` is ``[texts, points, d_model]``; ``labels`` ``[texts]``, 1 for the trait and 0 for its opposite;
+    ``scenarios`` ``[texts]`` integers; ``gradients`` (of the shape of ``states``) is what the method ``gradient`` is
+    made from, see :func:`driftbook.models.gradients.likelihood_gradients`; ``given`` ``[points, d_model]`` is a
+    direction that was made elsewhere, and is taken as it is.
+    """
+
+    states: np.ndarray
+    labels: np.ndarray
+    scenarios: np.ndarray
+    gradients: np.ndarray | None = None
+    given: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -22,6 +49,7 @@ class Fit:
     point."""
 
     directions: np.ndarray
+    norms: np.ndarray  # [points]: length of the direction as its method gives it, before it was made a unit vector
     heldout_auc: np.ndarray  # [points]: AUC over all texts, each scored by the fold that did not see its scenario
     null_auc: np.ndarray  # [points]: the same with labels shuffled within scenarios, mean over shuffles
 
@@ -34,30 +62,139 @@ def fit(
     folds: int = 5,
     shuffles: int = 5,
     seed: int = 0,
+    gradients: np.ndarray | None = None,
 ) -> Fit:
     """Fit a direction per point on all texts, and its AUC by cross-validation over scenarios.
 
-    Args:
-        states: ``[texts, points, d_model]``.
-        labels: ``[texts]``, 1 for the trait and 0 for its opposite.
-        scenarios: ``[texts]`` integers.
-        shuffles: label permutations behind ``null_auc``. Labels are swapped within a scenario, so its pairing stays.
+    Arguments are those of :class:`Examples`; ``shuffles`` counts the label permutations behind ``null_auc``. Labels
+    are swapped within a scenario, so its pairing stays.
     """
-    labels = np.asarray(labels)
-    rng = np.random.default_rng(seed)
-    unique = np.unique(scenarios)
-    if len(unique) < folds:
-        raise ValueError(f"{len(unique)} scenarios cannot be split into {folds} folds")
-    fold_of = dict(zip(rng.permutation(unique), np.arange(len(unique)) % folds, strict=True))
-    fold = np.array([fold_of[s] for s in scenarios])
-    x = rows(states, method)
-    directions = directions_of(x, labels, scenarios, method)
-    auc = _crossvalidated(x, labels, scenarios, fold, folds, method)
+    return fit_combined([Examples(states, labels, scenarios, gradients)], (), (), method, folds, shuffles, seed)
+
+
+def fit_combined(
+    add: Sequence[Examples],
+    subtract: Sequence[Examples] = (),
+    orthogonal_to: Sequence[Examples] = (),
+    method: str = "probe",
+    folds: int = 5,
+    shuffles: int = 5,
+    seed: int = 0,
+) -> Fit:
+    """Fit a direction per contrast, combine them (:func:`combine`), and judge what comes out as :func:`fit` does.
+
+    In each fold every part is fitted without the fold's scenarios, and the combination is made anew. Its AUC is the
+    mean over the parts that are added and subtracted, on their own held-out scenarios (labels of the subtracted ones
+    turned): a combination that no longer reads one of its parts shows it there.
+
+    Raises:
+        ValueError: a part has fewer scenarios than folds, or the method is unknown; NothingLeft: the parts cancel.
+    """
+    signed = [_Part(e, 1.0, method, folds, seed) for e in add] + [_Part(e, -1.0, method, folds, seed) for e in subtract]
+    others = [_Part(e, 0.0, method, folds, seed) for e in orthogonal_to]
+    parts = [*signed, *others]
+    labels = [p.labels for p in parts]
+    whole, norms = _fitted(parts, labels, None, method)
+    auc = _crossvalidated(parts, labels, folds, method)
     null = []
     for _ in range(shuffles):
-        flip = dict(zip(unique, rng.integers(0, 2, len(unique)), strict=True))
-        null.append(_crossvalidated(x, labels ^ np.array([flip[s] for s in scenarios]), scenarios, fold, folds, method))
-    return Fit(directions, auc, np.mean(null, 0) if null else np.full(states.shape[1], np.nan))
+        shuffled = [p.shuffled() if p.sign else p.labels for p in parts]
+        null.append(_crossvalidated(parts, shuffled, folds, method))
+    return Fit(whole, norms, auc, np.mean(null, 0) if null else np.full(len(whole), np.nan))
+
+
+class _Part:
+    """One contrast inside a fit: rows to learn from, rows to score, and its folds. Sign 0: only to be orthogonal to."""
+
+    def __init__(self, examples: Examples, sign: float, method: str, folds: int, seed: int):
+        self.sign, self.labels, self.scenarios = sign, np.asarray(examples.labels), np.asarray(examples.scenarios)
+        self.rng = np.random.default_rng(seed)
+        self.unique = np.unique(self.scenarios)
+        if len(self.unique) < folds:
+            raise ValueError(f"{len(self.unique)} scenarios cannot be split into {folds} folds")
+        order = self.rng.permutation(self.unique)
+        fold_of = dict(zip(order, np.arange(len(self.unique)) % folds, strict=True))
+        self.fold = np.array([fold_of[s] for s in self.scenarios])
+        self.seen = rows(examples.states, method)
+        self.given = examples.given
+        self.learned = learned_rows(examples, method) if self.given is None else self.seen
+
+    def shuffled(self) -> np.ndarray:
+        flip = dict(zip(self.unique, self.rng.integers(0, 2, len(self.unique)), strict=True))
+        return self.labels ^ np.array([flip[s] for s in self.scenarios])
+
+
+def _fitted(
+    parts: Sequence[_Part], labels: Sequence[np.ndarray], without: int | None, method: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The combination of the parts fitted without one fold (None: on everything), and its norms."""
+    found: dict[float, list[np.ndarray]] = {1.0: [], -1.0: [], 0.0: []}
+    norms = np.empty(0)
+    for part, y in zip(parts, labels, strict=True):
+        if part.given is not None:
+            norms = np.linalg.norm(part.given, axis=-1)
+            w = (part.given / np.maximum(norms, 1e-12)[:, None]).astype(np.float32)
+            found[part.sign].append(w)
+            continue
+        kept = slice(None) if without is None else part.fold != without
+        w, norms = directions_of(part.learned[:, kept], y[kept], part.scenarios[kept], method)
+        found[part.sign].append(w)
+    if len(parts) == 1:
+        return w, norms
+    return combine(found[1.0], found[-1.0], found[0.0])
+
+
+def _crossvalidated(parts: Sequence[_Part], labels: Sequence[np.ndarray], folds: int, method: str) -> np.ndarray:
+    """Mean over folds and parts of the held-out AUC per point: scores of different folds are not comparable, so they
+    are never pooled."""
+    aucs = []
+    for f in range(folds):
+        w = torch.from_numpy(_fitted(parts, labels, f, method)[0])
+        for part, y in zip(parts, labels, strict=True):
+            if part.sign:
+                held = part.fold == f
+                scores = part.sign * torch.einsum("pnd,pd->pn", part.seen[:, held], w).numpy()
+                aucs.append(auc(scores, y[held]))
+    return np.mean(aucs, 0)
+
+
+def combine(
+    add: Sequence[np.ndarray], subtract: Sequence[np.ndarray] = (), orthogonal_to: Sequence[np.ndarray] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of unit directions minus others, made orthogonal to a third group, per point.
+
+    Args:
+        add, subtract, orthogonal_to: directions ``[points, d_model]`` of any length; each counts as a unit vector. The
+            third group is orthonormalized in its order (Gram-Schmidt) before its span is projected out.
+
+    Returns:
+        unit directions ``[points, d_model]`` float32, and the norms ``[points]`` of what was left before it was made
+        a unit vector: near zero, little but noise is left.
+
+    Raises:
+        NothingLeft: at some point.
+    """
+    w = np.sum([_unit(v) for v in add] + [-_unit(v) for v in subtract], axis=0)
+    basis: list[np.ndarray] = []
+    for v in orthogonal_to:
+        q = _unit(v)
+        # Twice: one pass leaves a remainder of the size of rounding over the angle between the vectors.
+        for _ in range(2):
+            q = q - sum((np.einsum("pd,pd->p", q, b)[:, None] * b for b in basis), np.zeros_like(q))
+        length = np.linalg.norm(q, axis=-1, keepdims=True)
+        basis.append(np.where(length > LEAST, q / np.maximum(length, 1e-12), 0.0))
+    for _ in range(2):
+        for b in basis:
+            w = w - np.einsum("pd,pd->p", w, b)[:, None] * b
+    norms = np.linalg.norm(w, axis=-1)
+    if norms.min() < LEAST:
+        raise NothingLeft(int(norms.argmin()))
+    return (w / norms[:, None]).astype(np.float32), norms.astype(np.float32)
+
+
+def _unit(v: np.ndarray) -> np.ndarray:
+    v = np.asarray(v, np.float64)
+    return v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-12)
 
 
 def rows(states: np.ndarray, method: str) -> torch.Tensor:
@@ -66,10 +203,26 @@ def rows(states: np.ndarray, method: str) -> torch.Tensor:
     return x / x.norm(dim=-1, keepdim=True).clamp(min=1e-12) if method == "probe" else x
 
 
-def directions_of(x: torch.Tensor, labels: np.ndarray, scenarios: np.ndarray, method: str) -> np.ndarray:
-    """Unit directions ``[points, d]`` from rows ``[points, texts, d]``."""
+def learned_rows(examples: Examples, method: str) -> torch.Tensor:
+    """The rows that a direction is made from: gradients for the method ``gradient``, else the states."""
+    if method != "gradient":
+        return rows(examples.states, method)
+    if examples.gradients is None:
+        raise ValueError("the method gradient needs gradients beside the states")
+    return rows(examples.gradients, method)
+
+
+def directions_of(
+    x: torch.Tensor, labels: np.ndarray, scenarios: np.ndarray, method: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Unit directions ``[points, d]`` from rows ``[points, texts, d]``, and their norms ``[points]`` before.
+
+    ``mean_difference`` and ``gradient`` are differences of means, over states and over gradients of the answers'
+    log-likelihood: the latter is, up to its length, the first step of BiPO from the zero vector (Cao et al. 2024,
+    arXiv 2406.00045), with likelihoods per token as in RePS (Wu et al. 2025, arXiv 2505.20809).
+    """
     y = torch.from_numpy(np.asarray(labels)).bool()
-    if method == "mean_difference":
+    if method in ("mean_difference", "gradient"):
         w = x[:, y].mean(1) - x[:, ~y].mean(1)
     elif method == "probe":
         w = logistic(x, y.float())
@@ -77,7 +230,8 @@ def directions_of(x: torch.Tensor, labels: np.ndarray, scenarios: np.ndarray, me
         w = _pca_of_differences(x, y, scenarios)
     else:
         raise ValueError(f"unknown method {method!r}; there are {METHODS}")
-    return (w / w.norm(dim=-1, keepdim=True).clamp(min=1e-12)).numpy()
+    norm = w.norm(dim=-1, keepdim=True)
+    return (w / norm.clamp(min=1e-12)).numpy(), norm[:, 0].numpy()
 
 
 def logistic(x: torch.Tensor, y: torch.Tensor, c: float = 100.0, iterations: int = 15) -> torch.Tensor:
@@ -144,19 +298,6 @@ def _pca_of_differences(x: torch.Tensor, y: torch.Tensor, scenarios: np.ndarray)
     w = vh[:, 0]
     sign = torch.sign(torch.einsum("pd,pd->p", w, differences.mean(1)))
     return w * torch.where(sign == 0, 1.0, sign)[:, None]
-
-
-def _crossvalidated(
-    x: torch.Tensor, labels: np.ndarray, scenarios: np.ndarray, fold: np.ndarray, folds: int, method: str
-) -> np.ndarray:
-    """Mean over folds of the held-out AUC per point: scores of different folds are not comparable, so they are never
-    pooled."""
-    aucs = []
-    for f in range(folds):
-        held = fold == f
-        w = torch.from_numpy(directions_of(x[:, ~held], labels[~held], scenarios[~held], method))
-        aucs.append(auc(torch.einsum("pnd,pd->pn", x[:, held], w).numpy(), labels[held]))
-    return np.mean(aucs, 0)
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -1,10 +1,10 @@
-"""Trait vectors on disk: ``vectors.safetensors`` and ``vectors.json``, and the formats of other tools."""
+"""Trait vectors on disk: ``vectors.safetensors`` and ``vectors.json``."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,13 @@ from driftbook.errors import DriftbookError
 
 @dataclass(frozen=True)
 class VectorRecord:
-    """What is known about one vector (rules: every vector says how good it is and where it came from)."""
+    """What is known about one vector (rules: every vector says how good it is and where it came from).
+
+    ``norm`` is the length that its method gave it before it was made a unit vector: activation units for
+    ``mean_difference``, nats per token and unit for ``gradient``, what the unit vectors of its parts left for a
+    combination. ``source`` is ``fitted``, ``imported``, or ``combined: <recipe>``; ``architecture`` is the model type
+    of the configuration.
+    """
 
     trait: str
     method: str
@@ -35,6 +41,8 @@ class VectorRecord:
     mean_activation_norm: float
     largest_dimension_share: float
     chosen: bool = False
+    source: str = "fitted"
+    architecture: str = ""
 
 
 @dataclass
@@ -66,6 +74,25 @@ class VectorSet:
                 f"no vector for trait {trait!r}; there are {', '.join(self.traits)}. Add its file to traits.files."
             )
         return found[0]
+
+    def record(self, trait: str, method: str, layer: int, site: str) -> VectorRecord:
+        """The record of one vector. Raises DriftbookError where there is none."""
+        for r in self.records:
+            if (r.trait, r.method, r.layer, r.site) == (trait, method, layer, site):
+                return r
+        raise DriftbookError(
+            f"no vector for trait {trait!r} by {method} at layer {layer}, {site}; there are traits "
+            f"{', '.join(self.traits)}, methods {', '.join(sorted({m for _, m in self.directions}))}, layers "
+            f"{self.layers[0]} to {self.layers[-1]} and sites {', '.join(self.sites)}"
+        )
+
+    def choose(self, trait: str, layer: int) -> None:
+        """Mark another layer of a trait as the chosen one; method and site stay."""
+        now = self.chosen(trait)
+        other = self.record(trait, now.method, layer, now.site)
+        self.records = [
+            replace(r, chosen=r is other) if r.trait == trait and (r.chosen or r is other) else r for r in self.records
+        ]
 
     def at(self, trait: str, method: str, layer: int, site: str) -> np.ndarray:
         """``[d_model]`` direction."""
@@ -105,20 +132,3 @@ class VectorSet:
         directions = {tuple(name.split("/")): v for name, v in arrays.items()}
         directions = dict(sorted(directions.items(), key=lambda item: place[item[0][0]]))
         return cls(head["layers"], head["sites"], directions, norms, null, [VectorRecord(**r) for r in head["records"]])
-
-
-def to_persona_vectors(vectors: VectorSet, trait: str, method: str = "mean_difference") -> np.ndarray:
-    """``[layers + 1, d_model]`` in ``hidden_states`` indexing: row l is the output of block l - 1, row 0 (embeddings)
-    is zero."""
-    post = vectors.directions[trait, method][:, vectors.sites.index("resid_post")]
-    return np.concatenate([np.zeros_like(post[:1]), post])
-
-
-def from_persona_vectors(rows: np.ndarray) -> np.ndarray:
-    """``[layers, d_model]`` at ``resid_post`` from a persona_vectors array ``[layers + 1, d_model]``: row l steers
-    block l - 1."""
-    if rows.ndim != 2 or len(rows) < 2:
-        raise DriftbookError(
-            f"a persona_vectors array is [layers + 1, d_model], this one has shape {tuple(rows.shape)}"
-        )
-    return rows[1:].astype(np.float32)

@@ -62,6 +62,14 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("compare", _compare, "show what differs between two experiments", many=False)
     sub.add_argument("a", metavar="A")
     sub.add_argument("b", metavar="B")
+    sub = command("export", _export, "write an experiment's trait vectors in the files of other tools", many=False)
+    sub.add_argument("experiment", metavar="EXP", help="name of a file in params/, without .yml")
+    sub.add_argument(
+        "--format", action="append", metavar="FORMAT", help="persona-vectors, repeng, steering-vectors; default all"
+    )
+    sub.add_argument("--trait", action="append", metavar="TRAIT", help="only this trait or combination")
+    sub.add_argument("--layers", choices=("all", "chosen"), default="all", help="every layer, or the chosen one alone")
+    sub.add_argument("--to", type=Path, metavar="FOLDER", help="default: outputs/EXP/export")
     command("index", _index, "draw outputs/index.html, the list of all experiments", many=False)
     sub = command("cache", _cache, "sizes of the shared caches; evict or explain embeddings", many=False)
     what = sub.add_subparsers(metavar="size|evict|explain", dest="what")
@@ -150,6 +158,20 @@ def _compare(args: argparse.Namespace, layout: Layout) -> int:
     out = layout.outputs / f"compare-{a.name}-{b.name}.html"
     reports.render_compare(a, b, out)
     print(f"report: {out}")
+    return 0
+
+
+def _export(args: argparse.Namespace, layout: Layout) -> int:
+    from driftbook.models.formats import FORMATS, export
+    from driftbook.models.vectors import VectorSet
+
+    name = Path(args.experiment).stem
+    data = layout.stage(name, "traits") / "data"
+    if not data.is_dir():
+        raise DriftbookError(f"{data}: no vectors there yet; run `make traits EXP={name}` first")
+    folder = args.to or layout.parent(name, "traits") / "export"
+    for path in export(VectorSet.load(data), args.format or list(FORMATS), folder, args.trait, args.layers):
+        print(path)
     return 0
 
 

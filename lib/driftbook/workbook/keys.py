@@ -262,8 +262,12 @@ def input_files(experiment: Experiment | BenchExperiment, stage: str, root: Path
     """The files on this disk that the parameters of a stage name."""
     if isinstance(experiment, BenchExperiment):
         return expand([s for s in _strings(experiment.bench.model_dump(mode="json")) if "/" in s], root)
+    judge = experiment.traits.judge
     named: list[str] = {
-        "traits": experiment.traits.files,
+        "traits": [
+            *(*experiment.traits.files, *experiment.traits.imports.values()),
+            *([judge.rubric] if judge and judge.rubric else []),
+        ],
         "capture": [*experiment.capture.prompts, *experiment.capture.tier3.prompts],
         "decode": experiment.decode.prompts,
         "cluster": [],

@@ -151,19 +151,94 @@ class Dose(Section):
     traits: list[str] | Literal["all", "steered"] = "steered"
 
 
+class Combination(Section):
+    """A trait made from others, at every layer and site: the sum of their unit vectors, minus some, without what lies
+    along the rest (Gram-Schmidt). It has a name like a trait, and stands wherever a trait does."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    add: list[str] = []
+    subtract: list[str] = []
+    orthogonal_to: list[str] = []
+
+    @model_validator(mode="after")
+    def _has_parts(self) -> Combination:
+        parts = [*self.add, *self.subtract, *self.orthogonal_to]
+        if not self.add and not self.subtract:
+            raise ValueError("a combination needs add or subtract")
+        if len(set(parts)) < len(parts):
+            raise ValueError("a combination names each trait once")
+        return self
+
+
+class LayerBySteering(Section):
+    """How ``choose: steering`` measures a layer."""
+
+    layers: int = Field(5, ge=2, description="candidates, evenly spread between the depths")
+    coefficient: float = Field(0.4, gt=0, description="pushed by plus and minus this many mean activation norms")
+    prompts: int = Field(12, ge=2, description="prompts of the trait's scenarios that are answered at each")
+    max_new_tokens: int = Field(32, ge=1)
+    max_nats: float = Field(
+        1.5, gt=0, description="most likelihood per token that steered text may lose and still be coherent"
+    )
+    max_repetition: float = Field(0.2, gt=0, le=1, description="most repetition that it may gain")
+
+
+class Instructed(Section):
+    """Answers that the model gives under a trait's instructions, and which of them are kept."""
+
+    samples: int = Field(2, ge=1, description="pairs of answers per scenario")
+    max_new_tokens: int = Field(60, ge=1)
+    temperature: float = Field(0.7, ge=0)
+    top_p: float = Field(0.9, gt=0, le=1)
+    read_instruction: bool = Field(
+        False, description="leave the instruction before the answer when it is read, as persona_vectors does"
+    )
+    min_words: int = Field(8, ge=1)
+    max_repetition: float = Field(0.3, gt=0, le=1, description="most of an answer's word triples said before")
+
+
+Method = Literal["mean_difference", "probe", "pca", "gradient"]
+
+
 class Traits(Section):
     files: list[str] = ["params/traits/*.json"]
-    method: Literal["mean_difference", "probe", "pca"] = "probe"
+    method: Method = "probe"
+    compare: list[Method] = Field(["mean_difference", "probe"], description="methods that are fitted beside method")
+    combine: list[Combination] = []
+    imports: dict[str, str] = Field(
+        {}, description="trait -> persona_vectors .pt file, instead of a direction that is fitted here"
+    )
     site: Literal["resid_pre", "resid_mid", "resid_post"] = "resid_post"
     layer: int | Literal["auto"] = "auto"
+    choose: Literal["auc", "steering"] = Field(
+        "auc", description="what layer: auto goes by: held-out AUC, or what steering there does to the text"
+    )
     depth: tuple[float, float] = Field((0.25, 0.7), description="share of depth within which layer: auto chooses")
+    steering: LayerBySteering = LayerBySteering()
     window: str = Field("response_avg", pattern=r"^(response_avg|response_first_\d+|response_last|prompt_last)$")
-    scenarios: Literal["natural", "instructed", "all"] = "natural"
+    scenarios: Literal["natural", "instructed", "all"] = Field(
+        "natural", description="answers that the file holds, the model's own under instructions, or both"
+    )
+    instructed: Instructed = Instructed()
+    judge: Judge | None = Field(
+        None, description="filters instructed answers, and measures steered ones for choose: steering"
+    )
+    budget_usd: float = Field(1.0, ge=0, description="the most that traits.judge may cost in a run")
     folds: int = Field(5, ge=2)
     shuffles: int = Field(5, ge=1)
     max_scenarios: int | None = Field(None, ge=4)
     null_vectors: int = Field(64, ge=8, description="directions fitted to shuffled labels, behind every null band")
     dose: Dose | None = Dose()
+
+    @model_validator(mode="after")
+    def _judge_reads(self) -> Traits:
+        if self.judge is not None and (self.judge.kind not in ("local", "endpoint") or self.judge.mode != "single"):
+            raise ValueError("judge needs kind: local or endpoint, and mode: single (the lexicon is counted anyway)")
+        return self
+
+    def names(self, files: list[str]) -> list[str]:
+        """The traits that can be named elsewhere: those of the files, and the combinations."""
+        return [*files, *(one.name for one in self.combine)]
 
 
 class Tier3(Section):
@@ -350,7 +425,8 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _steered_trait_has_a_file(self) -> Experiment:
         trait = getattr(self.intervention, "trait", None)
-        if trait is not None and all("*" not in f and Path(f).stem != trait for f in self.traits.files):
+        known = self.traits.names([Path(f).stem for f in self.traits.files])
+        if trait is not None and trait not in known and all("*" not in f for f in self.traits.files):
             raise ValueError(f"intervention.trait {trait!r} is in none of traits.files {self.traits.files}")
         return self
 
@@ -629,9 +705,25 @@ def _check_files(experiment: Experiment, root: Path, where: Where) -> None:
     for key, judge in experiment.validation.every_judge().items():
         if judge.rubric:
             problems += _unmatched([judge.rubric], ("validate", *key.split("."), "rubric"), root, where)
+    if experiment.traits.judge is not None and experiment.traits.judge.rubric:
+        problems += _unmatched([experiment.traits.judge.rubric], ("traits", "judge", "rubric"), root, where)
     trait = getattr(intervention, "trait", None)
-    names = sorted(p.stem for p in expand(experiment.traits.files, root))
-    if trait is not None and names and trait not in names:
+    files = sorted(p.stem for p in expand(experiment.traits.files, root))
+    problems += _unmatched(list(experiment.traits.imports.values()), ("traits", "imports"), root, where)
+    for index, one in enumerate(experiment.traits.combine if files else []):
+        for part in (*one.add, *one.subtract, *one.orthogonal_to):
+            if part not in files:
+                problems.append(
+                    f"{where(('traits', 'combine', index))}traits.combine.{index}: there is no trait {part!r} in "
+                    f"traits.files{_meant(part, files)}; there are {', '.join(files)}"
+                )
+        if one.name in files:
+            problems.append(
+                f"{where(('traits', 'combine', index))}traits.combine.{index}.name: {one.name!r} is the name of a "
+                "trait already; take another one"
+            )
+    names = experiment.traits.names(files)
+    if trait is not None and files and trait not in names:
         problems.append(
             f"{where(('intervention', 'trait'))}intervention.trait: there is no trait {trait!r} in traits.files"
             f"{_meant(trait, names)}; there are {', '.join(names)}"

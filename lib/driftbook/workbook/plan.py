@@ -201,13 +201,22 @@ def _traits(experiment: Experiment, root: Path, size: Size, speeds: Speeds) -> S
     for path in files:
         scenarios = json.loads(path.read_text(encoding="utf-8")).get("scenarios", [])[: section.max_scenarios]
         contrasts += len(scenarios)
-        read += sum(2 * _tokens(s["prompt"]) + _tokens(s["positive"]) + _tokens(s["negative"]) for s in scenarios)
+        if section.scenarios != "instructed":
+            read += sum(2 * _tokens(s["prompt"]) + _tokens(s["positive"]) + _tokens(s["negative"]) for s in scenarios)
     generated, steered = 0.0, 0
     if section.dose is not None:
         named = section.dose.traits
         steered = len(files) if named == "all" else len(named) if isinstance(named, list) else 0
         steered = int(getattr(experiment.intervention, "trait", None) is not None) if named == "steered" else steered
         generated = steered * len(section.dose.coefficients) * section.dose.prompts * section.dose.max_new_tokens
+    if section.scenarios != "natural":
+        told = 2 * section.instructed.samples * contrasts * section.instructed.max_new_tokens
+        generated, read = generated + told, read + told
+    if section.choose == "steering" and section.layer == "auto":
+        one = section.steering
+        generated += (len(files) + len(section.combine)) * 2 * one.layers * one.prompts * one.max_new_tokens
+    if "gradient" in (section.method, *section.compare):
+        read *= 4  # forward and backward besides the replay
     what = f"{len(files)} traits, {contrasts} contrasts read; dose-response of {steered}"
     vectors = 4 * len(files) * size.layers * size.width * (1 + section.null_vectors)
     return Step("traits", what, generated, read, generated / speeds.generate + read / speeds.read, vectors)
