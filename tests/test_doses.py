@@ -46,7 +46,7 @@ def one_vector(model, v: np.ndarray, unit: float) -> VectorSet:
         {("warm", "probe"): directions},
         np.full(shape[:2], unit),
         None,
-        [record("warm", 1, True)],
+        [record("warm", layer, layer == 1) for layer in range(shape[0])],
     )
 
 
@@ -252,9 +252,10 @@ def test_steering_a_tiny_model_is_felt_where_its_vector_is(tmp_path):
     model = loaded("llama", "sdpa")
     target = model.tokenizer.convert_tokens_to_ids("Z")
     head = model.model.lm_head.weight.detach().numpy()[target] * model.model.model.norm.weight.detach().numpy()
-    vectors = one_vector(model, np.random.default_rng(0).normal(size=model.hooks.d_model), 3.0)
+    vectors = one_vector(model, np.random.default_rng(0).normal(size=model.hooks.d_model), 4.0)
     vectors.directions["warm", "probe"][3, 0] = head / np.linalg.norm(head)
-    trait = warm_with(warm(tmp_path), positive_words=("z", "zz", "zzz", "zzzz"), negative_words=())
-    spec = LayerBySteering(layers=3, prompts=4, coefficient=2.0, max_new_tokens=8, max_nats=50, max_repetition=1.0)
+    trait = warm_with(warm(tmp_path), positive_words=tuple("z" * n for n in range(1, 9)), negative_words=())
+    spec = LayerBySteering(layers=3, prompts=4, coefficient=8.0, max_new_tokens=8, max_nats=50, max_repetition=1.0)
     table = doses.choose_by_steering(model, [trait], vectors, (0.25, 0.75), spec, 0, tmp_path, progress)
-    assert table.layer.tolist() == [1, 2, 3] and vectors.chosen("warm").layer == int(table.layer[table.chosen].iloc[0])
+    assert table.layer.tolist() == [1, 2, 3] and vectors.chosen("warm").layer == 3
+    assert table.effect.iloc[2] > 5 + table.effect.iloc[:2].max() and table.low.iloc[2] > 0

@@ -132,9 +132,9 @@ def trait_judge(run: Any) -> Score | None:
         return None
     from driftbook.discovery.hypotheses import Hypothesis
     from driftbook.evidence.ledger import Ledger
-    from driftbook.validate import open_judge
+    from driftbook.evidence.panel import open_judge
 
-    ledger = Ledger(run.cache / "verdicts" / "answers.sqlite", run.section.budget_usd)
+    ledger = Ledger(run.cache / "verdicts" / "answers.sqlite", run.section.budget_usd, "traits.budget_usd")
     judge = open_judge(spec, "traits", None, ledger, run.cache, run.root, run.progress)
 
     def score(trait: Trait, texts: Sequence[str], prompts: Sequence[str]) -> np.ndarray:
@@ -250,9 +250,12 @@ def fit_vectors(
         the set, and a table with columns trait, method, layer, site, heldout_auc, null_auc, largest_dimension_share.
 
     Raises:
-        DriftbookError: the layer does not exist, no layer lies inside ``depth``, or the parts of a combination cancel.
+        DriftbookError: the layer or the site does not exist, no layer lies inside ``depth``, or the parts of a
+            combination cancel.
     """
     imported = imported or {}
+    if site not in sites:
+        raise DriftbookError(f"traits.site {site}: this model has {', '.join(sites)}")
     layers = list(range(model.hooks.n_layers))
     shape = (len(layers), len(sites), model.hooks.d_model)
     norms = np.mean([np.linalg.norm(c.states, axis=-1).mean(0) for c in contrasts], 0).reshape(shape[:2])
@@ -269,31 +272,25 @@ def fit_vectors(
         n: replace(c.examples, given=imported[n].reshape(len(points), -1)) if n in imported else c.examples
         for n, c in by_name.items()
     }
-    rows = []
-    for name, parts, combination in [(n, [c], None) for n, c in by_name.items()] + [
-        (one.name, [by_name[n] for n in (*one.add, *one.subtract)], one) for one in combine
-    ]:
-        fitted = {}
+    singles = [(n, [c], None) for n, c in by_name.items()]
+    combined = [(one.name, [by_name[n] for n in (*one.add, *one.subtract)], one) for one in combine]
+    for name, parts, combination in [*singles, *combined]:
+        fitted: dict[str, directions_.Fit] = {}
         for m in dict.fromkeys([*methods, method]):
             if combination is not None:
                 fitted[m] = _fit_combination(combination, examples, points, m, folds, shuffles, seed)
             else:
                 fitted[m] = directions_.fit_combined([examples[name]], (), (), m, folds, shuffles, seed)
             vectors.directions[name, m] = fitted[m].directions.reshape(shape)
-            share = directions_.largest_dimension_share(fitted[m].directions)
-            for p, (lay, st) in enumerate(points):
-                rows.append((name, m, lay, st, fitted[m].heldout_auc[p], fitted[m].null_auc[p], share[p]))
             if progress:
                 progress(1)
-        ranked = pd.DataFrame(
-            {"layer": layers, "heldout_auc": fitted[method].heldout_auc.reshape(shape[:2])[:, list(sites).index(site)]}
-        )
+        auc = fitted[method].heldout_auc.reshape(shape[:2])[:, list(sites).index(site)]
+        ranked = pd.DataFrame({"layer": layers, "heldout_auc": auc})
         best = choose_layer(ranked, depth) if layer == "auto" else int(layer)
         if best not in layers:
             raise DriftbookError(f"traits.layer {layer}: the model has layers 0 to {layers[-1]}")
-        source = f"combined: {recipe(combination)}" if combination is not None else (
-            "imported" if name in imported else "fitted"
-        )  # fmt: skip
+        source = "imported" if name in imported else "fitted"
+        source = source if combination is None else f"combined: {recipe(combination)}"
         for m, found in fitted.items():
             share = directions_.largest_dimension_share(found.directions)
             for p, (lay, st) in enumerate(points):
@@ -308,10 +305,8 @@ def fit_vectors(
                         source=source, architecture=model.model.config.model_type,
                     )
                 )  # fmt: skip
-    table = pd.DataFrame(
-        rows, columns=["trait", "method", "layer", "site", "heldout_auc", "null_auc", "largest_dimension_share"]
-    )
-    return vectors, table
+    columns = ["trait", "method", "layer", "site", "heldout_auc", "null_auc", "largest_dimension_share"]
+    return vectors, pd.DataFrame([[getattr(r, c) for c in columns] for r in vectors.records], columns=columns)
 
 
 def _fit_combination(

@@ -57,14 +57,15 @@ class Account:
 class Ledger:
     """Answers on disk under the hash of their request, and the money of this run.
 
-    ``budget_usd`` caps what this run may spend: money spent, the most that calls in flight may cost, and what a call
-    that broke off may have cost all count. Safe for threads; several processes may share the file (SQLite, WAL). An
-    answer is committed the moment it arrives, so nothing that was paid is lost when the process is killed.
+    ``budget_usd``, the parameter ``key``, caps what this run may spend: money spent, the most that calls in flight may
+    cost, and what a call that broke off may have cost all count. Safe for threads; several processes may share the file
+    (SQLite, WAL). An answer is committed the moment it arrives, so nothing that was paid is lost when the process is
+    killed.
     """
 
-    def __init__(self, path: Path, budget_usd: float) -> None:
+    def __init__(self, path: Path, budget_usd: float, key: str = "validate.budget_usd") -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.budget_usd = path, budget_usd
+        self.path, self.budget_usd, self.key = path, budget_usd, key
         self.accounts: dict[str, Account] = defaultdict(Account)
         self._in_flight = 0.0
         self._unsure = 0.0
@@ -108,7 +109,7 @@ class Ledger:
             taken = self.spent + self._in_flight + self._unsure
             if taken + usd > self.budget_usd + 1e-12:
                 raise BudgetError(
-                    f"validate.budget_usd is {self.budget_usd:.4g}: {self.spent:.4g} spent, "
+                    f"{self.key} is {self.budget_usd:.4g}: {self.spent:.4g} spent, "
                     f"{self._in_flight + self._unsure:.4g} in flight, and the next call of {judge} may cost {usd:.2g}. "
                     "Answers so far are kept: raise the budget and run again"
                 )
