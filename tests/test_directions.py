@@ -175,7 +175,7 @@ def test_planted_directions_are_added_subtracted_and_made_orthogonal():
     clean = directions.fit_combined([both], (), [b], method="mean_difference")
     assert cosine(clean.directions[0], np.eye(20)[3]) > 0.99
     np.testing.assert_allclose(clean.norms, np.sqrt(0.5), rtol=0.05)
-    assert (clean.heldout_auc > 0.99).all()
+    assert (clean.heldout_auc > 0.95).all()
 
 
 def test_gram_schmidt_leaves_nothing_along_any_of_the_others():
