@@ -364,22 +364,25 @@ def choose_layer(table: pd.DataFrame, depth: tuple[float, float], tolerance: flo
     """The middle of the longest run of layers between two depths whose held-out AUC is within ``tolerance`` of the
     best: on a plateau the argmax is noise, and steering works best away from its edges.
 
-    From 12 layers on, an AUC is the mean with both neighbours inside the depths, so that one lucky layer does not
-    decide. Below that a layer is a large step, and each stands for itself.
+    From 12 layers on, an AUC is the mean with both neighbours, so that one lucky layer does not decide; a neighbour
+    outside the depths lowers it where it is worse, and lends nothing where it is better. Below 12 a layer is a large
+    step, and each stands for itself.
 
     Raises:
         DriftbookError: no layer lies between the depths.
     """
     ordered = table.sort_values("layer")
     auc, layer = ordered.heldout_auc.to_numpy(), ordered.layer.to_numpy()
-    inside = (layer >= depth[0] * len(layer)) & (layer <= depth[1] * len(layer))
-    if not inside.any():
+    inside = np.flatnonzero((layer >= depth[0] * len(layer)) & (layer <= depth[1] * len(layer)))
+    if not len(inside):
         raise DriftbookError(
             f"traits.depth {tuple(depth)}: none of the {len(layer)} layers lies there; widen it, or set traits.layer"
         )
+    first, last = inside[0], inside[-1]
+    before, after = min(auc[max(first - 1, 0)], auc[first]), min(auc[min(last + 1, len(auc) - 1)], auc[last])
     auc, layer = auc[inside], layer[inside]
     if len(ordered) >= 12:
-        auc = np.convolve(np.pad(auc, 1, mode="edge"), np.ones(3) / 3, mode="valid")
+        auc = np.convolve([before, *auc, after], np.ones(3) / 3, mode="valid")
     good = np.flatnonzero(auc >= auc.max() - tolerance)
     runs = np.split(good, np.flatnonzero(np.diff(good) > 1) + 1)
     longest = max(runs, key=lambda run: (len(run), auc[run].mean()))

@@ -153,14 +153,14 @@ def combined_trait(combination: Any, traits: Sequence[Trait]) -> Trait:
         "; ".join([*(t.low for t in plus), *(t.high for t in minus)]),
         (),
         (),
-        tuple(dict.fromkeys(p for turn in turns for p in turn if p is not None)),
-        tuple(dict.fromkeys(w for words in _words(plus, minus) for w in words)),
-        tuple(dict.fromkeys(w for words in _words(minus, plus) for w in words)),
+        _distinct([[p for p in turn if p is not None] for turn in turns]),
+        _distinct([*(t.positive_words for t in plus), *(t.negative_words for t in minus)]),
+        _distinct([*(t.negative_words for t in plus), *(t.positive_words for t in minus)]),
     )
 
 
-def _words(plus: Sequence[Trait], minus: Sequence[Trait]) -> list[tuple[str, ...]]:
-    return [*(t.positive_words for t in plus), *(t.negative_words for t in minus)]
+def _distinct(groups: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(groups)))
 
 
 def recipe(combination: Any) -> str:
