@@ -11,6 +11,7 @@ from driftbook.errors import DriftbookError
 from driftbook.models import doses
 from driftbook.models.replay import TokenSequence
 from driftbook.models.vectors import VectorSet
+from driftbook.traits import null_twin
 from driftbook.workbook.parameters import Dose, LayerBySteering
 from models import full_logits, hidden_states, loaded
 from test_traits import warm, warm_with
@@ -153,6 +154,34 @@ def test_slopes_are_least_squares_per_prompt_over_coherent_doses():
     assert slopes.slope.to_dict() == pytest.approx({"lexicon": 4.0, "projection": 2.0})
     assert (slopes.low["lexicon"], slopes.high["lexicon"]) == pytest.approx((2.0, 6.0))
     assert slopes.coefficients.tolist() == [3, 3] and slopes.prompts.tolist() == [2, 2]
+
+
+def test_the_report_says_which_traits_do_not_move_their_text():
+    chosen = pd.DataFrame(
+        {"trait": ["warm", "terse"], "layer": 3, "heldout_auc": [0.9, 0.7], "null_auc": 0.5, "layer0": 0.6}
+    ).assign(length=0.5, words=0.8)
+
+    def slopes(lexicon):
+        rows = [(t, m, v, v - 1, v + 1, 12, 5) for t, v in lexicon.items() for m in ("lexicon", "projection")]
+        return pd.DataFrame(rows, columns=["trait", "measure", "slope", "low", "high", "prompts", "coefficients"])
+
+    result = doses.trait_report(chosen, slopes({"warm": 3.0, "terse": 0.5}), slopes({"warm": 0.0}))
+    assert result.moves_text.tolist() == [True, False] and np.isnan(result.null_lexicon[1])
+    assert doses.report_title(result) == "Pushing moves the text of 1 of 2 traits, not clearly that of terse"
+    metrics = doses.report_metrics(result)
+    assert metrics["traits_that_move_text"] == metrics["traits_with_auc_of_80"] == 1
+    assert (metrics["lexicon_warm"], metrics["lexicon_low_warm"], metrics["words_auc_terse"]) == (3.0, 2.0, 0.8)
+    assert "along 1 of them changes what the text says, along terse not clearly." in doses.report_answer(result)
+
+
+def test_a_null_twin_pushes_along_null_directions_in_the_same_units(tmp_path):
+    model = loaded("llama", "sdpa")
+    vectors = one_vector(model, np.ones(model.hooks.d_model), 4.0)
+    vectors.null = np.random.default_rng(0).normal(size=(2, 4, 1, model.hooks.d_model)).astype(np.float32)
+    twin = null_twin(vectors)
+    np.testing.assert_array_equal(twin.at("warm", "probe", 2, "resid_post"), vectors.null[0, 2, 0])
+    assert twin.chosen("warm") == vectors.chosen("warm") and twin.norms is vectors.norms
+    assert (vectors.at("warm", "probe", 2, "resid_post") == 1).all()
 
 
 def test_repetition_is_the_share_of_word_triples_said_before():

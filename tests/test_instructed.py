@@ -1,5 +1,7 @@
 """Answers under instructions: sampled with the system prompt, filtered by named rules, paired, and read without it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from driftbook import traits
 from driftbook.errors import DriftbookError
 from driftbook.models import instructed
-from driftbook.workbook.parameters import Instructed
+from driftbook.workbook.parameters import Instructed, Traits
 from models import fresh, loaded
 from test_doses import progress
 from test_traits import warm, warm_with
@@ -130,3 +132,20 @@ def test_answers_of_a_model_become_contrasts(tmp_path):
     strict = Instructed(samples=1, max_new_tokens=4, min_words=50)
     with pytest.raises(DriftbookError, match=r"trait warm: 0 of 8 scenarios.*'short': 16.*traits\.instructed\.samples"):
         traits.instructed_answers(model, [trait], strict, 4, 0, tmp_path, progress)
+
+
+def test_the_judge_is_asked_whether_the_answer_shows_the_trait(tmp_path, monkeypatch):
+    asked = []
+
+    class Judge:
+        def score(self, texts, hypotheses, prompts):
+            asked.append((texts, [h.text for h in hypotheses], prompts))
+            return np.array([[0.25], [np.nan]])
+
+    monkeypatch.setattr("driftbook.evidence.panel.open_judge", lambda spec, role, *_: Judge())
+    run = SimpleNamespace(section=Traits(judge={"kind": "local"}), cache=tmp_path, root=tmp_path, progress=progress)
+    trait = warm_with(warm(tmp_path), high="Speaks with warmth.")
+    np.testing.assert_array_equal(traits.trait_judge(run)(trait, ["a", "b"], ["p", "q"]), [0.25, np.nan])
+    assert asked == [(["a", "b"], ["speaks with warmth"], ["p", "q"])]
+    run.section = Traits()
+    assert traits.trait_judge(run) is None
