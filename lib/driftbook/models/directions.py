@@ -117,7 +117,7 @@ class _Part:
         self.fold = np.array([fold_of[s] for s in self.scenarios])
         self.seen = rows(examples.states, method)
         self.given = examples.given
-        self.learned = learned_rows(examples, method) if self.given is None else self.seen
+        self.learned = learned_rows(examples, method) if method == "gradient" and self.given is None else self.seen
 
     def shuffled(self) -> np.ndarray:
         flip = dict(zip(self.unique, self.rng.integers(0, 2, len(self.unique)), strict=True))
