@@ -144,6 +144,13 @@ def test_the_strongest_dose_is_the_largest_that_stays_coherent():
     assert doses.summarize_doses(looping, 0, 100).coherent.tolist() == [True, True, True, False]
 
 
+def test_a_run_without_doses_has_empty_curves(tmp_path):
+    none = doses.dose_curves(None, [], None, None, 0, tmp_path, None)
+    curves = doses.summarize_doses(none, 0)
+    assert len(curves) == len(doses.strongest_dose(curves)) == len(doses.dose_slopes(none, curves, 0)) == 0
+    assert {"lexicon", "coherent", "at_zero"} <= set(curves.columns)
+
+
 def test_slopes_are_least_squares_per_prompt_over_coherent_doses():
     """Prompt a gains 2 a unit, prompt b gains 6; a broken dose beyond counts for nothing."""
     x = np.repeat([-0.5, 0.0, 0.5, 1.0], 4)
