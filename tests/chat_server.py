@@ -9,9 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 class Server:
     """A chat server that answers by rule: HIGH where the answer holds the word of a statement. ``script`` injects
-    failures."""
+    failures; ``logprobs(content)`` gives the tokens of a reply with their alternatives, as an endpoint that knows them
+    does."""
 
-    def __init__(self, script=(), delay=0.0, answer=None):
+    def __init__(self, script=(), delay=0.0, answer=None, logprobs=None):
+        self.logprobs = logprobs
         self.script, self.delay, self.answer = list(script), delay, answer or self.rate
         self.bodies, self.headers, self.sent, self.active, self.peak = [], [], Counter(), 0, 0
         lock, outer = threading.Lock(), self
@@ -61,6 +63,15 @@ class Server:
         rated = {str(i + 1): "HIGH" if s in answer else "LOW" for i, s in enumerate(cls.statements(body))}
         return json.dumps(rated)
 
+    def _logprobs(self, body, content):
+        if self.logprobs is None or not body.get("logprobs"):
+            return None
+        tokens = [
+            {"token": t, "logprob": a[t], "top_logprobs": [{"token": k, "logprob": v} for k, v in a.items()]}
+            for t, a in self.logprobs(content)
+        ]
+        return {"content": tokens}
+
     def reply(self, handler, body, step):
         time.sleep(self.delay)
         status, headers, content = 200, {}, self.answer(body)
@@ -72,7 +83,9 @@ class Server:
             time.sleep(1.0)
         elif step == "garbage":
             content = "I would say it is rather high."
-        payload = json.dumps({"error": {"message": f"key {handler.headers.get('authorization')} refused"}})
+        elif step == "no logprobs" and body.get("logprobs"):
+            status, content = 400, ""
+        payload = json.dumps({"error": {"message": f"{step}; key {handler.headers.get('authorization')} refused"}})
         if status == 200 and step == "not json":
             payload = "<html>proxy</html>"
         elif status == 200:
@@ -83,7 +96,12 @@ class Server:
                     "created": 0,
                     "model": body["model"],
                     "choices": [
-                        {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
+                        {
+                            "index": 0,
+                            "finish_reason": "stop",
+                            "message": {"role": "assistant", "content": content},
+                            "logprobs": self._logprobs(body, content),
+                        }
                     ],
                     "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
                 }

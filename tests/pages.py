@@ -291,7 +291,9 @@ def claims(experiment: Path, confirmed: tuple[bool, ...] = (True, False, False))
             "win_rate": rates, "win_low": np.array(rates) - 0.07, "win_high": np.array(rates) + 0.07,
             "rate_base": 0.1, "rate_intervention": 0.3, "rate_difference": 0.2, "rate_low": 0.1, "rate_high": 0.3,
             "auc": 0.66, "auc_low": 0.6, "auc_high": 0.7, "e_value": [1234.5 if sure else 0.4 for sure in confirmed],
-            "confirmed": confirmed, "rival_bow": 0.7, "rival_embedding": 0.6, "beats_rivals": False,
+            "confirmed": confirmed, "rival_bow": 0.7, "rival_embedding": 0.6,
+            "explained_by": "",
+            "flags": "Nothing is left of it when length is held fixed.\nIts texts are less coherent.",
         }
     ).to_parquet(experiment / "validate/data/claims.parquet")  # fmt: skip
     verdicts = [

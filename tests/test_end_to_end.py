@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from safetensors import safe_open
 
+from chat_server import Server
 from driftbook.workbook.parameters import STAGES, load_experiment
 
 ROOT = Path(__file__).parent.parent
@@ -155,3 +156,32 @@ def test_editing_the_clustering_runs_cluster_and_validate_alone(tree):
     assert {s for s, t in times(tree).items() if t != before[s]} == {"cluster", "validate"}
     # Every text was embedded before.
     assert json.loads((tree / "outputs/smoke/cluster/metrics.json").read_text())["embedded"] == 0
+
+
+def test_a_judges_key_is_in_no_artefact_and_no_log_of_good_and_of_failed_runs(tree, monkeypatch):
+    monkeypatch.setenv("CANARY_KEY", "sk-canary-4711")
+    path = tree / "params/smoke.yml"
+    plain = path.read_text()
+
+    def answer(body):
+        labels = "<statements>" not in body["messages"][1]["content"]
+        return '[{"statement": "hedges its claims", "who": "TWO"}]' if labels else Server.rate(body)
+
+    with Server(script=[401], answer=answer) as server:  # the error's text quotes the key, as some servers do
+        judge = f"{{kind: endpoint, model: m, base_url: {server.url}, api_key_env: CANARY_KEY}}"
+        judges = f"labeller: llm\n  labeller_judge: {judge}\n  judges: {{cheap: {judge}}}\n  cascade: expensive_only"
+        path.write_text(plain.replace("labeller: keywords\n  judges: {cheap: {kind: lexicon}}", judges))
+        words = [sys.executable, "-m", "driftbook", "run", "smoke"]
+        environment = {**os.environ, "PYTHONPATH": str(tree / "lib")}
+        failed = subprocess.run(words, cwd=tree, env=environment, capture_output=True, text=True, timeout=300)
+        assert failed.returncode != 0 and "401" in failed.stdout + failed.stderr
+        good = driftbook(tree, "run", "smoke")
+        sent = [h["authorization"] for h in server.headers]
+    assert set(sent) == {"Bearer sk-canary-4711"} and len(sent) > 20
+    ledger = pd.read_parquet(tree / "outputs/smoke/validate/data/ledger.parquet")
+    assert ledger["calls"].sum() == len(sent) - 1  # the failed run made the other one
+    assert "canary-4711" not in failed.stdout + failed.stderr + good
+    files = [p for p in (tree / "outputs").rglob("*") if p.is_file()]
+    assert any(".failed" in str(p) for p in files)
+    assert [p for p in files if b"canary-4711" in p.read_bytes()] == []
+    path.write_text(plain)

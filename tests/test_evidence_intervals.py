@@ -11,7 +11,6 @@ from statsmodels.stats.proportion import proportion_confint
 
 from driftbook.evidence.eprocess import e_path
 from driftbook.evidence.intervals import (
-    auc_difference,
     auc_interval,
     bootstrap_mean,
     detectable,
@@ -64,16 +63,6 @@ def test_auc_interval_covers_the_truth_when_texts_share_prompts():
         naive += by_text.low <= 0.5 <= by_text.high
     assert covered >= 48  # 90% of 60, less three standard errors
     assert naive < 36  # what treating texts as independent would have done
-
-
-def test_auc_of_a_rival_is_compared_on_the_same_prompts():
-    rng = np.random.default_rng(2)
-    positive = np.tile([True, False], 200)
-    good, bad = positive + rng.normal(size=400), rng.normal(size=400)
-    prompts = np.repeat(np.arange(200), 2)
-    assert auc_difference(good, bad, positive, prompts).low > 0
-    same = auc_difference(good, good, positive, prompts)
-    assert same == (0.0, 0.0, 0.0)
 
 
 def test_missing_scores_and_one_sided_tables_are_refused():

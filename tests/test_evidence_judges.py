@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,9 +19,10 @@ from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import BudgetError, DriftbookError
 from driftbook.evidence.chat import Endpoint, Throttle
 from driftbook.evidence.endpoint import EndpointJudge, parse
-from driftbook.evidence.judges import EmbeddingJudge, LexiconJudge
+from driftbook.evidence.judges import EmbeddingJudge, LexiconJudge, RepetitionJudge
 from driftbook.evidence.ledger import Ledger
 from driftbook.evidence.local_judge import LocalJudge
+from driftbook.evidence.nli import NliJudge
 
 HEDGE = Hypothesis("hedges", "intervention", words=("might", "it could be", "/\\?{2,}/"))
 SWEAR = Hypothesis("swears", "intervention", words=("damn",))
@@ -74,7 +76,7 @@ def test_embedding_judge_ranks_by_exemplars_against_the_other_side():
 
 def judge_of(server, ledger, **more):
     settings = {"usd_in": 10.0, "usd_out": 100.0, "pause": 0.001, "timeout": 5.0} | more
-    asked = {k: settings.pop(k) for k in ("per_call", "mode", "rubric", "retries") if k in settings}
+    asked = {k: settings.pop(k) for k in ("per_call", "mode", "rubric", "retries", "logprobs") if k in settings}
     return EndpointJudge(Endpoint("strong", "m", server.url, ledger, **settings), **asked)
 
 
@@ -232,6 +234,33 @@ def test_pairs_are_shown_in_both_orders_and_a_judge_that_loves_first_places_says
         judge.score(["x"], CLAIMS)
 
 
+def test_a_server_that_tells_probabilities_is_heard_by_them_and_any_other_by_its_words(tmp_path):
+    def tokens(content):
+        level = json.loads(content)["1"]
+        mass = {"HIGH": 0.0, "MID": 0.3, "LOW": 0.1} | {level: 0.6}
+        return [
+            ('{"1": "', {'{"1": "': 0.0}),
+            (level, {k: np.log(v) for k, v in mass.items() if v}),
+            ('"}', {'"}': 0.0}),
+        ]
+
+    text, claim = ["red"], CLAIMS[:1]
+    with Server(logprobs=tokens) as server:
+        ledger = Ledger(tmp_path / "told.sqlite", 100.0)
+        told = judge_of(server, ledger).score(text, claim)
+        assert told == pytest.approx((0.6 + 0.3 / 2) / 1.0)
+        assert server.bodies[0]["logprobs"] is True
+        assert judge_of(server, ledger).score(text, claim) == told and len(server.bodies) == 1  # from the cache
+        said = judge_of(server, ledger, logprobs=False).score(text, claim)
+        assert said == 1.0 and "logprobs" not in server.bodies[1]
+    with Server(script=["no logprobs"] * 9) as server:
+        ledger = Ledger(tmp_path / "said.sqlite", 100.0)
+        assert (judge_of(server, ledger, concurrency=1).score(TEXTS, CLAIMS) == TRUTH).all()
+        asked = ["logprobs" in b for b in server.bodies]
+        assert asked == [True] + [False] * 12  # refused once, never asked again
+        assert ledger.accounts["strong"].calls == 13 and ledger.accounts["strong"].failed == 1
+
+
 def test_a_text_cannot_close_its_marks_into_instructions_that_move_another_cell(ledger):
     """Marks inside a text are sent as they stand; the verdict of another text is asked in a call of its own."""
     with Server() as server:
@@ -297,7 +326,7 @@ def test_a_local_judge_reads_the_probabilities_of_its_answer_tokens(ledger, tiny
     scores = judge.score(texts, CLAIMS, prompts)
     for row in range(3):
         for column in range(3):
-            user = judge._request(texts[row], prompts[row], CLAIMS[column])["user"]
+            user = judge._single(texts[row], prompts[row], CLAIMS[column])
             ids = torch.tensor([loaded.encode_prompt(user, system="Rate.")])
             logits = loaded.model(ids).logits[0, -1]
             chosen = [loaded.tokenizer(w, add_special_tokens=False)["input_ids"][0] for w in ("HIGH", "MID", "LOW")]
@@ -321,3 +350,89 @@ def test_a_local_judge_says_when_a_text_does_not_fit(ledger, tiny_folder, tmp_pa
     judge = LocalJudge("tiny", lambda: load(ModelSpec(model=str(tiny_folder)), tmp_path), "w", ledger)
     with pytest.raises(DriftbookError, match="1024 tokens"):
         judge.score(["word " * 1000], CLAIMS[:1])
+
+
+def test_a_local_judge_of_pairs_reads_both_orders(ledger, tiny_folder, tmp_path):
+    import torch
+
+    from driftbook.models.loading import load
+    from driftbook.workbook.parameters import ModelSpec
+
+    loaded = load(ModelSpec(model=str(tiny_folder), dtype="float32"), tmp_path)
+    judge = LocalJudge("tiny", lambda: loaded, "w", ledger, rubric="Compare.", mode="pair")
+    more = judge.compare(["one", "two"], ["another", "three"], CLAIMS[:2], ["p", "q"])
+    ids = [loaded.tokenizer(w, add_special_tokens=False)["input_ids"][0] for w in ("A", "TIE", "B")]
+
+    def expected(a, b, prompt, claim):
+        row = torch.tensor([loaded.encode_prompt(judge._pair(a, b, prompt, claim), system="Compare.")])
+        first, tie, _ = loaded.model(row).logits[0, -1][ids].softmax(-1).tolist()
+        return first + tie / 2
+
+    both = (expected("two", "three", "q", CLAIMS[1]) + 1 - expected("three", "two", "q", CLAIMS[1])) / 2
+    assert more[1, 1] == pytest.approx(both, abs=1e-4)
+    swapped = judge.compare(["another", "three"], ["one", "two"], CLAIMS[:2], ["p", "q"])
+    assert swapped == pytest.approx(1 - more, abs=1e-6)
+    assert ledger.accounts["tiny"].calls == 8 and ledger.accounts["tiny"].cached == 8
+    with pytest.raises(ValueError, match="pair"):
+        judge.score(["one"], CLAIMS)
+
+
+def test_repetition_sees_loops_and_empty_texts():
+    scores = RepetitionJudge().score(
+        ["a plain sentence that goes on", "no no no no no no no no", "", "two words"], CLAIMS
+    )
+    assert scores.shape == (4, 3) and (scores == scores[:, :1]).all()
+    assert scores[:, 0] == pytest.approx([1.0, 1 / 6, 0.0, 1.0])
+
+
+# ------------------------------------------------------------------------------------------------------ cross-encoder
+
+
+@pytest.fixture(scope="module")
+def cross_encoder(tmp_path_factory):
+    """A tiny random cross-encoder with the labels of natural language inference, as a folder."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("nli")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "answer", "red", "green", "blue", "is", "it", "."]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    labels = {0: "contradiction", 1: "ENTAILMENT", 2: "neutral"}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    named = {"id2label": labels, "label2id": {v: k for k, v in labels.items()}}
+    config = BertConfig(vocab_size=len(words), max_position_embeddings=64, **sizes, **named)
+    torch.manual_seed(0)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+def test_an_nli_judge_is_the_probability_of_entailment(ledger, cross_encoder, tmp_path):
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from driftbook.evidence.panel import open_nli_judge
+    from driftbook.workbook.parameters import Judge
+
+    spec = Judge(kind="nli", model=str(cross_encoder))
+    judge = open_nli_judge(spec, "cheap", ledger, tmp_path)
+    texts = ["it is red", "the green answer is blue ."]
+    scores = judge.score(texts, CLAIMS)
+    model, tokenizer = (c.from_pretrained(cross_encoder) for c in (AutoModelForSequenceClassification, AutoTokenizer))
+    for row, text in enumerate(texts):
+        for column, claim in enumerate(CLAIMS):
+            encoded = tokenizer(text, f"The answer {claim.text}.", return_tensors="pt")
+            with torch.inference_mode():
+                wanted = model(**encoded).logits.softmax(-1)[0, 1].item()
+            assert scores[row, column] == pytest.approx(wanted, abs=1e-5)
+    account = ledger.accounts[judge.name]
+    assert account.calls == 6 and judge.quote(texts, CLAIMS).cached == 6
+    judge.load, judge._model = None, None  # a warm rerun reads no model
+    assert (judge.score(texts, CLAIMS) == scores).all() and account.cached == 6
+
+
+def test_a_cross_encoder_without_entailment_is_refused(ledger):
+    reranker = SimpleNamespace(config=SimpleNamespace(id2label={0: "LABEL_0"}))
+    judge = NliJudge("reranker", lambda: reranker, "w", ledger)
+    with pytest.raises(DriftbookError, match=r"label_0.*entailment"):
+        judge.score(["red"], CLAIMS)

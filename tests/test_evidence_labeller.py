@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from driftbook.discovery.hypotheses import moved_answers
 from driftbook.errors import DriftbookError
 from driftbook.evidence.labeller import Reading, pairs_to_show, parse, propose
+from driftbook.evidence.ledger import Answer
 
 
 class Scripted:
@@ -26,7 +28,8 @@ class Scripted:
             while (request := one.next()) is not None:
                 text = request["messages"][1]["content"]
                 self.prompts.append(text)
-                one.receive(self.replies.pop(0) if self.replies else self.find(text))
+                said = self.replies.pop(0) if self.replies else self.find(text)
+                one.receive(Answer(said, 0, 0, 0.0))
 
     @staticmethod
     def find(text):
@@ -44,6 +47,7 @@ def texts(prompts=20, samples=2):
     return pd.DataFrame(rows, columns=["text_id", "side", "prompt_id", "text", "split"])
 
 
+WHOLE = {"base": -1, "intervention": -1}
 PROMPTS = {f"p{p}": f"question {p}" for p in range(20)}
 
 
@@ -51,7 +55,7 @@ def test_the_direction_is_right_whichever_side_is_shown_first():
     table = pairs_to_show(texts(), PROMPTS, 6, "x")
     for flip in (False, True):
         endpoint = Scripted()
-        one = Reading(endpoint, table, -1, flip)
+        one = Reading(endpoint, table, WHOLE, flip)
         endpoint.converse([one])
         (found,) = one.hypotheses()
         assert found.direction == "intervention" and found.words == ("perhaps",) and found.proposer == "llm"
@@ -62,7 +66,7 @@ def test_the_direction_is_right_whichever_side_is_shown_first():
 
 
 def prompt_of(table, flip):
-    return Reading(Scripted(), table, -1, flip).prompt()
+    return Reading(Scripted(), table, WHOLE, flip).prompt()
 
 
 def test_both_orders_are_drawn_and_near_duplicates_are_merged():
@@ -105,3 +109,19 @@ def test_parsing_keeps_what_is_well_formed():
     assert parse(good) == [("uses lists", "ONE", ("-",))]
     for bad in ("", "[", "[1, 2]", '{"statement": "a b c", "who": "ONE"}', "[{]"):
         assert parse(bad) == []
+
+
+def test_matched_clusters_are_those_that_answers_moved_between():
+    members = texts().assign(cluster=0)
+    number = members["prompt_id"].str[1:].astype(int)
+    changed = members["side"] == "intervention"
+    members.loc[changed & (number < 8), "cluster"] = 2
+    members.loc[changed & (number >= 8) & (number < 11), "cluster"] = 3  # too few
+    members.loc[number >= 18, "cluster"] = 4  # both sides moved there, and 4 is not stable
+    moved = moved_answers(members, [0, 2, 3])
+    assert list(moved) == [(0, 2)] and moved[0, 2]["prompt_id"].nunique() == 8
+    assert set(moved[0, 2].groupby("side")["cluster"].unique().map(tuple)) == {(0,), (2,)}
+    endpoint = Scripted([json.dumps([{"statement": "moves on", "who": "TWO", "words": []}])])
+    (found, *_) = propose(endpoint, texts(), PROMPTS, moved=moved, rounds=0)
+    assert found.text == "moves on" and found.cluster == {"intervention": 2, "base": 0}[found.direction]
+    assert set(found.evidence) <= set(moved[0, 2]["text_id"])

@@ -65,3 +65,30 @@ def test_peeking_finds_effects_that_are_not_there():
     peeks = np.mean([simulate.peeking(d, 0.05, 0.0).confirmed.any() for d in null])
     once = np.mean([simulate.fixed_sample(d, 200, 0.05, 0.0).confirmed.any() for d in null])
     assert peeks > 0.2 > once
+
+
+def test_resampled_verdicts_keep_effects_where_they_are_and_take_them_where_sides_are_swapped():
+    rng = np.random.default_rng(0)
+    shared = rng.random(80)
+    expensive = np.array([shared < 0.7, shared < 0.5, rng.random(80) < 0.72], dtype=float)
+    cheap = np.where(rng.random((3, 80)) < 0.8, expensive, rng.integers(0, 2, (3, 80)))
+    cheap[1] = rng.random(80) < 0.75  # sure of something that is not there
+    draws = [simulate.resampled(cheap, expensive, 0.02, 100, 100, s) for s in range(40)]
+    data = draws[0]
+    assert data.real.tolist() == [*(expensive.mean(axis=1) > 0.52), *[False] * 6] and data.real[:3].sum() == 2
+    assert data.biased.tolist() == [*[False] * 6, *(cheap.mean(axis=1) > 0.52)]
+    strong = np.mean([d.expensive for d in draws], axis=(0, 2))
+    weak = np.mean([d.screen_cheap for d in draws], axis=(0, 2))
+    assert strong[:3] == pytest.approx(expensive.mean(axis=1), abs=0.03)
+    assert strong[3:] == pytest.approx(0.5, abs=0.03) and weak[3:6] == pytest.approx(0.5, abs=0.03)
+    assert weak[6:] == pytest.approx(cheap.mean(axis=1), abs=0.03)
+    swapped = draws[1].expensive[3:5]  # one swap for all: what two hypotheses share stays shared
+    assert abs(np.corrcoef(swapped)[0, 1] - np.corrcoef(expensive[:2])[0, 1]) < 0.3
+    none = simulate.resampled(cheap, expensive, 0.02, 100, 100, 0, effects=False)
+    assert not none.real.any() and not none.biased.any()
+
+
+def test_a_fixed_sample_counts_its_calls():
+    data = simulate.draw(WORLD, 5, 40, 0)
+    assert simulate.fixed_sample(data, 30, 0.05, 0.02).calls == 200 * 30
+    assert simulate.fixed_sample(data, 30, 0.05, 0.02, per_call=7).calls == 29 * 30

@@ -186,3 +186,25 @@ def test_a_table_gives_the_same_hypotheses_back(tmp_path):
         from_frame(to_frame(found).drop(columns="words"))
     with pytest.raises(DriftbookError, match="direction"):
         from_frame(to_frame(found).assign(direction="left"))
+
+
+def test_words_that_come_with_a_move_between_clusters_are_found_there():
+    """On twelve prompts answers moved from cluster 0 to 1 and began to speak of zebras, as both sides do elsewhere."""
+    rows = []
+    for p in range(48):
+        for side in ("base", "intervention"):
+            moved = p < 12 and side == "intervention"
+            zebra = moved or p >= 12
+            text = f"it is so {'zebra' if zebra else 'horse'} {'far' if p % 2 else 'near'}"
+            rows.append((f"{p:02d}{side[0]}", side, f"p{p}", text, 1 if moved else 0))
+    texts = pd.DataFrame(rows, columns=["text_id", "side", "prompt_id", "text", "cluster"])
+    composition = pd.DataFrame({"cluster": [0, 1], "stability": [0.9, 0.9]})
+    asked = {p: "" for p in texts["prompt_id"]}
+    found = propose(texts.drop(columns="cluster"), asked, texts[["text_id", "cluster"]], composition)
+
+    def zebras(some):
+        return {(h.direction, h.cluster) for h in some if any("zebra" in w for w in h.words)}
+
+    assert zebras(found) == {("intervention", 1)}
+    still = propose(texts.drop(columns="cluster"), asked, texts[["text_id", "cluster"]].assign(cluster=0), composition)
+    assert zebras(still) == set()

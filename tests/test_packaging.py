@@ -118,7 +118,10 @@ def test_assets_are_part_of_the_package():
     assert data["packages"]["find"]["where"] == ["lib"]
     for path in (ROOT / "lib/driftbook").rglob("*"):
         if path.is_file() and path.suffix not in (".py", ".pyc"):
-            assert path.parent == ROOT / "lib/driftbook/workbook/assets", f"{path} is in no package-data pattern"
+            named = path.relative_to(ROOT / "lib/driftbook")
+            assert any(named.match(pattern) for pattern in data["package-data"]["driftbook"]), (
+                f"{path} is in no pattern"
+            )
 
 
 # ------------------------------------------------------------------------------------------------------------ make

@@ -88,12 +88,12 @@ def test_a_judge_talks_to_it_and_its_answers_are_kept(server, tmp_path):
         def next(self):
             return judge.request([{"role": "user", "content": self.text}], 0) if self.said is None else None
 
-        def receive(self, text):
-            self.said = text
+        def receive(self, answer):
+            self.said = answer
 
     for cached in (0, 3):
         asked = [Once(p.text) for p in PROMPTS]
         judge.converse(asked)
-        assert all(isinstance(one.said, str) and one.said for one in asked)
+        assert all(one.said is not None and one.said.text for one in asked)
         (row,) = ledger.table().itertuples()
         assert (row.calls, row.cached) == (3, cached) and row.output_tokens == 18

@@ -289,7 +289,7 @@ def test_claims_come_with_numbers_and_texts_of_both_kinds(outputs: Path) -> None
     page = Page(render_experiment(outputs / "quickstart").read_text())
     text = page.text
     assert "Win rate 71% [64%, 78%]" in text and "120 held-out prompts" in text
-    assert "a trivial classifier separates the two sides as well" in text
+    assert "Beware: Nothing is left of it when length is held fixed. Beware: Its texts are less coherent." in text
     pairs = re.findall(r"the claim wins (\d+)% here", text)
     assert len(pairs) == 12 and set(pairs) == {"0", "50", "100"}
     assert [int(p) for p in pairs[:4]] == sorted((int(p) for p in pairs[:4]), reverse=True)

@@ -2,9 +2,6 @@
 null runs."""
 
 import json
-from dataclasses import dataclass, field
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,75 +9,14 @@ import pytest
 
 from chat_server import Server
 from driftbook import validate as stage
-from driftbook.discovery.hypotheses import Hypothesis, to_frame
+from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import DriftbookError
 from driftbook.evidence.judges import LexiconJudge
 from driftbook.evidence.ledger import Ledger
 from driftbook.evidence.panel import open_judge
 from driftbook.workbook.parameters import Judge as JudgeSpec
 from driftbook.workbook.parameters import Validate
-
-SENTENCE = "the plan was to walk early along the river and talk about food music work travel books weather"
-FILLER = SENTENCE.split()
-HEDGES = ("might", "perhaps", "possibly")
-SPLITS = {"discover": 40, "screen": 40, "validate": 80}
-
-
-def texts_of(hedge_base=0.1, hedge_changed=0.6, samples=2, seed=0):
-    rng, rows, n = np.random.default_rng(seed), [], 0
-    for split, prompts in SPLITS.items():
-        for p in range(prompts):
-            for side, share in (("base", hedge_base), ("intervention", hedge_changed)):
-                for _ in range(samples):
-                    words = list(rng.choice(FILLER, size=25))
-                    if rng.random() < share:
-                        words[3:3] = rng.choice(HEDGES, size=2)
-                    rows.append((f"{n:016x}", side, f"{split}{p}", split, 1.0, " ".join(words)))
-                    n += 1
-    return pd.DataFrame(rows, columns=["text_id", "side", "prompt_id", "split", "propensity", "text"])
-
-
-HYPOTHESES = [
-    Hypothesis("hedges", "intervention", words=HEDGES),
-    Hypothesis("hedges less", "base", words=HEDGES),
-    Hypothesis("talks about rivers", "intervention", words=("river", "walk")),
-    Hypothesis("talks about food", "base", words=("food", "music")),
-]
-
-
-@dataclass
-class FakeRun:
-    """What the stage needs of a run: tables of the stages before, a cache, the section."""
-
-    folder: Path
-    section: Validate = field(default_factory=Validate)
-    seed: int = 0
-
-    @property
-    def cache(self):
-        return self.folder / "cache"
-
-    @property
-    def root(self):
-        return self.folder
-
-    def input(self, name):
-        return self.folder / name
-
-    def progress(self, total, label, unit):
-        return SimpleNamespace(update=lambda n: None, close=lambda: None)
-
-
-def run_of(folder, texts, proposed=HYPOTHESES, **section):
-    for name in ("decode", "cluster"):
-        (folder / name).mkdir(parents=True)
-    ids = sorted(texts["prompt_id"].unique())
-    pd.DataFrame({"prompt_id": ids, "text": [f"Tell me about {p}" for p in ids]}).to_parquet(
-        folder / "decode" / "prompts.parquet"
-    )
-    texts.to_parquet(folder / "decode" / "texts.parquet")
-    to_frame(proposed).to_parquet(folder / "cluster" / "hypotheses.parquet")
-    return FakeRun(folder, Validate(**section))
+from planted import FILLER, HEDGES, HYPOTHESES, SPLITS, run_of, texts_of
 
 
 def go(run, with_rivals=True, write=None):
@@ -91,7 +27,8 @@ def go(run, with_rivals=True, write=None):
     screening = stage.screen(material, judges, run.section)
     tested = stage.holdout_test(material, judges, screening.survivors, run.section, run.progress)
     rivals = stage.rivals(material, length_vectors) if with_rivals else None
-    table = stage.claims_table(material, frozen, screening, tested, run.section, rivals)
+    beside = stage.beside_rivals(tested, rivals, run.seed)
+    table = stage.claims_table(material, frozen, screening, tested, run.section, beside)
     if write is not None:
         return stage.write(write, frozen, screening, tested, table, judges, run.section)
     return table.set_index("text")
@@ -187,15 +124,48 @@ def test_freezing_seals_everything_that_defines_a_test(tmp_path):
     )
 
 
-def test_a_rival_that_knows_as_much_is_not_beaten_and_a_rival_that_knows_nothing_is(tmp_path):
-    claim = go(run_of(tmp_path, texts_of())).loc["hedges"]
-    assert claim["rival_bow"] > 0.65  # hedging words are all there is to learn
-    assert not claim["beats_rivals"]
-    texts = texts_of()
-    texts.loc[texts["split"] == "discover", "text"] = "the same words in every text of this split"
-    claim = go(run_of(tmp_path / "b", texts)).loc["hedges"]
-    assert claim["rival_bow"] == claim["rival_embedding"] == 0.5
-    assert claim["beats_rivals"]
+def of_many_lengths(texts):
+    """In ``texts_of`` a hedge makes a text longer, so that length alone would give it away."""
+    rng = np.random.default_rng(9)
+    return texts.assign(text=[" ".join([t, *rng.choice(FILLER, size=rng.integers(0, 25))]) for t in texts["text"]])
+
+
+def with_rivals(run):
+    material = stage.load(run)
+    judges = stage.open_judges(run, material)
+    screening = stage.screen(material, judges, run.section)
+    tested = stage.holdout_test(material, judges, screening.survivors, run.section, run.progress)
+    beside = stage.beside_rivals(tested, stage.rivals(material, length_vectors), run.seed)
+    frozen = stage.freeze(material, judges, run.section)
+    table = stage.claims_table(material, frozen, screening, tested, run.section, beside).set_index("text")
+    return table, beside.set_index(["text", "rival"])
+
+
+def test_rivals_that_know_nothing_leave_a_claim_what_it_is(tmp_path):
+    table, beside = with_rivals(run_of(tmp_path / "a", texts_of()))
+    assert "length of the text" in table.loc["hedges", "explained_by"]
+    table, beside = with_rivals(run_of(tmp_path / "b", of_many_lengths(texts_of())))
+    assert table.loc["hedges", "adds_to_rivals"] and table.loc["hedges", "explained_by"] == ""
+    words = beside.loc[("hedges", "words")]
+    assert words["auc"] == pytest.approx(0.5, abs=0.12)  # its own words are left out, and nothing else was planted
+    assert words["left"] == pytest.approx(words["correlation"], abs=0.08)
+
+
+def test_a_larger_change_elsewhere_does_not_take_a_claim_away_and_what_only_rides_on_it_is_explained(tmp_path):
+    """The changed side speaks of castles far more often; towers stand in half of the texts with castles, whoever
+    wrote them; hedging has nothing to do with either."""
+    texts, rng = of_many_lengths(texts_of()), np.random.default_rng(5)
+    castle = rng.random(len(texts)) < np.where(texts["side"] == "intervention", 0.95, 0.05)
+    tower = castle & (rng.random(len(texts)) < 0.5)
+    texts["text"] += np.where(castle, " the castle", "") + np.where(tower, " with towers", "")
+    rides = Hypothesis("names towers", "intervention", words=("towers",))
+    table, beside = with_rivals(run_of(tmp_path, texts, [*HYPOTHESES, rides]))
+    assert table.loc[["hedges", "names towers"], "confirmed"].all()
+    assert beside.loc[("hedges", "words"), "auc"] > 0.9 > table.loc["hedges", "auc"]
+    assert beside.loc[("hedges", "words"), "left_low"] > 0 and table.loc["hedges", "explained_by"] == ""
+    assert 0.3 < table.loc["hedges", "share_of_bow"] < 0.8
+    assert beside.loc[("names towers", "words"), "verdict"] == "explained"
+    assert table.loc["names towers", "explained_by"] == "words, counted"
 
 
 class Forgetful:
@@ -292,7 +262,7 @@ def test_tables_and_metrics_have_the_agreed_columns(tmp_path):
     ledger = pd.read_parquet(tmp_path / "ledger.parquet")
     assert {"judge", "calls", "cached", "input_tokens", "output_tokens", "usd", "usd_saved"} <= set(ledger.columns)
     claims = pd.read_parquet(tmp_path / "claims.parquet")
-    kinds = {"confirmed": "b", "beats_rivals": "b", "cluster": "i", "prompts": "i", "win_rate": "f", "rival_bow": "f"}
+    kinds = {"confirmed": "b", "adds_to_rivals": "b", "cluster": "i", "prompts": "i", "win_rate": "f", "rival_bow": "f"}
     assert {name: claims[name].dtype.kind for name in kinds} == kinds
     assert pd.read_parquet(tmp_path / "frozen.parquet")["frozen"].str.len().eq(64).all()
 
@@ -317,7 +287,7 @@ def test_what_a_person_reads_follows_the_claims(tmp_path):
     by_text = material.texts.set_index("text")["side"]
     assert (by_text.loc[shown["base"]] == "base").all() and (by_text.loc[shown["intervention"]] == "intervention").all()
     costs = stage.bill(material, judges, run.section)
-    assert costs["usd"].sum() == 0 and costs["texts"].tolist() == [160, 320]
+    assert costs["usd"].sum() == 0 and costs["texts"].tolist() == [160, 320, 320]  # coherence, too
 
 
 class Oracle:
@@ -363,7 +333,8 @@ def test_a_paid_judge_stops_as_soon_as_it_can_and_its_verdict_is_the_same(tmp_pa
     assert strong.asked < 0.6 * 4 * SPLITS["validate"] * (paid["status"] != "screened out").sum()
     assert paid.loc["hedges", "judge_agreement"] == 1.0
     assert np.isnan(paid.loc["hedges", "p_value"])  # a fixed-sample p-value after stopping would be wrong
-    assert paid.loc["hedges", "win_low"] > 0.5
+    # the test is one-sided, the interval two-sided: stopped at once, it may still touch one half
+    assert 0.45 < paid.loc["hedges", "win_low"] < paid.loc["hedges", "win_rate"] < paid.loc["hedges", "win_high"]
     assert len(tested.verdicts()["judge"].unique()) == 2
 
 
@@ -437,6 +408,7 @@ def test_the_stage_with_a_labeller_and_a_judge_behind_a_server_and_a_key_that_is
         assert claims.loc["hedges its claims", "proposer"] == "llm"
         assert ledger["calls"].sum() == sent and metrics["calls_expensive"] == ledger.loc["m (expensive)", "calls"]
         assert metrics["cost_usd"] == pytest.approx(ledger["usd"].sum()) and ledger["usd"].sum() > 0
+        assert metrics["usd_per_confirmed"] == metrics["cost_usd"]  # one was confirmed
 
         again = go(run, with_rivals=False, write=tmp_path / "data")
         assert len(server.bodies) == sent and again["cost_usd"] == 0
@@ -495,3 +467,133 @@ def test_the_trait_shift_of_a_claims_cluster_stands_beside_it(tmp_path):
     shift.to_parquet(run.input("cluster") / "trait_shift.parquet")
     beside = stage.trait_shift(run, claims)
     assert beside["claim"].tolist() == ["a", "a"] and beside["trait"].tolist() == ["y", "x"]
+
+
+# -------------------------------------------------------------------------------------------------- beside the claims
+
+
+def tested_of(run, judges=None):
+    material = stage.load(run)
+    judges = judges or stage.open_judges(run, material)
+    screening = stage.screen(material, judges, run.section)
+    tested = stage.holdout_test(material, judges, screening.survivors, run.section, run.progress)
+    frozen = stage.freeze(material, judges, run.section)
+    return material, judges, tested, stage.claims_table(material, frozen, screening, tested, run.section)
+
+
+NOTHING = pd.DataFrame(columns=["verdict", "where", "hypothesis_id", "side"])
+
+
+def test_coherence_is_judged_apart_and_a_side_that_loses_it_is_flagged(tmp_path):
+    texts = texts_of()
+    loops = (texts["side"] == "intervention") & (np.arange(len(texts)) % 3 == 0)
+    texts.loc[loops, "text"] += " and so on" * 20
+    run = run_of(tmp_path, texts)
+    material, judges, _, claims = tested_of(run)
+    table, scores = stage.coherence(material, judges)
+    sides = table.set_index("side")
+    assert sides.loc["base", "coherence"] > 0.9 > sides.loc["intervention", "coherence"]
+    assert sides.loc["difference", "high"] < 0 and sides["prompts"].eq(SPLITS["validate"]).all()
+    assert len(scores) == (texts["split"] == "validate").sum()
+    flags = stage.flagged(claims, NOTHING, table, NOTHING, NOTHING).set_index("text")["flags"]
+    assert "less coherent" in flags["hedges"] and flags["talks about food"] == ""  # a claim about the base
+    off = run_of(tmp_path / "off", texts, coherence=False)
+    material, judges, _, claims = tested_of(off)
+    table, _ = stage.coherence(material, judges)
+    assert table.empty and (stage.flagged(claims, NOTHING, table, NOTHING, NOTHING)["flags"] == "").all()
+
+
+def test_a_claim_that_holds_in_its_cluster_alone_is_seen_to_stay_there(tmp_path):
+    """Answers about castles are a cluster of their own; hedging moved there alone, praise moved everywhere."""
+    texts, rng = texts_of(0.2, 0.2), np.random.default_rng(3)
+    inside = texts["prompt_id"].str[-1].astype(int) < 5
+    castle = np.where(inside, "castle castle castle castle ", "")
+    changed = (texts["side"] == "intervention").to_numpy()
+    hedged = inside & changed & (rng.random(len(texts)) < 0.8)
+    praised = changed & (rng.random(len(texts)) < 0.6)
+    texts["text"] = castle + texts["text"] + np.where(hedged, " might", "") + np.where(praised, " splendid", "")
+    found = [
+        Hypothesis("hedges", "intervention", 1, words=HEDGES),
+        Hypothesis("praises", "intervention", 1, words=("splendid",)),
+    ]
+    run = run_of(tmp_path, texts, found)
+    seen = texts[texts["split"] == "discover"]
+    labels = seen["text"].str.startswith("castle").astype(int)
+    pd.DataFrame({"text_id": seen["text_id"], "cluster": labels}).to_parquet(run.input("cluster") / "clusters.parquet")
+    material, _, tested, claims = tested_of(run)
+    assert claims["confirmed"].all()
+
+    def embed(some):
+        castles = np.array([t.startswith("castle") for t in some], dtype=float)
+        return np.stack([castles, 1 - castles], axis=1)
+
+    near = stage.near_clusters(run, material, embed)
+    moved = stage.transfer(tested, material.held_out("validate"), near, run.section)
+    at = moved.set_index(["text", "where"])
+    assert at.loc[("hedges", "inside its cluster"), "verdict"] == "holds"
+    assert at.loc[("hedges", "outside of its cluster"), "verdict"] != "holds"
+    assert at.loc[("praises", "outside of its cluster"), "verdict"] == "holds"
+    assert at.loc[("praises", "outside of its cluster"), "prompts"] == 40
+    assert {w for _, w in at.index} >= {"family family0", "family family1", "family family2"}
+    flags = stage.flagged(claims, NOTHING, NOTHING, moved, NOTHING).set_index("text")["flags"]
+    assert "Outside of its cluster" in flags["hedges"] and flags["praises"] == ""
+
+
+def test_a_judge_that_sees_examples_and_no_label_is_a_rival(tmp_path):
+    """It answers by a mark that only the changed side leaves, and never learns what is claimed."""
+
+    def marked(body):
+        rubric, text = body["messages"][0]["content"], body["messages"][1]["content"]
+        who, statements = "TWO" if "TWO <answer>the mark" in rubric else "ONE", Server.statements(body)
+        answer = text.split("<answer>")[1].split("</answer>")[0].strip()
+        rated = {}
+        for i, s in enumerate(statements):
+            if s.startswith("was written by"):
+                rated[i] = answer.startswith("the mark") == s.endswith(who)
+            else:
+                rated[i] = "hedges" in s and any(h in answer for h in HEDGES)
+        return json.dumps({str(i + 1): "HIGH" if r else "LOW" for i, r in rated.items()})
+
+    texts = texts_of()
+    texts.loc[texts["side"] == "intervention", "text"] = "the mark " + texts["text"]
+    with Server(answer=marked) as server:
+        spec = {"kind": "endpoint", "model": "m", "base_url": server.url}
+        run = run_of(tmp_path, texts, HYPOTHESES[:1], judges={"expensive": spec}, coherence=False)
+        material, judges, tested, _ = tested_of(run)
+        assert stage.bill(material, judges, run.section)["step"].tolist() == [
+            *("screen", "validate", "sides without a label")
+        ]
+        scores = stage.read_unlabelled(material, judges, tested)
+        asked = [b for b in server.bodies if "was written by" in b["messages"][1]["content"]]
+        assert asked and not any("hedges" in str(b) for b in asked)
+        discover = set(texts.loc[texts["split"] == "discover", "text"])
+        shown = [p.split("</answer>")[0] for p in asked[0]["messages"][0]["content"].split("<answer>")[1:]]
+        assert len(shown) == 8 and set(shown) <= discover
+    rivals = stage.rivals(material, length_vectors, {"judge": scores})
+    beside = stage.beside_rivals(tested, rivals, 0).set_index("rival")
+    assert beside.loc["judge", "auc"] == 1.0 and beside.loc["judge", "verdict"] == "open"  # nobody is left in doubt
+    alone = stage.open_judges(run_of(tmp_path / "free", texts), material)
+    assert stage.read_unlabelled(material, alone, tested) == {}
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_judge_that_reads_several_statements_carelessly_is_found_out(tmp_path, shared):
+    """Asked about two statements it gives the first one's verdict to both, unless it is a careful one."""
+
+    def rate(body):
+        answer = body["messages"][1]["content"].split("<answer>")[1].split("</answer>")[0]
+        holds = [s.split()[-1] in answer for s in Server.statements(body)]
+        return json.dumps({str(i + 1): "HIGH" if (holds[0] if shared else h) else "LOW" for i, h in enumerate(holds)})
+
+    claims = [Hypothesis(f"says {w}", "intervention", words=(w,)) for w in ("river", "might", "food", "perhaps")]
+    with Server(answer=rate) as server:
+        spec = {"kind": "endpoint", "model": "m", "base_url": server.url, "per_call": 4}
+        run = run_of(tmp_path, texts_of(), claims, judges={"expensive": spec}, audit=0.2)
+        material = stage.load(run)
+        table = stage.alone_and_together(material, stage.open_judges(run, material), run.section)
+    row = table.iloc[0]
+    assert row["verdicts"] == 8 * 4 * 4 and row["prompts"] == 8
+    assert (row["agreement"] < 0.9) == shared and (row["agreement"] == 1.0) == (not shared)
+    lone = run_of(tmp_path / "lone", texts_of())
+    material = stage.load(lone)
+    assert stage.alone_and_together(material, stage.open_judges(lone, material), lone.section).empty

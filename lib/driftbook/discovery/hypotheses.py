@@ -243,9 +243,9 @@ def propose(
 
     ``texts``: text_id, side, prompt_id, text, of split discover only (a table with other splits is refused).
     ``prompts``: prompt id to prompt text. ``clusters`` (text_id, cluster) and ``composition`` (cluster, stability,
-    and where there: difference, low, high) add contrasts inside each stable cluster and themes of clusters whose
-    share moved; unstable clusters propose nothing. ``embed`` (list of words to unit vectors) also groups words by
-    meaning; without it by the texts that they share.
+    and where there: difference, low, high) add contrasts inside each stable cluster, contrasts between two of them that
+    answers moved between, and themes of clusters whose share moved; unstable clusters propose nothing. ``embed`` (list
+    of words to unit vectors) also groups words by meaning; without it by the texts that they share.
     """
     if "split" in texts and (texts["split"] != "discover").any():
         raise DriftbookError("hypotheses come from split discover only: texts of screen and validate must stay unseen")
@@ -271,13 +271,15 @@ def propose(
         text = _sentence(words, cluster, theme)
         found.append(_Scored(Hypothesis(text, direction, cluster, evidence, "keywords", words), score))
 
-    scopes = [(-1, everything)]
+    scopes: list[tuple[dict[Side, int], np.ndarray]] = [({"base": -1, "intervention": -1}, everything)]
     stable = _stable(composition, min_stability)
     label = np.full(len(texts), -1)
     if clusters is not None:
         table = dict(zip(clusters["text_id"], clusters["cluster"], strict=True))
         label = np.array([table.get(i, -1) for i in ids])
-        scopes += [(c, label == c) for c in sorted(stable)]
+        scopes += [({"base": c, "intervention": c}, label == c) for c in sorted(stable)]
+        for (a, b), moved in moved_answers(texts.assign(cluster=label), sorted(stable)).items():
+            scopes.append(({"base": a, "intervention": b}, np.isin(ids, moved["text_id"])))
     for cluster, rows in scopes:
         counts = _totals(vocabulary.shares(prompt_ids, side, rows))
         z = log_odds(counts["intervention"], counts["base"], prior)
@@ -289,8 +291,8 @@ def propose(
             if not picked:
                 continue
             for members in _groups(picked, _related(vocabulary, picked, rows, embed), 8):
-                add(members, direction, cluster, rows)
-            add(picked[:8], direction, cluster, rows)
+                add(members, direction, cluster[direction], rows)
+            add(picked[:8], direction, cluster[direction], rows)
     for cluster, difference in _moved(composition, stable).items():
         rows = label == cluster
         z = log_odds(_spread(vocabulary, rows), _spread(vocabulary, ~rows), prior)
@@ -313,6 +315,29 @@ def propose(
 
     ranked = sorted((s for s in found if s.score > 0), key=lambda s: (-s.score, s.hypothesis.hypothesis_id))
     return merge([s.hypothesis for s in ranked])[:limit]
+
+
+def moved_answers(
+    members: pd.DataFrame, stable: Sequence[int], least: int = 6, most: int = 4
+) -> dict[tuple[int, int], pd.DataFrame]:
+    """Matched clusters: (cluster of the base, another of the intervention) to the answers of the prompts that moved.
+
+    ``members``: text_id, side, prompt_id, text, cluster. A prompt counts for a pair of ``stable`` clusters when its
+    first text of each side lies there; pairs with at least ``least`` prompts are kept, the ``most`` frequent ones.
+    """
+    inside = members[members["cluster"].isin(list(stable))].sort_values("text_id", kind="stable")
+    first = inside.drop_duplicates(["prompt_id", "side"])
+    base, changed = (first[first["side"] == side].set_index("prompt_id")["cluster"] for side in SIDES)
+    both = pd.concat([base.rename("base"), changed.rename("intervention")], axis=1, join="inner")
+    both = both[both["base"] != both["intervention"]]
+    counts = both.groupby(["base", "intervention"]).size().sort_values(ascending=False, kind="stable")
+    found = {}
+    for a, b in counts[counts >= least].index[:most]:
+        prompts = both.index[(both["base"] == a) & (both["intervention"] == b)]
+        here = inside["prompt_id"].isin(prompts)
+        place = np.where(inside["side"] == "base", inside["cluster"] == a, inside["cluster"] == b)
+        found[int(a), int(b)] = inside[here & place]
+    return found
 
 
 def _totals(shares: dict[str, sp.csr_matrix]) -> dict[str, np.ndarray]:

@@ -11,18 +11,19 @@ import numpy as np
 import pandas as pd
 
 from driftbook.discovery.hypotheses import Hypothesis
+from driftbook.evidence.endpoint import EndpointJudge
 from driftbook.evidence.eprocess import Looks, e_path, sequential_test
-from driftbook.evidence.intervals import sign_flip_p
+from driftbook.evidence.intervals import bootstrap_mean, sign_flip_p
 from driftbook.evidence.material import Held, Material
 from driftbook.evidence.panel import Judges
-from driftbook.evidence.reading import VERDICTS, Reading, read
+from driftbook.evidence.reading import VERDICTS, Reading, mean_by, read
 from driftbook.evidence.wins import shuffled
 
 if TYPE_CHECKING:
     from driftbook.workbook.parameters import Validate
 
 Progress = Callable[..., Any]
-BATCH = 5  # prompts between two looks
+BATCH = 2  # prompts between two looks
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def holdout_test(
         return low
 
     paid = judges.tester.paid
-    looks = sequential_test(look, len(survivors), len(held.order), section.alpha, section.margin, BATCH, save=paid)
+    batch = BATCH if paid else max(1, len(held.order))
+    looks = sequential_test(look, len(survivors), len(held.order), section.alpha, section.margin, batch, save=paid)
     bar.close()
     names = [(judges.tester if e else judges.cheap).name for e in escalated]
     return Tested(survivors, held.order, looks, readings, names, not paid, compared)
@@ -165,3 +167,30 @@ def audit(material: Material, judges: Judges, screening: Screening, section: Val
         means = [float(v.mean()) if known.any() else np.nan for v in (weak[known], strong[known], same)]
         rows.append((h.hypothesis_id, h.text, int(known.sum()), *means))
     return pd.DataFrame(rows, columns=names)
+
+
+def alone_and_together(material: Material, judges: Judges, section: Validate) -> pd.DataFrame:
+    """Does a judge say the same of a hypothesis when it is asked about several in one call, and about each alone?
+
+    The testing judge reads the texts of some prompts of split screen (the share ``section.audit``, at least four) both
+    ways. One row: judge, per_call, prompts, verdicts, agreement (share of texts and hypotheses with the same verdict
+    within a quarter of the scale) with an interval over prompts, difference (together minus alone). Empty for a judge
+    that is asked about one hypothesis a call.
+    """
+    names = ["judge", "per_call", "prompts", "verdicts", "agreement", "low", "high", "difference"]
+    judge, held = judges.tester, material.held_out("screen")
+    many = isinstance(judge, EndpointJudge) and judge.per_call > 1 and len(material.hypotheses) > 1
+    if not many or not held.order or not section.audit:
+        return pd.DataFrame(columns=names)
+    drawn = shuffled(held.order, f"{material.seed} alone")[: max(4, round(section.audit * len(held.order)))]
+    both = [read(j, held, drawn, material.hypotheses) for j in (judge, judge.alone())]
+    one, two = (r.scores for r in both)
+    known = ~(np.isnan(one) | np.isnan(two))
+    same = np.where(known, np.abs(one - two) < 0.25, np.nan)
+    per_prompt = np.nanmean(mean_by(same, both[0].texts["prompt_id"].to_numpy(), drawn), axis=1)
+    per_prompt = per_prompt[~np.isnan(per_prompt)]
+    if not len(per_prompt):
+        return pd.DataFrame(columns=names)
+    agreement = bootstrap_mean(per_prompt, seed=material.seed)
+    row = (judge.name, judge.per_call, len(drawn), int(known.sum()), *agreement, float((one - two)[known].mean()))
+    return pd.DataFrame([row], columns=names)

@@ -18,9 +18,11 @@ from typing import Any, Protocol, TypeVar
 from driftbook.errors import DriftbookError
 from driftbook.evidence.judges import Quote
 from driftbook.evidence.ledger import Answer, Ledger, request_key
+from driftbook.evidence.levels import level_probabilities
 
 T = TypeVar("T")
 Message = dict[str, str]
+ALTERNATIVES = 5  # likeliest tokens asked for at each place: what every server that gives any allows
 
 
 class Conversation(Protocol):
@@ -31,7 +33,16 @@ class Conversation(Protocol):
         """The next request, or None at the end. A pure function of what was received so far."""
         ...
 
-    def receive(self, text: str | None) -> None: ...
+    def receive(self, answer: Answer | None) -> None: ...
+
+
+class Chat(Protocol):
+    """A model that conversations can be held with: behind a server (``Endpoint``) or on this machine
+    (``LocalChat``)."""
+
+    def request(self, messages: Sequence[Message], sample: int, temperature: float = 0.0) -> dict[str, Any]: ...
+
+    def converse(self, conversations: Sequence[Conversation]) -> None: ...
 
 
 class Throttle:
@@ -92,13 +103,19 @@ class Endpoint:
         self.concurrency, self.max_tokens, self.timeout = concurrency, max_tokens, timeout
         self.attempts, self.breaker, self.pause, self.progress = attempts, breaker, pause, progress
         self._key, self._failures = "", 0
+        self._logprobs = True  # until the server says that it has none
         if api_key_env is not None:
             self._key = os.environ.get(api_key_env, "")
             if not self._key:
                 raise DriftbookError(f"{name}: the environment variable {api_key_env} (api_key_env) is not set")
 
-    def request(self, messages: Sequence[Message], sample: int, temperature: float = 0.0) -> dict[str, Any]:
-        """A request in the form that is hashed: everything that shapes the answer, nothing else, no key."""
+    def request(
+        self, messages: Sequence[Message], sample: int, temperature: float = 0.0, levels: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """A request in the form that is hashed: everything that shapes the answer, nothing else, no key.
+
+        With ``levels`` the probabilities of these words are asked for, and kept where the server gives them.
+        """
         clean = [{k: v.encode("utf-8", "replace").decode() for k, v in m.items()} for m in messages]
         return {
             "base_url": self.base_url,
@@ -107,6 +124,7 @@ class Endpoint:
             "temperature": temperature,
             "max_tokens": self.max_tokens,
             "sample": sample,
+            **({"levels": list(levels)} if levels else {}),
         }
 
     def most(self, request: dict[str, Any]) -> float:
@@ -150,7 +168,7 @@ class Endpoint:
             stored = self.ledger.find(request_key(request), self.name)
             if stored is None:
                 return True
-            one.receive(stored.text)
+            one.receive(stored)
         return False
 
     async def _run(self, waiting: Sequence[Conversation], bar: Any) -> None:
@@ -170,7 +188,7 @@ class Endpoint:
                     try:
                         while self._from_cache(one):
                             answer = await self._send(client, throttle, one.next(), stop)
-                            one.receive(None if answer is None else answer.text)
+                            one.receive(answer)
                             if answer is None:
                                 break
                     except Exception as reason:  # the others finish what they have sent: it is paid
@@ -187,26 +205,34 @@ class Endpoint:
         self, client: Any, throttle: Throttle, request: dict[str, Any], stop: list[BaseException]
     ) -> Answer | None:
         """The answer, stored; None when all attempts failed. Raises for what no repetition mends."""
+        import httpx
         import openai
 
+        never_sent = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
         most, sent = self.most(request), {k: request[k] for k in ("model", "messages", "temperature", "max_tokens")}
         for attempt in range(self.attempts):
             if stop:
                 return None
             pause, billed = self.pause * 2**attempt * (0.5 + random.random()), False
+            asked = {"logprobs": True, "top_logprobs": ALTERNATIVES} if self._logprobs and "levels" in request else {}
             async with throttle:
                 self.ledger.reserve(self.name, most)
                 try:
-                    reply = await client.chat.completions.create(**sent)
+                    reply = await client.chat.completions.create(**sent, **asked)
                 except openai.RateLimitError as reason:
                     pause = max(pause, _retry_after(reason))
                     throttle.slower(pause)
                     failure = reason
-                except (openai.APITimeoutError, openai.APIConnectionError) as reason:
-                    failure, billed = reason, isinstance(reason, openai.APITimeoutError)
+                except openai.APIConnectionError as reason:  # timeouts among them: unless it never got there, it counts
+                    failure, billed = reason, not isinstance(reason.__cause__, never_sent)
                 except openai.APIStatusError as reason:
                     if reason.status_code < 500 and reason.status_code not in (408, 409):
                         self.ledger.release(self.name, most, False)
+                        if (
+                            asked and reason.status_code in (400, 422) and "logprobs" in str(reason)
+                        ):  # a server that refuses what it does not know
+                            self._logprobs = False
+                            continue
                         raise DriftbookError(self._clean(f"{self.name} at {self.base_url}: {reason}")) from None
                     failure = reason
                 except (openai.APIResponseValidationError, ValueError) as reason:  # a body that is no chat completion
@@ -215,7 +241,7 @@ class Endpoint:
                     self.ledger.release(self.name, most, True)
                     raise
                 else:
-                    answer = self._read(reply, most)
+                    answer = self._read(reply, most, request.get("levels", ()))
                     if answer is not None:
                         self.ledger.settle(request_key(request), self.name, most, answer)
                         self._failures = 0
@@ -233,18 +259,26 @@ class Endpoint:
             await asyncio.sleep(pause)
         return None
 
-    def _read(self, reply: Any, most: float) -> Answer | None:
+    def _read(self, reply: Any, most: float, levels: Sequence[str]) -> Answer | None:
         choices = getattr(reply, "choices", None)
         if not choices or choices[0].message is None:
             return None
+        text, tokens = choices[0].message.content or "", _alternatives(choices[0]) if levels else []
+        told = level_probabilities(tokens, levels) or None
         usage = getattr(reply, "usage", None)
         if usage is None or usage.prompt_tokens is None or usage.completion_tokens is None:
-            return Answer(choices[0].message.content or "", 0, 0, most)  # no account from the server: the upper bound
+            return Answer(text, 0, 0, most, told)  # no account from the server: the upper bound
         spent = usage.prompt_tokens * self.usd_in + usage.completion_tokens * self.usd_out
-        return Answer(choices[0].message.content or "", usage.prompt_tokens, usage.completion_tokens, spent)
+        return Answer(text, usage.prompt_tokens, usage.completion_tokens, spent, told)
 
     def _clean(self, message: str) -> str:
         return message.replace(self._key, "***") if self._key else message
+
+
+def _alternatives(choice: Any) -> list[tuple[str, dict[str, float]]]:
+    """The tokens of a reply with the log-probabilities of their alternatives; empty where the server gives none."""
+    content = getattr(getattr(choice, "logprobs", None), "content", None) or []
+    return [(t.token, {t.token: t.logprob} | {a.token: a.logprob for a in t.top_logprobs or []}) for t in content]
 
 
 def _retry_after(reason: Any) -> float:

@@ -1,4 +1,4 @@
-"""The table of claims: effects with intervals, e-values, and what trivial rivals make of the same texts."""
+"""The table of claims: effects with intervals, e-values, and how each stands beside trivial rivals."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.evidence.cascade import Screening, Tested
 from driftbook.evidence.eprocess import bounds
-from driftbook.evidence.intervals import auc_difference, auc_interval, prompts_needed, sign_flip_p
+from driftbook.evidence.intervals import Interval, auc_interval, prompts_needed, sign_flip_p
 from driftbook.evidence.material import Material
 from driftbook.evidence.multiplicity import bh_adjusted, selected_alpha
 from driftbook.evidence.reading import mean_by
-from driftbook.evidence.rivals import Rivals
+from driftbook.evidence.rivals import NAMES, Rivals, beside, together
 from driftbook.evidence.wins import Wins
 
 if TYPE_CHECKING:
@@ -57,9 +56,10 @@ def claims_table(
     screening: Screening,
     tested: Tested,
     section: Validate,
-    rivals: Rivals | None = None,
+    rivals: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """One row per hypothesis, confirmed ones first, with effects, intervals, e-values and rivals.
+    """One row per hypothesis, confirmed ones first, with effects, intervals and e-values; ``rivals`` is the table of
+    ``beside_rivals``.
 
     Win rate and rate difference have confidence sequences, which hold although the test may have stopped early: at
     the selection-corrected level for confirmed claims, at alpha for the rest; missing verdicts widen them to their
@@ -81,7 +81,8 @@ def claims_table(
             "p_screen": screened.loc[h.hypothesis_id, "p_screen"],
             "status": "screened out",
             "confirmed": False,
-            "beats_rivals": False,
+            "adds_to_rivals": False,
+            "explained_by": "",
         }
         if h.hypothesis_id in tested_rows:
             i = tested_rows[h.hypothesis_id]
@@ -90,7 +91,9 @@ def claims_table(
                 if tested.looks.rejected[i]
                 else section.alpha
             )
-            row |= _claim(material, tested, i, level, section, rivals)
+            row |= _claim(material, tested, i, level, section)
+            if rivals is not None and len(rivals):
+                row |= _summary(rivals[rivals["hypothesis_id"] == h.hypothesis_id])
         rows.append(row)
     table = pd.DataFrame(rows, columns=list(CLAIMS))
     table["frozen"] = table["hypothesis_id"].map(dict(zip(frozen["hypothesis_id"], frozen["frozen"], strict=True)))
@@ -99,7 +102,7 @@ def claims_table(
     table["p_bh"] = bh_adjusted(table["p_value"].to_numpy())
     table["prompts"] = table["prompts"].fillna(0).astype(int)
     table["cluster"] = table["cluster"].astype("int32")
-    table[["confirmed", "beats_rivals"]] = table[["confirmed", "beats_rivals"]].astype(bool)
+    table[["confirmed", "adds_to_rivals"]] = table[["confirmed", "adds_to_rivals"]].astype(bool)
     return table.sort_values(
         ["confirmed", "e_value", "hypothesis_id"], ascending=[False, False, True], ignore_index=True
     )
@@ -109,14 +112,13 @@ CLAIMS = (
     *("hypothesis_id", "text", "direction", "frozen", "status", "proposer", "cluster", "prompts", "judge", "missing"),
     *("win_rate", "win_low", "win_high", "rate_base", "rate_intervention", "rate_difference", "rate_low", "rate_high"),
     *("auc", "auc_low", "auc_high", "p_screen", "e_value", "stopped", "p_value", "p_bh", "confirmed"),
-    *("rival_bow", "rival_embedding", "beats_rivals", "judge_agreement", "prompts_needed"),
+    *("rival_bow", "rival_embedding", "rival_length", "rival_judge", "share_of_bow", "share_of_bow_low"),
+    *("share_of_bow_high", "adds_to_rivals", "explained_by", "judge_agreement", "prompts_needed"),
 )
-TEXT_COLUMNS = ("hypothesis_id", "text", "direction", "frozen", "status", "proposer", "judge")
+TEXT_COLUMNS = ("hypothesis_id", "text", "direction", "frozen", "status", "proposer", "judge", "explained_by")
 
 
-def _claim(
-    material: Material, tested: Tested, i: int, level: float, section: Validate, rivals: Rivals | None
-) -> dict[str, Any]:
+def _claim(material: Material, tested: Tested, i: int, level: float, section: Validate) -> dict[str, Any]:
     h, looks = tested.hypotheses[i], tested.looks
     texts, scores, wins = scores_of(tested, i)
     known = ~np.isnan(scores)
@@ -157,8 +159,6 @@ def _claim(
     if known.any() and 0 < up[known].sum() < known.sum():
         area = auc_interval(scores[known], up[known], prompt[known], seed=material.seed)
         row |= {"auc": area.estimate, "auc_low": area.low, "auc_high": area.high}
-        if rivals is not None:
-            row |= _against_rivals(rivals, texts[known], scores[known], up[known], h, material.seed)
     return row
 
 
@@ -177,19 +177,66 @@ def _rates(
     one, two = mean(scores[:, None], up), mean(scores[:, None], ~up)
     worst, best = mean(filled[0.0], up) - mean(filled[1.0], ~up), mean(filled[1.0], up) - mean(filled[0.0], ~up)
     low, high = bounds((worst + 1) / 2, (best + 1) / 2, level)
-    return (float(np.nanmean(one)), float(np.nanmean(two))), (2 * low - 1, 2 * high - 1)
+    means = [float(v[~np.isnan(v)].mean()) if not np.isnan(v).all() else np.nan for v in (one, two)]
+    return (means[0], means[1]), (2 * low - 1, 2 * high - 1)
 
 
-def _against_rivals(
-    rivals: Rivals, texts: pd.DataFrame, scores: np.ndarray, up: np.ndarray, h: Hypothesis, seed: int
-) -> dict[str, Any]:
-    """AUC of each rival on the texts that were judged; beaten when the label's AUC is higher and the interval
-    excludes 0."""
-    row: dict[str, Any] = {}
-    prompt, beaten = texts["prompt_id"].to_numpy(), []
-    for name, table in (("rival_bow", rivals.bow), ("rival_embedding", rivals.embedding)):
-        other = texts["text_id"].map(table).to_numpy(dtype=np.float64) * (1 if h.direction == "intervention" else -1)
-        gap = auc_difference(scores, other, up, prompt, seed=seed)
-        row[name] = auc_interval(other, up, prompt, resamples=1, seed=seed).estimate
-        beaten.append(gap.low > 0)
-    return row | {"beats_rivals": all(beaten)}
+RIVALS = (
+    *("hypothesis_id", "text", "direction", "rival", "prompts", "auc", "auc_low", "auc_high"),
+    *("share", "share_low", "share_high", "correlation", "left", "left_low", "left_high", "unrelated", "verdict"),
+)
+
+
+def beside_rivals(tested: Tested, rivals: Rivals | None, seed: int) -> pd.DataFrame:
+    """One row per tested hypothesis and rival, on the texts that both have read.
+
+    ``auc`` is the rival's, ``share`` what the claim reaches of it beyond one half; ``left`` is the claim's correlation
+    with the side when the rival's score is held fixed, ``correlation`` the same when nothing is, ``unrelated`` what a
+    claim that has nothing to do with the rival would keep. The bag of words is
+    fitted without the claim's own words. ``verdict`` is ``adds``, ``explained`` or ``open``.
+    """
+    rows = []
+    for i, h in enumerate(tested.hypotheses if rivals is not None else []):
+        texts, scores, _ = scores_of(tested, i)
+        up, prompt = (texts["side"] == h.direction).to_numpy(), texts["prompt_id"].to_numpy()
+        sign = 1 if h.direction == "intervention" else -1
+        for name, other in rivals.scores(texts["text_id"].tolist(), h.words).items():
+            known = ~(np.isnan(scores) | np.isnan(other))
+            if not known.any() or len({*up[known]}) < 2:
+                continue
+            b = beside(scores[known], up[known], sign * other[known], prompt[known], seed=seed)
+            found = (*b.auc, *b.share, b.correlation, *b.left, b.unrelated, b.verdict)
+            rows.append((h.hypothesis_id, h.text, h.direction, name, len({*prompt[known]}), *found))
+    return pd.DataFrame(rows, columns=list(RIVALS))
+
+
+def share_together(tested: Tested, rivals: Rivals | None, seed: int) -> Interval | None:
+    """The share of the bag of words' AUC beyond one half that the confirmed claims reach together, as a cross-fitted
+    classifier; on the texts that all of them have read. None without rivals or a confirmed claim, or when fewer than
+    20 prompts are shared."""
+    rows = np.flatnonzero(tested.looks.rejected) if rivals is not None else []
+    tables = [scores_of(tested, i)[:2] for i in rows]
+    if not tables:
+        return None
+    scores = pd.concat([pd.Series(s, index=t["text_id"].to_numpy()) for t, s in tables], axis=1, join="inner").dropna()
+    texts = tables[0][0].set_index("text_id").loc[scores.index]
+    if texts["prompt_id"].nunique() < 20:
+        return None
+    up, prompt = (texts["side"] == "intervention").to_numpy(), texts["prompt_id"].to_numpy()
+    words = rivals.scores(scores.index.tolist())["words"]
+    return beside(together(scores.to_numpy(), up, prompt), up, words, prompt, seed=seed).share
+
+
+def _summary(beside: pd.DataFrame) -> dict[str, Any]:
+    """What the table of claims says about the rivals of one claim."""
+    if beside.empty:
+        return {}
+    by_name = beside.set_index("rival")
+    row: dict[str, Any] = {
+        "adds_to_rivals": bool((by_name["verdict"] == "adds").all()),
+        "explained_by": ", ".join(NAMES[n] for n in by_name.index[by_name["verdict"] == "explained"]),
+    }
+    columns = {"words": "rival_bow", "embeddings": "rival_embedding", "length": "rival_length", "judge": "rival_judge"}
+    row |= {column: by_name.loc[name, "auc"] for name, column in columns.items() if name in by_name.index}
+    shares = {"share_of_bow": "share", "share_of_bow_low": "share_low", "share_of_bow_high": "share_high"}
+    return row | {column: by_name.loc["words", key] for column, key in shares.items()}

@@ -137,9 +137,10 @@ def sequential_test(
     prompts: int,
     alpha: float,
     margin: float,
-    batch: int = 5,
+    batch: int = 2,
     save: bool = True,
     patience: int = 20,
+    floor: float = 0.3,
 ) -> Looks:
     """Test ``E[X] <= 1/2 + margin`` for several hypotheses that read the same prompts in one order.
 
@@ -149,8 +150,11 @@ def sequential_test(
     at the end is valid under any dependence.
 
     With ``save`` verdicts are bought only where they can matter: not for a hypothesis that is rejected, that has what
-    e-BH asks for if all that are left succeed (it waits), or that is out of reach after at least ``patience``
-    prompts. Without it every hypothesis bets on all prompts, and the decision does not depend on their order.
+    e-BH asks for if all that are left succeed (it waits), whose wealth has fallen below ``floor``, or that is out of
+    reach after at least ``patience`` prompts. A real effect seldom falls so low (under the alternative that the stakes
+    suit best, with a probability of at most ``floor``: there the wealth is a likelihood ratio), and this is the
+    soonest way to see that nothing is there. Without ``save`` every hypothesis bets on all prompts, and the decision
+    does not depend on their order.
     """
     x = np.full((hypotheses, prompts), np.nan)
     each = np.zeros((hypotheses, len(STAKES)))
@@ -166,8 +170,10 @@ def sequential_test(
         each[rows] += _log_steps(x[rows, columns], 0.5 + margin).sum(axis=1)
         log_e[rows], stopped[rows] = _hedged(each[rows]), columns.stop
         rejected = closed_e_bh(np.exp(np.minimum(log_e, 700.0)), alpha)
+        if save:
+            futile[rows] = ~rejected[rows] & (log_e[rows] < np.log(floor))
         if save and columns.stop >= patience:
-            for row in rows[~rejected[rows]]:
+            for row in rows[~(rejected | futile)[rows]]:
                 seen = x[row, ~np.isnan(x[row])]
                 futile[row] = out_of_reach(seen, log_e[row], prompts - columns.stop, margin, needed)
     return Looks(x, np.exp(np.minimum(log_e, 700.0)), stopped, rejected, futile)

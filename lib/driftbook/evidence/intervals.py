@@ -69,10 +69,13 @@ def weighted_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) 
     return np.concatenate(rows)
 
 
-def _auc_resamples(
+def auc_resamples(
     scores: np.ndarray, positive: np.ndarray, prompts: np.ndarray, resamples: int, seed: int
 ) -> np.ndarray:
-    """AUC of all texts (first entry) and of each resample of prompts."""
+    """AUC of all texts (first entry) and of each resample of prompts; arguments as [texts].
+
+    Raises ValueError for missing scores or texts of one side only.
+    """
     scores, positive = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
     if np.isnan(scores).any():
         raise ValueError("missing scores: drop them, or give them their worst-case bound")
@@ -92,25 +95,9 @@ def auc_interval(
     seed: int = 0,
 ) -> Interval:
     """Area under the ROC curve with a percentile interval from resampled prompts; arguments as [texts]."""
-    drawn = _auc_resamples(scores, positive, prompts, resamples, seed)
+    drawn = auc_resamples(scores, positive, prompts, resamples, seed)
     low, high = np.nanquantile(drawn[1:], [alpha / 2, 1 - alpha / 2])
     return Interval(float(drawn[0]), float(low), float(high))
-
-
-def auc_difference(
-    scores: np.ndarray,
-    others: np.ndarray,
-    positive: np.ndarray,
-    prompts: np.ndarray,
-    alpha: float = 0.05,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Interval:
-    """AUC of ``scores`` minus AUC of ``others`` on the same texts, the same prompts drawn for both."""
-    one = _auc_resamples(scores, positive, prompts, resamples, seed)
-    two = _auc_resamples(others, positive, prompts, resamples, seed)
-    low, high = np.nanquantile((one - two)[1:], [alpha / 2, 1 - alpha / 2])
-    return Interval(float(one[0] - two[0]), float(low), float(high))
 
 
 def sign_flip_p(x: np.ndarray, center: float = 0.5, flips: int = 9999, seed: int = 0) -> float:

@@ -164,3 +164,25 @@ class EmbeddingJudge(Free):
             cosine = vectors @ np.stack([up / np.linalg.norm(up), down / np.linalg.norm(down)], axis=1)
             scores[:, column] = np.clip((1 + cosine[:, 0] - cosine[:, 1]) / 2, 0, 1)
         return scores
+
+
+class RepetitionJudge(Free):
+    """Coherence as far as counting sees it: the share of a text's runs of three words that it has not said before.
+
+    1 for a text that repeats nothing, near 0 for a loop, 0 for an empty one. Word salad repeats nothing, so this sees
+    one way in which text breaks and no other; a judge model sees more.
+    """
+
+    name = "repetition"
+    identity: Mapping[str, Any] = {"kind": "repetition", "version": 1}
+
+    def score(
+        self, texts: Sequence[str], hypotheses: Sequence[Hypothesis], prompts: Sequence[str] | None = None
+    ) -> np.ndarray:
+        return np.repeat(np.array([[self._new(t)] for t in texts]).reshape(-1, 1), len(hypotheses), axis=1)
+
+    @staticmethod
+    def _new(text: str) -> float:
+        words = tokenize(text)
+        runs = list(zip(words, words[1:], words[2:], strict=False))
+        return len(set(runs)) / len(runs) if runs else float(bool(words))

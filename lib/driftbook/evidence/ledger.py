@@ -22,7 +22,8 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, judge TEXT NOT NULL, answer TEXT NOT NULL, input_tokens INTEGER NOT NULL,
     output_tokens INTEGER NOT NULL, usd REAL NOT NULL, at REAL NOT NULL
-)
+);
+CREATE TABLE IF NOT EXISTS levels (key TEXT PRIMARY KEY, levels TEXT NOT NULL)
 """
 
 
@@ -39,6 +40,7 @@ class Answer:
     input_tokens: int
     output_tokens: int
     usd: float
+    levels: dict[str, dict[str, float]] | None = None  # statement to level to probability, where the server tells
 
 
 @dataclass
@@ -73,7 +75,7 @@ class Ledger:
         try:
             self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute(_SCHEMA)
+            self._db.executescript(_SCHEMA)
         except sqlite3.DatabaseError as reason:
             raise CacheError(
                 f"{path} is not a usable verdict cache ({reason}): move it away, paid answers start anew"
@@ -94,9 +96,11 @@ class Ledger:
     def peek(self, key: str) -> Answer | None:
         with self._lock:
             row = self._db.execute(
-                "SELECT answer, input_tokens, output_tokens, usd FROM answers WHERE key = ?", (key,)
+                "SELECT answer, input_tokens, output_tokens, usd, levels FROM answers LEFT JOIN levels USING (key) "
+                "WHERE key = ?",
+                (key,),
             ).fetchone()
-        return Answer(*row) if row else None
+        return Answer(*row[:4], json.loads(row[4]) if row[4] else None) if row else None
 
     @property
     def spent(self) -> float:
@@ -119,6 +123,8 @@ class Ledger:
     def settle(self, key: str, judge: str, reserved: float, answer: Answer) -> None:
         """Store an answer and replace its reservation by what it did cost."""
         with self._lock:
+            if answer.levels:
+                self._db.execute("INSERT OR REPLACE INTO levels VALUES (?, ?)", (key, json.dumps(answer.levels)))
             self._db.execute(
                 "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (key, judge, answer.text, answer.input_tokens, answer.output_tokens, answer.usd, time.time()),

@@ -1,7 +1,8 @@
 """A judge that runs here: a causal language model whose verdict is read off the probabilities of its answer tokens.
 
-No sampling and no parsing: the expectation over HIGH, MID and LOW at the position of the answer is the score.
-Expectations of log-probabilities beat written verdicts, above all for small models.
+No sampling and no parsing: the expectation over HIGH, MID and LOW (of a text), or A, TIE and B (of a pair, asked in
+both orders), at the position of the answer is the score. Expectations of log-probabilities beat written verdicts,
+above all for small models.
 """
 
 from __future__ import annotations
@@ -17,27 +18,23 @@ from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import ModelError
 from driftbook.evidence.judges import Quote
 from driftbook.evidence.ledger import Answer, Ledger, request_key
+from driftbook.evidence.levels import VALUES, Mode, expectation
+from driftbook.evidence.rubrics import rubric as shipped
 
 if TYPE_CHECKING:
     from driftbook.models.loading import LoadedModel
     from driftbook.scale import Workers
 
 Batch = tuple[list[int], list[str]]
-
-SCHEMA = 1
-LEVELS = {"HIGH": 1.0, "MID": 0.5, "LOW": 0.0}
-RUBRIC = """Rate how much an answer shows a statement.
-HIGH: the answer clearly shows it. MID: it shows it in part or weakly. LOW: it does not show it.
-Statements describe tendencies: read "does X more often" as "does X". Judge the answer, not the prompt.
-Reply with one word: HIGH, MID or LOW."""
+SCHEMA = 2
 
 
 class LocalJudge:
     """Scores [texts, hypotheses] in [0, 1]: P(HIGH) + P(MID) / 2, normalized over the three levels.
 
-    ``load`` gives the model at the first text that is not in the ledger; ``identity`` names its weights without
-    loading it. Verdicts are kept in the ledger at no price. Raises ModelError for a tokenizer whose levels begin with
-    the same token, or a text too long for the model.
+    ``load`` gives the model at the first text that is not in the ledger; ``weights`` names its weights without loading
+    it. Verdicts are kept in the ledger at no price. Raises ModelError for a tokenizer whose levels begin with the same
+    token, or a text too long for the model.
     """
 
     paid = True  # in minutes
@@ -49,66 +46,85 @@ class LocalJudge:
         weights: str,
         ledger: Ledger,
         rubric: str | None = None,
+        mode: Mode = "single",
         batch: int = 16,
         progress: Callable[..., Any] | None = None,
         workers: Workers | None = None,
     ) -> None:
-        self.name, self.load, self.ledger, self.batch, self.progress = name, load, ledger, batch, progress
         self.workers = workers
-        self.rubric = rubric or RUBRIC
-        self.identity = {"kind": "local", "schema": SCHEMA, "weights": weights, "rubric": self.rubric}
+        self.name, self.load, self.ledger, self.batch, self.progress = name, load, ledger, batch, progress
+        self.mode, self.values, self.rubric = mode, VALUES[mode], rubric or shipped(f"local_{mode}")
+        self.identity = {"kind": "local", "schema": SCHEMA, "weights": weights, "mode": mode, "rubric": self.rubric}
         self._model: LoadedModel | None = None
 
-    def _request(self, text: str, prompt: str, hypothesis: Hypothesis) -> dict[str, Any]:
-        user = (
+    def _single(self, text: str, prompt: str, hypothesis: Hypothesis) -> str:
+        return (
             f"<prompt>\n{prompt}\n</prompt>\n<answer>\n{text}\n</answer>\n"
             f"Statement: the answer {hypothesis.text}.\nHow much does the answer show it? HIGH, MID or LOW?"
         )
-        return {**self.identity, "user": user}
+
+    def _pair(self, a: str, b: str, prompt: str, hypothesis: Hypothesis) -> str:
+        return (
+            f"<prompt>\n{prompt}\n</prompt>\n<answer_a>\n{a}\n</answer_a>\n<answer_b>\n{b}\n</answer_b>\n"
+            f"Statement: the answer {hypothesis.text}.\nWhich answer shows it more? A, B or TIE?"
+        )
 
     def quote(
         self, texts: Sequence[str], hypotheses: Sequence[Hypothesis], prompts: Sequence[str] | None = None
     ) -> Quote:
-        requests = self._requests(texts, hypotheses, prompts)
-        known = sum(self.ledger.peek(request_key(r)) is not None for r in requests)
-        return Quote(calls=len(requests) - known, cached=known)
-
-    def _requests(
-        self, texts: Sequence[str], hypotheses: Sequence[Hypothesis], prompts: Sequence[str] | None
-    ) -> list[dict[str, Any]]:
+        """In mode ``pair`` an upper bound: one call per text, since each pair is asked in both orders."""
         asked = prompts if prompts is not None else [""] * len(texts)
-        return [self._request(t, p, h) for t, p in zip(texts, asked, strict=True) for h in hypotheses]
+        users = [self._single(t, p, h) for t, p in zip(texts, asked, strict=True) for h in hypotheses]
+        known = sum(self.ledger.peek(request_key({**self.identity, "user": u})) is not None for u in users)
+        return Quote(calls=len(users) - known, cached=known)
 
     def score(
         self, texts: Sequence[str], hypotheses: Sequence[Hypothesis], prompts: Sequence[str] | None = None
     ) -> np.ndarray:
-        requests = self._requests(texts, hypotheses, prompts)
-        scores, waiting = np.full(len(requests), np.nan), []
-        for i, request in enumerate(requests):
-            stored = self.ledger.find(request_key(request), self.name)
+        if self.mode != "single":
+            raise ValueError("a judge in mode pair compares; it does not score single texts")
+        asked = prompts if prompts is not None else [""] * len(texts)
+        users = [self._single(t, p, h) for t, p in zip(texts, asked, strict=True) for h in hypotheses]
+        return self._verdicts(users).reshape(len(texts), len(hypotheses))
+
+    def compare(
+        self, first: Sequence[str], second: Sequence[str], hypotheses: Sequence[Hypothesis], prompts: Sequence[str]
+    ) -> np.ndarray:
+        """How much ``first`` shows it more than ``second``, mean over both orders: [pairs, hypotheses] in [0, 1]."""
+        if self.mode != "pair":
+            raise ValueError("a judge in mode single scores texts; it does not compare pairs")
+        rows = list(zip(first, second, prompts, strict=True))
+        shown = self._verdicts([self._pair(a, b, p, h) for a, b, p in rows for h in hypotheses])
+        flipped = self._verdicts([self._pair(b, a, p, h) for a, b, p in rows for h in hypotheses])
+        return ((shown + 1 - flipped) / 2).reshape(len(rows), len(hypotheses))
+
+    def _verdicts(self, users: Sequence[str]) -> np.ndarray:
+        keys = [request_key({**self.identity, "user": user}) for user in users]
+        scores, waiting = np.full(len(users), np.nan), []
+        for i, key in enumerate(keys):
+            stored = self.ledger.find(key, self.name)
             if stored is None:
                 waiting.append(i)
             else:
-                scores[i] = expectation(json.loads(stored.text))
+                scores[i] = expectation(json.loads(stored.text), self.values)
         bar = self.progress(len(waiting), self.name, "verdicts") if self.progress and waiting else None
         # longest first: equal lengths need little padding, and what does not fit fails at once
-        waiting.sort(key=lambda i: -len(requests[i]["user"]))
+        waiting.sort(key=lambda i: -len(users[i]))
         batches = (waiting[start : start + self.batch] for start in range(0, len(waiting), self.batch))
-        work = ((rows, [requests[i]["user"] for i in rows]) for rows in batches)
-        for rows, found in self._read(work):
+        for rows, found in self._read((rows, [users[i] for i in rows]) for rows in batches):
             for i, levels in zip(rows, found, strict=True):
                 self.ledger.reserve(self.name, 0.0)
-                self.ledger.settle(request_key(requests[i]), self.name, 0.0, Answer(json.dumps(levels), 0, 0, 0.0))
-                scores[i] = expectation(levels)
+                self.ledger.settle(keys[i], self.name, 0.0, Answer(json.dumps(levels), 0, 0, 0.0))
+                scores[i] = expectation(levels, self.values)
             if bar is not None:
                 bar.update(len(rows))
         if bar is not None:
             bar.close()
-        return scores.reshape(len(texts), len(hypotheses))
+        return scores
 
     def _read(self, batches: Iterable[Batch]) -> Iterator[tuple[list[int], list[dict[str, float]]]]:
         """Batches with their readings, here in their order, by workers as they are ready."""
-        work = partial(read_levels, self.name, self.rubric)
+        work = partial(read_levels, self.name, self.rubric, tuple(self.values))
         if self.workers is not None:
             yield from self.workers.map(f"judge {self.name} {self.identity['weights']}", self.load, work, batches)
             return
@@ -118,16 +134,18 @@ class LocalJudge:
             yield work(self._model, batch)
 
 
-def read_levels(name: str, rubric: str, loaded: LoadedModel, batch: Batch) -> tuple[list[int], list[dict[str, float]]]:
+def read_levels(
+    name: str, rubric: str, levels: Sequence[str], loaded: LoadedModel, batch: Batch
+) -> tuple[list[int], list[dict[str, float]]]:
     """Probability of each level as the first token of the reply to each text, beside the rows that the batch names."""
     import torch
 
     from driftbook.models.local import left_pad
 
     rows, users = batch
-    first = {level: _first_token(loaded, level) for level in LEVELS}
+    first = {level: _first_token(loaded, level) for level in levels}
     if len(set(first.values())) < len(first):
-        raise ModelError(f"judge {name}: HIGH, MID and LOW begin with the same token in its tokenizer")
+        raise ModelError(f"judge {name}: {', '.join(first)} begin with the same token in its tokenizer")
     prompts = [loaded.encode_prompt(user, system=rubric) for user in users]
     width = max(map(len, prompts))
     if width > loaded.context:
@@ -137,13 +155,8 @@ def read_levels(name: str, rubric: str, loaded: LoadedModel, batch: Batch) -> tu
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         reply = loaded.model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1)
     logits = reply.logits[:, -1, list(first.values())].float()
-    return rows, [dict(zip(LEVELS, row, strict=True)) for row in logits.softmax(dim=-1).tolist()]
+    return rows, [dict(zip(first, row, strict=True)) for row in logits.softmax(dim=-1).tolist()]
 
 
 def _first_token(loaded: LoadedModel, word: str) -> int:
     return loaded.tokenizer(word, add_special_tokens=False)["input_ids"][0]
-
-
-def expectation(levels: dict[str, float]) -> float:
-    """Mean level under the probabilities of the levels."""
-    return sum(LEVELS[name] * p for name, p in levels.items()) / sum(levels.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 
@@ -15,10 +15,11 @@ from driftbook.evidence.wins import shuffled
 class Material:
     """All that is validated: answers of both sides with their split, prompts by id, and the hypotheses."""
 
-    texts: pd.DataFrame  # text_id, side, prompt_id, split, text
+    texts: pd.DataFrame  # text_id, side, prompt_id, family, split, text
     prompts: dict[str, str]
     hypotheses: list[Hypothesis]
     seed: int
+    systems: Mapping[str, str] = field(default_factory=dict)  # prompt id to system prompt, where there is one
 
     def held_out(self, split: str) -> Held:
         """The texts of a split, on prompts that both sides answered, with the prompts in their one shuffled order."""

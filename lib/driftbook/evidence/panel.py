@@ -14,15 +14,21 @@ from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import DriftbookError
 from driftbook.evidence.chat import Endpoint
 from driftbook.evidence.endpoint import EndpointJudge
-from driftbook.evidence.judges import EmbeddingJudge, Judge, LexiconJudge
+from driftbook.evidence.judges import EmbeddingJudge, Judge, LexiconJudge, RepetitionJudge
+from driftbook.evidence.labeller import pairs_to_show
 from driftbook.evidence.ledger import Ledger
+from driftbook.evidence.local_chat import LocalChat
 from driftbook.evidence.local_judge import LocalJudge
 from driftbook.evidence.material import Material
+from driftbook.evidence.nli import NliJudge
+from driftbook.evidence.rubrics import rubric as shipped
+from driftbook.evidence.wins import shuffled
 from driftbook.workbook.parameters import ModelSpec
 
 if TYPE_CHECKING:
     from driftbook.scale import Workers
     from driftbook.workbook.parameters import Judge as JudgeSpec
+    from driftbook.workbook.parameters import Judges as JudgesSpec
 
 Progress = Callable[..., Any]
 Embed = Callable[[Sequence[str]], np.ndarray]
@@ -31,11 +37,17 @@ EMBEDDER = "bundled:all-minilm-l6-v2"
 
 @dataclass(frozen=True)
 class Judges:
-    """``cheap`` screens; ``expensive`` tests where one is configured, else ``cheap`` does both."""
+    """``cheap`` screens; ``expensive`` tests where one is configured, else ``cheap`` does both.
+
+    Beside the claims: ``coherence`` judges single texts whatever is claimed, ``unlabelled`` says which side a text is
+    from (with the statement that it rates).
+    """
 
     cheap: Judge
     expensive: Judge | None
     ledger: Ledger
+    coherence: Judge | None = None
+    unlabelled: tuple[Judge, Hypothesis] | None = None
 
     @property
     def tester(self) -> Judge:
@@ -90,8 +102,9 @@ def open_judge(
     root: Path,
     progress: Progress | None = None,
     workers: Workers | None = None,
+    rubric: str | None = None,
 ) -> Judge:
-    """The judge that a parameter section describes; ``role`` names it in the ledger.
+    """The judge that a parameter section describes; ``role`` names it in the ledger, ``rubric`` replaces its own.
 
     ``workers`` compute for judges whose model is here. Calls to an endpoint are made by this process alone: it keeps
     as many under way as the server bears, and the cap on money holds because there is one account.
@@ -101,11 +114,13 @@ def open_judge(
     if spec.kind == "embedding":
         model = spec.model or EMBEDDER
         return EmbeddingJudge(open_embedder(cache, model, workers), exemplars(material), {"model": model})
-    rubric = _rubric(spec, root)
+    if spec.kind == "nli":
+        return open_nli_judge(spec, role, ledger, cache, progress)
+    rubric = rubric or _rubric(spec, root)
     if spec.kind == "endpoint":
         endpoint = open_endpoint(spec, f"{spec.model} ({role})", ledger, progress)
-        return EndpointJudge(endpoint, per_call=spec.per_call, mode=spec.mode, rubric=rubric)
-    return open_local_judge(spec.model or ModelSpec().model, role, ledger, cache, rubric, progress, workers)
+        return EndpointJudge(endpoint, per_call=spec.per_call, mode=spec.mode, rubric=rubric, logprobs=spec.logprobs)
+    return open_local_judge(spec, role, ledger, cache, rubric, progress, workers)
 
 
 def _rubric(spec: JudgeSpec, root: Path) -> str | None:
@@ -117,8 +132,16 @@ def _rubric(spec: JudgeSpec, root: Path) -> str | None:
     return path.read_text(encoding="utf-8")
 
 
+def _weights(model: str, cache: Path) -> tuple[str, str]:
+    """Where a model is, and what names its weights: their hash for a folder, else the name itself."""
+    from driftbook.models import loading
+
+    source = Path(loading.resolve(model, cache))
+    return (str(source), loading.weights_hash(source, cache)) if source.is_dir() else (model, model)
+
+
 def open_local_judge(
-    model: str,
+    spec: JudgeSpec,
     role: str,
     ledger: Ledger,
     cache: Path,
@@ -126,13 +149,104 @@ def open_local_judge(
     progress: Progress | None = None,
     workers: Workers | None = None,
 ) -> LocalJudge:
-    """A judge that runs here (by ``workers``, where there are any), named by its weights; they are read at the first
-    verdict that is not stored."""
+    """A language model that runs here (by ``workers``, where there are any), named by its weights; they are read at the
+    first verdict that is not stored."""
     from driftbook.models import loading
 
-    source = Path(loading.resolve(model, cache))
-    weights = loading.weights_hash(source, cache) if source.is_dir() else model
+    model = ModelSpec(model=spec.model or ModelSpec().model)
+    _, weights = _weights(model.model, cache)
     _, dtype, _ = loading.choose_device()
-    load = partial(loading.load, ModelSpec(model=model), cache)
-    name = f"{model} ({role})"
-    return LocalJudge(name, load, f"{weights} {dtype}", ledger, rubric, progress=progress, workers=workers)
+    load, name = partial(loading.load, model, cache), f"{model.model} ({role})"
+    frozen = f"{weights} {dtype}"
+    return LocalJudge(name, load, frozen, ledger, rubric, spec.mode, progress=progress, workers=workers)
+
+
+def open_labeller(
+    spec: JudgeSpec, ledger: Ledger, cache: Path, progress: Progress | None = None
+) -> Endpoint | LocalChat:
+    """The language model that proposes hypotheses and writes texts for them: behind a server, or on this machine."""
+    if spec.kind == "endpoint":
+        return open_endpoint(spec, f"{spec.model} (labeller)", ledger, progress)
+    from driftbook.models import loading
+
+    model = ModelSpec(model=spec.model or ModelSpec().model)
+    _, weights = _weights(model.model, cache)
+    name = f"{model.model} (labeller)"
+    return LocalChat(name, lambda: loading.load(model, cache), weights, ledger, spec.max_output_tokens, progress)
+
+
+def open_nli_judge(
+    spec: JudgeSpec, role: str, ledger: Ledger, cache: Path, progress: Progress | None = None
+) -> NliJudge:
+    """A cross-encoder for natural language inference, from a folder or a hub; read at the first verdict that is not
+    stored."""
+    assert spec.model  # the parameter model has checked it
+    source, weights = _weights(spec.model, cache)
+
+    def load() -> Any:
+        from sentence_transformers import CrossEncoder
+
+        return CrossEncoder(source)
+
+    return NliJudge(f"{spec.model} ({role})", load, weights, ledger, progress=progress)
+
+
+# -------------------------------------------------------------------------------------------- coherence, and no label
+
+COHERENT = Hypothesis("is coherent", "intervention")
+EXAMPLES = 4  # prompts of split discover that a judge without a label is shown
+EXAMPLE_LENGTH = 600  # characters of each answer
+
+
+def model_of(judges: JudgesSpec) -> JudgeSpec | None:
+    """The strongest judge that is told in words what to look for, None where there is none."""
+    named = [spec for spec in (judges.expensive, judges.cheap) if spec is not None]
+    return next((spec for spec in named if spec.kind in ("endpoint", "local")), None)
+
+
+def open_coherence(
+    judges: JudgesSpec,
+    material: Material,
+    ledger: Ledger,
+    cache: Path,
+    root: Path,
+    progress: Progress | None = None,
+    workers: Workers | None = None,
+) -> Judge:
+    """Who judges coherence, apart from any claim: the strongest judge model with a rubric of its own; without a judge
+    model, ``RepetitionJudge``."""
+    spec = model_of(judges)
+    if spec is None:
+        return RepetitionJudge()
+    plain = spec.model_copy(update={"mode": "single", "per_call": 1})
+    rubric = shipped("coherence" if spec.kind == "endpoint" else "local_coherence")
+    return open_judge(plain, "coherence", material, ledger, cache, root, progress, workers, rubric)
+
+
+def open_unlabelled(
+    judges: JudgesSpec,
+    material: Material,
+    ledger: Ledger,
+    cache: Path,
+    root: Path,
+    progress: Progress | None = None,
+    workers: Workers | None = None,
+) -> tuple[Judge, Hypothesis] | None:
+    """A judge that is told nothing of what changed: it sees a few answers of both sides, of split discover, and says
+    which side a held-out answer is from. With it, the statement that it rates. None without a judge model."""
+    spec = model_of(judges)
+    if spec is None:
+        return None
+    seen = material.texts[material.texts["split"] == "discover"]
+    shown = pairs_to_show(seen, material.prompts, EXAMPLES, f"{material.seed} no label")
+    swap = shuffled(["0", "1"], f"{material.seed} who is ONE")[0] == "1"
+    one, two = ("intervention", "base") if swap else ("base", "intervention")
+    parts = [
+        f"<prompt>{row.prompt}</prompt>\nONE <answer>{getattr(row, one)[:EXAMPLE_LENGTH]}</answer>\n"
+        f"TWO <answer>{getattr(row, two)[:EXAMPLE_LENGTH]}</answer>"
+        for row in shown.itertuples()
+    ]
+    kind = "unlabelled_" if spec.kind == "endpoint" else "unlabelled_local_"
+    rubric = "\n\n".join([shipped(kind + spec.mode), *parts])
+    judge = open_judge(spec, "no label", material, ledger, cache, root, progress, workers, rubric)
+    return judge, Hypothesis(f"was written by {'ONE' if swap else 'TWO'}", "intervention")

@@ -10,6 +10,7 @@ import pandas as pd
 from driftbook.evidence.cascade import Tested
 from driftbook.evidence.claims import scores_of
 from driftbook.evidence.material import Material
+from driftbook.evidence.rivals import NAMES
 
 if TYPE_CHECKING:
     from driftbook.workbook.parameters import Validate
@@ -77,18 +78,14 @@ def side_by_side(
     return pd.DataFrame(rows, columns=names)
 
 
-def beside_rivals(claims: pd.DataFrame, most: int = 6) -> pd.DataFrame:
+def areas(claims: pd.DataFrame, beside: pd.DataFrame, most: int = 6) -> pd.DataFrame:
     """AUCs for a picture: label, auc, low, high, claim; the strongest tested claims, then the rivals of the strongest
     one."""
     held = claims[claims["auc"].notna()].head(most)
     rows = [(c.text, c.auc, c.auc_low, c.auc_high, True) for c in held.itertuples()]
-    if len(held) and np.isfinite(held["rival_bow"].iloc[0]):
-        first = held.iloc[0]
-        rows += [(f"rival: {name}", first[key], first[key], first[key], False) for name, key in RIVAL_NAMES.items()]
+    for r in beside[beside["hypothesis_id"].isin(held["hypothesis_id"].head(1))].itertuples():
+        rows.append((f"rival: {NAMES[r.rival]}", r.auc, r.auc_low, r.auc_high, False))
     return pd.DataFrame(rows, columns=["label", "auc", "low", "high", "claim"])
-
-
-RIVAL_NAMES = {"words, counted": "rival_bow", "embeddings": "rival_embedding"}
 
 
 def answer(claims: pd.DataFrame, tested: Tested, section: Validate) -> str:

@@ -76,6 +76,38 @@ def draw(world: World, screen: int, prompts: int, seed: int) -> Draw:
     return Draw(real, biased, screen_cheap, cheap, expensive)
 
 
+def resampled(
+    cheap: np.ndarray, expensive: np.ndarray, margin: float, screen: int, prompts: int, seed: int, effects: bool = True
+) -> Draw:
+    """One experiment of real verdicts, X as [hypotheses, prompts] of two judges on the same texts, with known truth.
+
+    Prompts are drawn with replacement, so the mean of a hypothesis over the pool is its expectation: it is real where
+    that exceeds ``1/2 + margin``. Each hypothesis comes three times. Once as it is. Once with the two sides swapped at
+    random, prompt by prompt, for both judges: no effect is left. And once with the sides swapped for the expensive
+    judge alone, so that the cheap one keeps whatever it saw and is wrong (``biased`` where it sees an effect). The
+    swaps of a prompt are those of all hypotheses: they go on sharing texts. Without ``effects`` all are swapped.
+    """
+    rng = np.random.default_rng(seed)
+    seen = expensive.mean(axis=1) > 0.5 + margin
+    nothing = np.zeros(len(seen), dtype=bool)
+    real = np.concatenate([seen if effects else nothing, nothing, nothing])
+    wrong = cheap.mean(axis=1) > 0.5 + margin
+    biased = np.concatenate([nothing, nothing, wrong if effects else nothing])
+
+    def drawn(n: int) -> tuple[np.ndarray, np.ndarray]:
+        places = rng.integers(0, cheap.shape[1], n)
+        weak, strong = cheap[:, places], expensive[:, places]
+        swap = rng.random(n) < 0.5
+        weak_swapped, strong_swapped = np.where(swap, 1 - weak, weak), np.where(swap, 1 - strong, strong)
+        if not effects:
+            return np.tile(weak_swapped, (3, 1)), np.tile(strong_swapped, (3, 1))
+        return np.concatenate([weak, weak_swapped, weak]), np.concatenate([strong, strong_swapped, strong_swapped])
+
+    screen_cheap, _ = drawn(screen)
+    cheap_drawn, strong_drawn = drawn(prompts)
+    return Draw(real, biased, screen_cheap, cheap_drawn, strong_drawn)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a design confirmed and what it paid: [hypotheses] booleans, calls of the expensive judge."""
@@ -91,10 +123,10 @@ def t_test_p(x: np.ndarray, bound: float) -> np.ndarray:
     return student.sf((x.mean(axis=1) - bound) / spread * np.sqrt(n), n - 1)
 
 
-def fixed_sample(data: Draw, prompts: int, alpha: float, margin: float) -> Outcome:
+def fixed_sample(data: Draw, prompts: int, alpha: float, margin: float, per_call: int = 1) -> Outcome:
     """The expensive judge reads everything on the first ``prompts`` prompts; Benjamini-Hochberg once."""
-    p = t_test_p(data.expensive[:, :prompts], 0.5 + margin)
-    return Outcome(bh_adjusted(p) <= alpha, data.expensive[:, :prompts].size)
+    seen = data.expensive[:, :prompts]
+    return Outcome(bh_adjusted(t_test_p(seen, 0.5 + margin)) <= alpha, -(-len(seen) // per_call) * seen.shape[1])
 
 
 def borderline(data: Draw, alpha: float, margin: float, share: float = 0.1) -> Outcome:
@@ -108,7 +140,7 @@ def borderline(data: Draw, alpha: float, margin: float, share: float = 0.1) -> O
 
 
 def screen_then_test(
-    data: Draw, prompts: int, alpha: float, margin: float, level: float, per_call: int = 1, batch: int = 5
+    data: Draw, prompts: int, alpha: float, margin: float, level: float, per_call: int = 1, batch: int = 2
 ) -> Outcome:
     """Screen by the cheap judge, then e-processes and e-BH on fresh prompts, ``per_call`` hypotheses in one call."""
     kept = np.flatnonzero(t_test_p(data.screen_cheap, 0.5) <= level)

@@ -104,8 +104,8 @@ def _claim(row: Mapping[str, Any], exemplars: list[Exemplar]) -> Claim:
         numbers.append(f"{int(row['prompts'])} held-out prompts")
     confirmed = bool(row.get("confirmed")) if row.get("confirmed") is not None else False
     warnings = []
-    if confirmed and finite(row.get("rival_bow")) and not bool(row.get("beats_rivals")):
-        warnings.append("a trivial classifier separates the two sides as well as this claim does")
+    if confirmed:
+        warnings += [flag for flag in str(row.get("flags") or "").split("\n") if flag]
     status = str(row.get("status") or ("confirmed" if confirmed else "not confirmed"))
     strength = row.get("win_rate")
     return Claim(

@@ -242,7 +242,7 @@ def _intervention(spec: Mapping[str, Any]) -> str:
 
 _CLAIM_COLUMNS = (
     *("text", "direction", "status", "win_rate", "win_low", "win_high", "rate_base", "rate_intervention", "auc"),
-    *("e_value", "p_bh", "beats_rivals", "prompts", "prompts_needed"),
+    *("e_value", "p_bh", "explained_by", "prompts", "prompts_needed"),
 )
 
 

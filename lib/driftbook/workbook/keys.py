@@ -65,7 +65,7 @@ def upstream(experiment: Experiment | BenchExperiment, stage: str) -> tuple[str,
         "capture": ("traits",),
         "decode": ("traits",) if vector else (),
         "cluster": ("traits", "decode") if shift else ("decode",),
-        "validate": ("decode", "cluster"),
+        "validate": ("traits", "decode", "cluster") if vector else ("decode", "cluster"),
     }
     return before[stage]
 
@@ -275,6 +275,9 @@ def input_files(experiment: Experiment | BenchExperiment, stage: str, root: Path
     }[stage]
     files = expand(named, root)
     places = [experiment.cluster.embedder] if stage == "cluster" else []
+    if stage == "validate":
+        judges = experiment.validation.every_judge().values()
+        places = [judge.model for judge in judges if judge.kind in ("local", "nli") and judge.model]
     if stage in ("traits", "capture", "decode"):
         places = [experiment.base.model]
         places += [getattr(experiment.intervention, name, "") for name in ("model", "path", "data")]

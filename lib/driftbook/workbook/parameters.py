@@ -340,9 +340,10 @@ class Cluster(Section):
 
 
 class Judge(Section):
-    """A judge. ``lexicon`` and ``embedding`` run here and cost nothing; ``endpoint``: any OpenAI-compatible server."""
+    """A judge. ``lexicon`` and ``embedding`` run here and cost nothing; ``local`` and ``nli`` are models that run here;
+    ``endpoint``: any OpenAI-compatible server."""
 
-    kind: Literal["lexicon", "embedding", "local", "endpoint"] = "lexicon"
+    kind: Literal["lexicon", "embedding", "nli", "local", "endpoint"] = "lexicon"
     model: str | None = None
     base_url: str | None = None
     api_key_env: str | None = None
@@ -354,6 +355,7 @@ class Judge(Section):
         "single", description="rate one text, or say which of two fits better (both orders)"
     )
     rubric: str | None = Field(None, description="file that replaces the judge's instructions")
+    logprobs: bool = Field(True, description="hear the probabilities of the levels where the server gives them")
     max_output_tokens: int = Field(200, ge=1)
     timeout_s: float = Field(60.0, gt=0)
 
@@ -361,6 +363,8 @@ class Judge(Section):
     def _endpoint_is_complete(self) -> Judge:
         if self.kind == "endpoint" and not (self.model and self.base_url):
             raise ValueError("kind: endpoint needs model and base_url")
+        if self.kind == "nli" and not self.model:
+            raise ValueError("kind: nli needs model: a cross-encoder for natural language inference, folder or id")
         return self
 
 
@@ -384,7 +388,7 @@ class Validate(Section):
     judges: Judges = Judges()
     cascade: Literal["screen_then_test", "borderline", "expensive_only"] = "screen_then_test"
     screen_level: float = Field(
-        0.1, gt=0, le=1, description="the cheap judge's p-value up to which a hypothesis goes on"
+        0.05, gt=0, le=1, description="the cheap judge's p-value up to which a hypothesis goes on"
     )
     alpha: float = Field(0.05, gt=0, lt=1)
     margin: float = Field(0.02, ge=0, lt=0.5, description="smallest effect of interest: H0 is E[X] <= 1/2 + margin")
@@ -392,6 +396,10 @@ class Validate(Section):
     rivals: bool = True
     audit: float = Field(
         0.05, ge=0, le=1, description="share of the verdicts behind the screen that the expensive judge repeats"
+    )
+    coherence: bool = Field(True, description="judge the coherence of held-out texts, apart from all claims")
+    generative: int = Field(
+        16, ge=0, description="prompts per confirmed claim that texts are written to, for both models to read; 0: none"
     )
 
     def every_judge(self) -> dict[str, Judge]:

@@ -46,6 +46,7 @@ SHAPES = (
 )
 LIBRARIES_GB = 1.5
 LEXICON_CHECKS_PER_S = 20_000.0
+BESIDE_PROMPTS = 60  # validate.PROMPTS_BESIDE: importing it would read torch
 
 
 @dataclass(frozen=True)
@@ -301,6 +302,8 @@ def _validate(experiment: Experiment, prompts: int) -> Step:
     bills = {"cheap": (cheap, screen if expensive is not None else screen + held_out)}
     if expensive is not None:
         bills["expensive"] = (expensive, held_out)
+    named = [judge for judge in (expensive, cheap) if judge is not None and judge.kind in ("endpoint", "local")]
+    beside = min(BESIDE_PROMPTS * per_prompt, held_out) if named else 0  # each a call about one statement
     usd, seconds, said = 0.0, 0.0, []
     for name, (judge, texts) in bills.items():
         calls = math.ceil(hypotheses / judge.per_call) * texts
@@ -312,6 +315,11 @@ def _validate(experiment: Experiment, prompts: int) -> Step:
         else:
             seconds += calls / judge.concurrency  # about a second a call
             said.append(f"{name}: at most {calls:,} calls, {cost:,.2f} USD")
+    if beside:
+        calls = beside * (section.coherence + section.rivals)
+        cost = calls * _usd_per_call(named[0].model_copy(update={"per_call": 1}), decode.max_new_tokens)
+        usd, seconds = usd + cost, seconds + calls / named[0].concurrency
+        said.append(f"coherence and sides without a label: at most {calls:,} calls, {cost:,.2f} USD")
     return Step("validate", f"{hypotheses} hypotheses; {'; '.join(said)}", seconds=seconds, usd=usd)
 
 

@@ -1,0 +1,98 @@
+"""A judge that runs here: a cross-encoder for natural language inference, by the probability that the answer entails
+the statement."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from driftbook.discovery.hypotheses import Hypothesis
+from driftbook.errors import ModelError
+from driftbook.evidence.judges import Quote
+from driftbook.evidence.ledger import Answer, Ledger, request_key
+
+SCHEMA = 1
+
+
+class NliJudge:
+    """Scores [texts, hypotheses] in [0, 1]: P(entailment) of "The answer <statement>." by the answer.
+
+    ``load`` gives a sentence-transformers ``CrossEncoder`` at the first text that is not in the ledger; ``weights``
+    names it without loading it. The prompt is not shown: such models were trained on a premise alone. Texts beyond the
+    model's length are cut at their end. Raises ModelError for a cross-encoder without a label that begins with
+    "entail".
+    """
+
+    paid = True  # in minutes
+
+    def __init__(
+        self,
+        name: str,
+        load: Callable[[], Any],
+        weights: str,
+        ledger: Ledger,
+        batch: int = 32,
+        progress: Callable[..., Any] | None = None,
+    ) -> None:
+        self.name, self.load, self.ledger, self.batch, self.progress = name, load, ledger, batch, progress
+        self.identity = {"kind": "nli", "schema": SCHEMA, "weights": weights}
+        self._model: Any = None
+
+    def _requests(self, texts: Sequence[str], hypotheses: Sequence[Hypothesis]) -> list[dict[str, Any]]:
+        return [
+            {**self.identity, "premise": t, "hypothesis": f"The answer {h.text}."} for t in texts for h in hypotheses
+        ]
+
+    def quote(
+        self, texts: Sequence[str], hypotheses: Sequence[Hypothesis], prompts: Sequence[str] | None = None
+    ) -> Quote:
+        requests = self._requests(texts, hypotheses)
+        known = sum(self.ledger.peek(request_key(r)) is not None for r in requests)
+        return Quote(calls=len(requests) - known, cached=known)
+
+    def score(
+        self, texts: Sequence[str], hypotheses: Sequence[Hypothesis], prompts: Sequence[str] | None = None
+    ) -> np.ndarray:
+        requests = self._requests(texts, hypotheses)
+        stored = [self.ledger.find(request_key(r), self.name) for r in requests]
+        scores = np.array([np.nan if s is None else json.loads(s.text)["entailment"] for s in stored])
+        waiting = np.flatnonzero(np.isnan(scores))
+        bar = self.progress(len(waiting), self.name, "verdicts") if self.progress and len(waiting) else None
+        for start in range(0, len(waiting), self.batch):
+            rows = waiting[start : start + self.batch]
+            pairs = [(requests[i]["premise"], requests[i]["hypothesis"]) for i in rows]
+            for i, p in zip(rows, self._entailment(pairs), strict=True):
+                self.ledger.reserve(self.name, 0.0)
+                verdict = Answer(json.dumps({"entailment": p}), 0, 0, 0.0)
+                self.ledger.settle(request_key(requests[i]), self.name, 0.0, verdict)
+                scores[i] = p
+            if bar is not None:
+                bar.update(len(rows))
+        if bar is not None:
+            bar.close()
+        return scores.reshape(len(texts), len(hypotheses))
+
+    def _entailment(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        import torch
+
+        if self._model is None:
+            self._model = self.load()
+        labels = {int(i): str(name).lower() for i, name in self._model.config.id2label.items()}
+        column = next((i for i, name in sorted(labels.items()) if name.startswith("entail")), None)
+        if column is None:
+            raise ModelError(
+                f"judge {self.name}: its labels are {sorted(labels.values())}, and none is entailment; "
+                "validate.judges with kind: nli wants a cross-encoder for natural language inference"
+            )
+        logits = self._model.predict(
+            list(pairs),
+            batch_size=self.batch,
+            show_progress_bar=False,
+            activation_fn=torch.nn.Identity(),
+            convert_to_numpy=True,
+        )
+        shifted = np.exp(np.asarray(logits, np.float64) - np.max(logits, axis=1, keepdims=True))
+        return (shifted / shifted.sum(axis=1, keepdims=True))[:, column].tolist()

@@ -1,0 +1,105 @@
+"""Real verdicts of several judges on real texts, as material for the designs of the judge cascade.
+
+The bundled model answers as it is, and once more steered along a trait vector that is fitted here. Hypotheses come
+from one part of the prompts; on the others each judge says who wins. ``simulate.resampled`` then makes experiments of
+these verdicts in which it is known what is real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from driftbook import decode, traits
+from driftbook.discovery import hypotheses
+from driftbook.errors import DriftbookError
+from driftbook.evidence.intervals import bootstrap_mean
+from driftbook.evidence.judges import EmbeddingJudge, Judge, LexiconJudge
+from driftbook.evidence.ledger import Ledger
+from driftbook.evidence.material import Material
+from driftbook.evidence.panel import EMBEDDER, exemplars, open_embedder, open_local_judge
+from driftbook.evidence.reading import read
+from driftbook.models.interventions import open_pair
+from driftbook.models.loading import load
+from driftbook.models.sampling import SamplingParams
+from driftbook.store import ShardStore
+from driftbook.workbook.parameters import Decode, ModelSpec, Steer, Traits
+from driftbook.workbook.parameters import Judge as JudgeSpec
+
+
+def material(
+    cache: Path,
+    root: Path,
+    trait: str,
+    coefficient: float,
+    prompts: int,
+    held_out: float,
+    max_new_tokens: int,
+    limit: int,
+    seed: int,
+    progress: Callable[..., Any],
+) -> Material:
+    """One answer of each side to each prompt of the discovery set, the intervention's steered along ``trait`` (a trait
+    file) by ``coefficient``; at most ``limit`` hypotheses that the keyword labeller finds on split discover.
+
+    ``held_out`` is the share of prompts in split validate. Raises DriftbookError when no hypothesis is found.
+    """
+    section = Decode()
+    chosen = decode.load_prompts(section.prompts, root, {"discover": 1 - held_out, "validate": held_out}, prompts)
+    wanted = Traits()
+    model = load(ModelSpec(), cache)
+    contrasts = traits.read_contrasts(model, traits.read_traits([trait], root), traits.SITES, wanted.window, cache)
+    method, choice = "mean_difference", (wanted.site, wanted.layer, wanted.depth, wanted.window, wanted.scenarios)
+    vectors, _ = traits.fit_vectors(model, contrasts, traits.SITES, method, *choice, 2, 1, seed, [method])
+    steer = Steer(trait=Path(trait).stem, coefficient=coefficient)
+    pair = open_pair(ModelSpec(), steer, cache, root, vectors)
+    ids = decode.encode(pair, chosen, max_new_tokens)
+    asks = [decode.Ask(p, 0, 0) for p in range(len(chosen.prompts))]
+    params = SamplingParams(max_new_tokens, section.temperature, section.top_p, section.top_k, section.min_p)
+    bar, store = progress(2 * len(asks), "decode", "texts"), ShardStore(cache / "decode")
+    tables = [
+        decode.decode_texts(side, chosen, ids[side.name], asks, params, seed, store, progress=bar.update)
+        for side in pair
+    ]
+    bar.close()
+    texts = pd.concat(tables, ignore_index=True)
+    asked = {p.prompt_id: p.text for p in chosen.prompts}
+    seen = texts[texts["split"] == "discover"]
+    found = hypotheses.propose(seen, asked, limit=limit)
+    if not found:
+        raise DriftbookError("no word tells the two sides apart: raise prompts, max_new_tokens or coefficient")
+    return Material(texts, asked, found, seed)
+
+
+def judges(found: Material, cache: Path, ledger: Ledger, progress: Callable[..., Any]) -> dict[str, Judge]:
+    """Three judges that run here: by embeddings of exemplars, by the probabilities of the bundled model, by words."""
+    embedding = EmbeddingJudge(open_embedder(cache), exemplars(found), {"model": EMBEDDER})
+    return {
+        "embedding": embedding,
+        "language model": open_local_judge(JudgeSpec(kind="local"), "bench", ledger, cache, progress=progress),
+        "words": LexiconJudge(),
+    }
+
+
+def verdicts(found: Material, judge: Judge) -> np.ndarray:
+    """X of each hypothesis on each prompt of split validate, [hypotheses, prompts]; 1/2 where there is no verdict."""
+    held = found.held_out("validate")
+    return np.nan_to_num(read(judge, held, held.order, found.hypotheses).wins.x.T, nan=0.5)
+
+
+def agreement(x: Mapping[str, np.ndarray], seed: int) -> pd.DataFrame:
+    """For each two judges: one, other, agreement (share of verdicts that say the same: more, less or a tie) with an
+    interval over prompts, correlation of X over hypotheses and prompts."""
+    names: Sequence[str] = list(x)
+    rows = []
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            same = (np.sign(x[one] - 0.5) == np.sign(x[other] - 0.5)).mean(axis=0)
+            both = [x[name].ravel() for name in (one, other)]
+            r = float(np.corrcoef(*both)[0, 1]) if all(v.std() > 0 for v in both) else np.nan
+            rows.append((one, other, *bootstrap_mean(same, seed=seed), r))
+    return pd.DataFrame(rows, columns=["one", "other", "agreement", "low", "high", "correlation"])
