@@ -47,7 +47,7 @@ class FakeRun:
     folder: Path
     section: Validate = field(default_factory=Validate)
     seed: int = 0
-    params: Experiment = Experiment(experiment="planted")
+    params: Experiment = field(default_factory=lambda: Experiment(experiment="planted"))
 
     @property
     def cache(self):
