@@ -115,19 +115,32 @@ def connect(engine: Engine, threads: int, gpus: int = 0) -> None:
     if engine.address is not None:
         try:
             ray.init(address=engine.address, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except ConnectionError as error:
             raise _unreachable(engine.address, error) from None
+        except (RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
+            reason = "the token is missing or another" if "uthentication" in str(error) else str(error).splitlines()[0]
+            raise DriftbookError(
+                f"engine.address {engine.address}: something answers there and does not let us in ({reason}). Ray and "
+                "Python must be those of the cluster, and where it wants a token, so must RAY_AUTH_MODE=token and "
+                "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH be set before this process starts"
+            ) from None
         _connected.append(wanted)
         return
-    found = ray.init(
-        address="local",
-        num_cpus=threads * engine.workers,
-        num_gpus=gpus,
-        object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        **options,
-    )
+    try:
+        found = ray.init(
+            address="local",
+            num_cpus=threads * engine.workers,
+            num_gpus=gpus,
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            **options,
+        )
+    except Exception as error:  # Ray raises the plainest kind when its processes are not up in time
+        raise DriftbookError(
+            f"engine.kind ray: Ray could not be started on this machine ({str(error).splitlines()[0]}). It gives its "
+            "processes 30 s, which a machine that is busy with other work may miss: run again, or use kind: local"
+        ) from error
     assert found.address_info["node_ip_address"] == "127.0.0.1", found.address_info
     _connected.append(wanted)
 
