@@ -11,7 +11,9 @@ import pytest
 from driftbook.discovery.hypotheses import moved_answers
 from driftbook.errors import DriftbookError
 from driftbook.evidence.labeller import Reading, pairs_to_show, parse, propose
-from driftbook.evidence.ledger import Answer
+from driftbook.evidence.ledger import Answer, Ledger
+from driftbook.evidence.local_chat import LocalChat
+from models import GREEDY, generated, loaded, requests_for
 
 
 class Scripted:
@@ -125,3 +127,31 @@ def test_matched_clusters_are_those_that_answers_moved_between():
     (found, *_) = propose(endpoint, texts(), PROMPTS, moved=moved, rounds=0)
     assert found.text == "moves on" and found.cluster == {"intervention": 2, "base": 0}[found.direction]
     assert set(found.evidence) <= set(moved[0, 2]["text_id"])
+
+
+def test_a_model_on_this_machine_is_asked_in_batches_and_remembers(tmp_path):
+    model, ledger = loaded(max_position_embeddings=1024), Ledger(tmp_path / "a.sqlite", 0.0)
+    table, tokens = pairs_to_show(texts(), PROMPTS, 1, "x"), GREEDY.max_new_tokens
+
+    class Heard(Reading):
+        def receive(self, answer):
+            said.append(answer.text)
+            super().receive(answer)
+
+    def both(chat):
+        return [Heard(chat, table, WHOLE, flip) for flip in (False, True)]
+
+    said = []
+    chat = LocalChat("tiny", lambda: model, "w", ledger, tokens)
+    prompts = [one.next()["messages"] for one in both(chat)]
+    ids = [tuple(model.encode_prompt(user["content"], system=system["content"])) for system, user in prompts]
+    asked = both(chat)
+    chat.converse(asked)
+    greedy = [model.tokenizer.decode(t, skip_special_tokens=True) for t, _ in generated(model, requests_for(ids))]
+    assert said[:2] == greedy  # a random model finds nothing, so each is asked twice more, at a temperature
+    assert len(said) == ledger.accounts["tiny"].calls == 6 and all(one.found == [] for one in asked)
+    again = LocalChat("tiny", pytest.fail, "w", ledger, tokens)
+    again.converse(both(again))
+    assert said[6:] == said[:6] and ledger.accounts["tiny"].calls == ledger.accounts["tiny"].cached == 6
+    with pytest.raises(DriftbookError, match="1024 tokens"):
+        LocalChat("tiny", lambda: model, "w", ledger, 2000).converse(both(LocalChat("x", lambda: model, "v", ledger)))
