@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from driftbook.errors import DriftbookError
-from driftbook.evidence.rivals import bag_of_words
+from driftbook.evidence.rivals import BagOfWords
 from driftbook.models import directions as directions_
 from driftbook.models.doses import strongest_dose
 from driftbook.models.gradients import likelihood_gradients
@@ -406,7 +406,7 @@ def words_auc(contrast: Contrast, folds: int, seed: int) -> float:
     for f in range(folds):
         train = [t for t, k in zip(contrast.answers.texts, fold, strict=True) if k != f]
         test = [t for t, k in zip(contrast.answers.texts, fold, strict=True) if k == f]
-        scores = bag_of_words(train, labels[fold != f], test)
+        scores = BagOfWords(train, labels[fold != f], test).scores()
         aucs.append(float(directions_.auc(scores, labels[fold == f])))
     return float(np.mean(aucs))
 
