@@ -7,16 +7,19 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
+from nbclient import NotebookClient
 from safetensors import safe_open
 
 from chat_server import Server
-from driftbook.workbook.parameters import STAGES, load_experiment
+from driftbook.workbook.parameters import STAGES, load_experiment, resolved
 
 ROOT = Path(__file__).parent.parent
 
@@ -122,6 +125,69 @@ def test_reports_open_without_network_and_show_the_answer(tree):
 
 def test_everything_is_as_recorded(tree):
     assert driftbook(tree, "verify", "smoke").count("as recorded") == 5
+
+
+def held(tree: Path) -> dict[str, int]:
+    """What the shared caches hold: finished shards and rows of embeddings."""
+    cache = tree / "outputs/.cache"
+    kept = {str(p.relative_to(cache)): p.stat().st_mtime_ns for p in cache.rglob("*") if p.suffix != ".sqlite"}
+    kept = {name: t for name, t in kept.items() if not name.endswith(("-wal", "-shm")) and (cache / name).is_file()}
+    for path in cache.rglob("*.sqlite"):
+        with sqlite3.connect(path) as rows:
+            for (table,) in rows.execute("select name from sqlite_master where type = 'table'").fetchall():
+                kept[f"{path.name} {table}"] = rows.execute(f'select count(*) from "{table}"').fetchone()[0]
+    return kept
+
+
+def in_jupyter(tree: Path, name: str, parameters: dict[str, object], again: str = "") -> list[dict]:
+    """Run a committed notebook as JupyterLab would, with other values in its parameter cell; the data of its outputs.
+
+    Cells that hold ``again`` are run a second time at the end.
+    """
+    path = tree / f"notebooks/{name}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+    cell.source = "\n".join([cell.source, *(f"{key} = {value!r}" for key, value in parameters.items())])
+    if again:
+        notebook.cells += [nbformat.v4.new_code_cell(c.source) for c in notebook.cells if again in c.source]
+    environment = {**os.environ, "PYTHONPATH": str(tree / "lib")}
+    client = NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}})
+    client.execute(env=environment)
+    return [o["data"] for c in notebook.cells for o in c.get("outputs", []) if "data" in o]
+
+
+@pytest.mark.parametrize(
+    ("stage", "again"),
+    [
+        ("traits", "read_contrasts"),
+        ("capture", "capture_live"),
+        ("decode", "decode_rounds"),
+        ("cluster", "embed_texts"),
+        ("validate", ""),
+    ],
+)
+def test_every_notebook_runs_in_jupyterlab_and_repeats_no_finished_work(tree, stage, again):
+    before = held(tree)
+    shown = in_jupyter(tree, stage, resolved(load_experiment(tree / "params/smoke.yml"), stage), again)
+    assert held(tree) == before and len(before) > 8
+    kinds = {kind for data in shown for kind in data}
+    assert stage == "validate" or "application/vnd.plotly.v1+json" in kinds
+    assert "text/html" in kinds  # tables, and the traces read as text
+    if again:
+        assert "application/vnd.jupyter.widget-view+json" in kinds  # bars of progress
+    lab = tree / f"outputs/smoke/.lab/{stage}"
+    assert json.loads((lab / "finished.json").read_text())["answer"]
+    assert json.loads((tree / f"outputs/smoke/{stage}/run.json").read_text())["status"] == "ok"
+
+
+def test_the_starting_notebook_walks_through_an_experiment(tree):
+    small = {"prompts": "params/prompts/smoke.jsonl", "count": 16, "max_new_tokens": 8, "scenarios": 8, "clusters": 3}
+    shown = in_jupyter(tree, "start", small)
+    titles = [d["text/plain"] for d in shown]
+    for said in ("Layer ", "The first answers", "The two models part most on", " clusters ", "The claim wins on"):
+        assert any(said in title for title in titles), said
+    cells = nbformat.read(tree / "notebooks/start.ipynb", as_version=4).cells
+    assert len(cells) <= 18
 
 
 def test_a_second_run_starts_no_kernel(tree):
