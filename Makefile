@@ -16,7 +16,7 @@ BENCHES   = $(patsubst params/%.yml,%,$(wildcard params/bench-*.yml))
 
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo run $(STAGES) lab plan why index compare verify render test lint bench proof cache clean
+.PHONY: help setup demo run $(STAGES) lab plan why index compare verify render docs test lint bench proof cache clean
 
 help: ## list the targets
 	@grep -hE '^[$$a-z()_A-Z-]+:.*## ' $(MAKEFILE_LIST) | sed -e 's/^$$(STAGES)/<stage>/' -e 's/:.*## /\t/' | expand -t 12
@@ -63,6 +63,10 @@ verify: setup ## hash the outputs of EXP again
 
 render: setup ## draw the reports of EXP again
 	$(DRIFTBOOK) render $(EXP)
+
+docs: setup ## make the example report in docs/example again
+	$(DRIFTBOOK) run quickstart
+	$(DRIFTBOOK) example quickstart docs/example/index.html
 
 test: setup lint ## all tests, offline
 	$(BIN)/python -m pytest

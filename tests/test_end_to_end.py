@@ -19,7 +19,10 @@ from nbclient import NotebookClient
 from safetensors import safe_open
 
 from chat_server import Server
+from driftbook.errors import DriftbookError
+from driftbook.workbook import demo
 from driftbook.workbook.parameters import STAGES, load_experiment, resolved
+from pages import Page
 
 ROOT = Path(__file__).parent.parent
 
@@ -123,6 +126,21 @@ def test_reports_open_without_network_and_show_the_answer(tree):
     assert all(f"{stage}/report.html" in pages[5].read_text() for stage in STAGES)
 
 
+def test_the_example_in_docs_is_built_as_pages_are_built_now(tree):
+    """Its numbers are those of another run. Where this fails, ``make docs`` makes it again."""
+    example = (ROOT / "docs/example/index.html").read_text()
+    driftbook(tree, "example", "smoke", "example.html")
+    kept, made = Page(example), Page((tree / "example.html").read_text())
+    assert kept.by_tag["h2"] == made.by_tag["h2"]
+    words = slice(made.by_tag["dt"].index("base, intervention"), None)
+    assert kept.by_tag["dt"][-len(made.by_tag["dt"][words]) :] == made.by_tag["dt"][words]
+    kinds = [{a["data-kind"] for t, a in page.elements if t == "figure"} for page in (kept, made)]
+    assert kinds[0] == kinds[1] == {"plot", "trace"}
+    for page in (kept, made):
+        assert page.outside() == [] and all(a.startswith(("#", "data:")) for a in page.addresses)
+    assert len(example.encode()) < 2_500_000
+
+
 def test_everything_is_as_recorded(tree):
     assert driftbook(tree, "verify", "smoke").count("as recorded") == 5
 
@@ -192,8 +210,18 @@ def test_the_starting_notebook_walks_through_an_experiment(tree):
 
 def test_a_second_run_starts_no_kernel(tree):
     before = times(tree)
-    assert outcome(driftbook(tree, "run", "smoke")) == dict.fromkeys(STAGES, "up to date")
+    again = demo.timed_run(tree, "smoke")
+    assert again.outcomes == dict.fromkeys(STAGES, "up to date")
     assert times(tree) == before
+    seconds = demo.stage_seconds(tree, "smoke")
+    assert list(seconds) == list(STAGES) and again.seconds < sum(seconds.values())
+
+
+def test_the_demo_is_timed_in_a_repository_without_outputs(tree, tmp_path):
+    copy = demo.copy_repository(tree, tmp_path)
+    assert sorted(p.name for p in copy.iterdir()) == ["lib", "notebooks", "params"]
+    with pytest.raises(DriftbookError, match="no-such"):
+        demo.timed_run(copy, "no-such")
 
 
 def test_editing_prose_draws_one_report_again(tree):

@@ -15,6 +15,7 @@ import pytest
 import pages
 from driftbook.errors import DriftbookError
 from driftbook.workbook import figures
+from driftbook.workbook.frontpage import alone
 from driftbook.workbook.overlay import overlaid_layers, overlaid_tokens
 from driftbook.workbook.packing import unpack
 from driftbook.workbook.page import build_page, packed_plotly, read_notebook, still, without_outside
@@ -283,6 +284,14 @@ def test_the_front_page_shows_the_picture_that_was_marked_best(outputs: Path) ->
     assert "Uncertainty rises from the third token on" in page.text  # marked
     assert "The trait appears from layer 12 on" not in page.text  # first, but not marked
     assert "Advice differs most" in page.text and "The distribution moves by one unit" not in page.text
+
+
+def test_a_page_that_stands_alone_leads_nowhere_and_says_the_same(outputs: Path) -> None:
+    html = render_experiment(outputs / "quickstart").read_text()
+    page, by_itself = Page(html), Page(alone(html))
+    assert all(a.startswith(("#", "data:")) for a in by_itself.addresses) and by_itself.count("nav") == 0
+    assert "the report of decode" in by_itself.text and by_itself.blocks == page.blocks
+    assert by_itself.by_tag["h2"] == page.by_tag["h2"]
 
 
 def test_claims_come_with_numbers_and_texts_of_both_kinds(outputs: Path) -> None:

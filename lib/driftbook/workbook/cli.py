@@ -70,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--trait", action="append", metavar="TRAIT", help="only this trait or combination")
     sub.add_argument("--layers", choices=("all", "chosen"), default="all", help="every layer, or the chosen one alone")
     sub.add_argument("--to", type=Path, metavar="FOLDER", help="default: outputs/EXP/export")
+    sub = command("example", _example, "write the front page of an experiment without links to its reports", many=False)
+    sub.add_argument("experiment", metavar="EXP")
+    sub.add_argument("file", type=Path, metavar="FILE")
     command("index", _index, "draw outputs/index.html, the list of all experiments", many=False)
     sub = command("cache", _cache, "sizes of the shared caches; evict or explain embeddings", many=False)
     what = sub.add_subparsers(metavar="size|evict|explain", dest="what")
@@ -146,6 +149,19 @@ def _render(args: argparse.Namespace, layout: Layout) -> int:
     for experiment in args.experiments:
         for folder in redraw_all(_file(layout, experiment), layout.outputs):
             print(f"report: {folder / 'report.html'}")
+    return 0
+
+
+def _example(args: argparse.Namespace, layout: Layout) -> int:
+    from driftbook.workbook.frontpage import alone
+    from driftbook.workbook.records import write_page
+
+    name = Path(args.experiment).stem
+    page = layout.outputs / name / "index.html"
+    if not page.is_file():
+        raise DriftbookError(f"{page} is missing: make run EXP={name}")
+    args.file.parent.mkdir(parents=True, exist_ok=True)
+    print(f"report: {write_page(args.file, alone(page.read_text(encoding='utf-8')))}")
     return 0
 
 

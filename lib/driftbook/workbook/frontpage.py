@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,6 @@ from driftbook.workbook.records import (
     failed,
     finite,
     headlines,
-    read_json,
     read_record,
     write_page,
 )
@@ -100,6 +100,12 @@ def render_experiment(folder: Path) -> Path:
         links=[Link("All experiments", "../index.html"), *(Link(s, f"{s}/report.html") for s in good)],
     )
     return write_page(folder / "index.html", page)
+
+
+def alone(page: str) -> str:
+    """A front page that stands by itself, away from its reports: what led to other files becomes plain text."""
+    page = re.sub(r"<nav\b.*?</nav>", "", page, flags=re.S)
+    return re.sub(r'<a href="(?!#)[^"]*">(.*?)</a>', r"\1", page, flags=re.S)
 
 
 def _part(folder: Path, stage: str) -> Part:
@@ -251,6 +257,3 @@ def _claims_table(findings: Any) -> Markup:
         return Markup("")
     columns = [c for c in _CLAIM_COLUMNS if c in findings.table]
     return Markup(html_table(findings.table, caption="all claims", columns=columns, max_rows=200))
-
-
-__all__ = ["read_json", "render_experiment"]
