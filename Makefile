@@ -44,7 +44,7 @@ $(STAGES): setup ## one stage and what it needs: traits, capture, decode, cluste
 	$(DRIFTBOOK) run $(EXP) --stage $@
 
 lab: setup ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
+	$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks/start.ipynb
 
 plan: setup ## dry run of EXP: texts, tokens, time, memory, money
 	$(DRIFTBOOK) plan $(EXP)

@@ -361,6 +361,51 @@ def test_a_click_on_the_map_lists_the_texts_around_it(browser, site) -> None:
     assert "prompt: How should one decide" in first
 
 
+def test_a_lasso_lists_the_texts_inside_it(browser, site) -> None:
+    browser.open(site["readers"])
+    browser.wake()
+    browser.js(f"document.querySelector('{MAP}').scrollIntoView({{block: 'center', behavior: 'instant'}})")
+    browser.js(
+        f"[...document.querySelectorAll('{MAP} .db-controls button')].find((b) => b.textContent === 'Lasso').click()"
+    )
+    browser.wait(f"document.querySelector('{MAP} .js-plotly-plot')._fullLayout.dragmode === 'lasso'")
+    left, top, width, height = browser.js(
+        f"""const box = document.querySelector('{MAP} .nsewdrag').getBoundingClientRect();
+            return [box.x, box.y, box.width, box.height];"""
+    )
+    # the left half, from corner to corner
+    corners = [
+        (0.02, 0.02),
+        (0.25, 0.02),
+        (0.5, 0.02),
+        (0.5, 0.5),
+        (0.5, 0.98),
+        (0.25, 0.98),
+        (0.02, 0.98),
+        (0.02, 0.5),
+    ]
+    path = [(left + a * width, top + b * height) for a, b in corners]
+    kinds = ["mousePressed", *["mouseMoved"] * (len(path) - 1), "mouseReleased"]
+    for kind, (x, y) in zip(kinds, [*path, path[0]], strict=True):
+        event = {"type": kind, "x": x, "y": y, "button": "left", "buttons": 1, "clickCount": 1}
+        browser.driver.execute_cdp_cmd("Input.dispatchMouseEvent", event)
+        time.sleep(0.05)
+    heading = browser.wait(
+        f"""(() => {{
+            const text = document.querySelector('{MAP} .db-panel h3').textContent;
+            return text.startsWith('In the lasso') && text;
+        }})()"""
+    )
+    inside = browser.js(
+        f"""const plot = document.querySelector('{MAP} .js-plotly-plot');
+            return [...plot.data[0].x].filter((v) => plot._fullLayout.xaxis.d2p(v) < arguments[0]).length""",
+        0.5 * width,
+    )
+    count = int(re.search(r"(\d+) texts", heading)[1])
+    assert 300 < count <= inside and count > 0.9 * inside
+    assert browser.js(f"return document.querySelectorAll('{MAP} .db-panel li').length") == 40
+
+
 def test_clusters_sides_and_colours_of_the_map_are_chosen_without_a_mouse(browser, site) -> None:
     browser.open(site["readers"])
     browser.wake()
