@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from driftbook.decode import Ask
-from driftbook.discovery import pool
+from driftbook.discovery import pool, savings
 from driftbook.discovery.prompts import Prompt
 from driftbook.errors import DriftbookError
 
@@ -84,3 +84,13 @@ def test_bad_tables_are_refused():
         pool.read_texts(table().drop(columns="text"), PROMPTS, vectors)
     with pytest.raises(DriftbookError, match="no texts of both sides"):
         pool.read_texts(table().query("side == 'base'"), PROMPTS, vectors)
+
+
+def test_strategies_are_compared_on_texts_that_exist():
+    pools = [read(seed=s) for s in range(3)]
+    depths = {"exhaustive": [8], "uniform": [3, 6], "screened": [3, 6], "active": [3, 6]}
+    table = savings.replay_strategies(pools, depths, rounds=2, samples=2)
+    assert set(table.seed) == {0, 1, 2} and "likelihood" not in table
+    assert table[table.strategy == "exhaustive"].families.all() and table.texts.max() == 2 * 40 * 8
+    saved = savings.savings(table, resamples=20)
+    assert saved["texts_saved_screened"][0] > 1
