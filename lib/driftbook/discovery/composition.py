@@ -159,7 +159,9 @@ def compare(counts: Counts, *, resamples: int = 2000, seed: int = 0, level: floa
     What is compared with its permutations is the larger of z^2 / 2 over all prompts and, where there are several
     families, the largest z^2 / 2 - log(families) inside one: about the smallest of their log p-values, after Bonferroni
     (weights as in Genovese, Roeder and Wasserman 2006). Any statistic of swapped sides gives a valid p; this one finds
-    what moves in one family alone with a fraction of the texts, and hardly loses what moves everywhere.
+    what moves in one family alone with a fraction of the texts, and hardly loses what moves everywhere. Counts by
+    likelihood are symmetric under swapping where texts of a cluster are worded no further from the others than by
+    chance; elsewhere their mean is still zero where shares are equal, and p holds as prompts become many.
 
     Raises ValueError when a side is empty or there is one prompt.
     """
