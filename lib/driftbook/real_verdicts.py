@@ -26,6 +26,7 @@ from driftbook.evidence.reading import read
 from driftbook.models.interventions import open_pair
 from driftbook.models.loading import load
 from driftbook.models.sampling import SamplingParams
+from driftbook.models.traitfiles import read_traits
 from driftbook.store import ShardStore
 from driftbook.workbook.parameters import Decode, ModelSpec, Steer, Traits
 from driftbook.workbook.parameters import Judge as JudgeSpec
@@ -52,7 +53,8 @@ def material(
     chosen = decode.load_prompts(section.prompts, root, {"discover": 1 - held_out, "validate": held_out}, prompts)
     wanted = Traits()
     model = load(ModelSpec(), cache)
-    contrasts = traits.read_contrasts(model, traits.read_traits([trait], root), traits.SITES, wanted.window, cache)
+    answers = [traits.written_answers(model, one) for one in read_traits([trait], root)]
+    contrasts = traits.read_contrasts(model, answers, traits.SITES, wanted.window, cache)
     method, choice = "mean_difference", (wanted.site, wanted.layer, wanted.depth, wanted.window, wanted.scenarios)
     vectors, _ = traits.fit_vectors(model, contrasts, traits.SITES, method, *choice, 2, 1, seed, [method])
     steer = Steer(trait=Path(trait).stem, coefficient=coefficient)
