@@ -14,7 +14,7 @@ from driftbook.workbook.packing import MOST_STEPS, differences, pack, quantize, 
 from driftbook.workbook.theme import DASHES, GREY, SYMBOLS, band, side_colour
 from driftbook.workbook.wording import format_number, plain, shorten, visible_token
 
-TRACE_BUDGET = 250_000  # characters of base64 that the traces of one explorer may take
+TRACE_BUDGET = 700_000  # characters of base64 that the traces of one explorer may take
 FEWEST_LAYERS = 10  # an explorer keeps so many at least
 
 

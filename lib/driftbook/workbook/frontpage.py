@@ -27,7 +27,7 @@ from driftbook.workbook.records import (
 )
 from driftbook.workbook.tables import html_table
 
-LIVE_BUDGET = 1_200_000  # characters of data that live pictures may add to the front page; plotly takes 2.0 MB of 5.5
+LIVE_BUDGET = 1_200_000  # characters of data that live pictures may add to the front page
 # The four questions, and the stages that answer them: the first is the one whose answer leads.
 FOUR = (
     ("Where do the two differ at all?", ("decode",)),
