@@ -206,6 +206,14 @@ def test_an_adapter_that_is_not_there_or_does_not_fit_is_named(folder, adapter, 
     wide = saved(tmp_path / "wide", hidden_size=96)
     with pytest.raises(ModelError, match=r"does not fit .*wide"):
         opened(wide, Adapter(path=str(adapter)), tmp_path)
+    for name, shape in {"deep": {"num_hidden_layers": 6}, "flat": {"num_hidden_layers": 2}}.items():
+        other = saved(tmp_path / name, **shape)
+        with pytest.raises(
+            ModelError, match=rf"does not fit .*{name}.*trained on another model; name that one as base"
+        ):
+            opened(other, Adapter(path=str(adapter)), tmp_path)
+    with pytest.raises(ModelError, match=r"does not fit .*gpt2"):
+        opened(saved(tmp_path / "gpt2", "gpt2"), Adapter(path=str(adapter)), tmp_path)
     half = tmp_path / "half"
     half.mkdir()
     (half / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text())

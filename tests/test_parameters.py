@@ -131,6 +131,10 @@ FILES = {
         "intervention: {kind: texts, path: params/answers.csv}",
         "intervention.path: params/answers.csv: there is no such file",
     ),
+    "missing adapter": (
+        "intervention: {kind: adapter, path: adapters/mine}",
+        "intervention.path: adapters/mine: there is no such folder",
+    ),
     "missing training data": (
         "intervention: {kind: finetune, data: params/d.txt}",
         "intervention.data: params/d.txt: there is no such file",

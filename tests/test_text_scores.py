@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from driftbook import capture
 from driftbook.discovery.prompts import Prompt, to_frame
+from driftbook.models import captured
 from driftbook.models.interventions import Pair, Side
 from models import loaded
 from test_vectors import some_vectors
@@ -24,17 +24,17 @@ def scores(prompts, tmp_path):
         for side in ("base", "intervention")
         for i, p in enumerate(prompts)
     ]
-    return capture.text_scores(pair, pd.DataFrame(rows), to_frame(prompts), some_vectors(), tmp_path)
+    return captured.text_scores(pair, pd.DataFrame(rows), to_frame(prompts), some_vectors(), tmp_path)
 
 
 def test_a_text_is_read_behind_the_whole_conversation_that_it_answered(tmp_path, monkeypatch):
-    read, replay = {}, capture.capture_replay
+    read, replay = {}, captured.capture_replay
 
     def spy(side, sequences, *more):
         read[side.name] = [side.model.tokenizer.decode(s.prompt_ids) for s in sequences]
         return replay(side, sequences, *more)
 
-    monkeypatch.setattr(capture, "capture_replay", spy)
+    monkeypatch.setattr(captured, "capture_replay", spy)
     found = scores(PROMPTS, tmp_path)
     assert set(found.columns) == {"text_id", "warm", "terse"} and len(found) == 4 and found.notna().all().all()
     single, conversation = read["base"]

@@ -521,7 +521,7 @@ def measure_trait_shift(run: Any, texts: pd.DataFrame, found: Clustering) -> pd.
     bar = run.progress(len(chosen), "replay of texts", "texts")
     prompts = pd.read_parquet(run.input("decode") / "prompts.parquet")
     vectors = VectorSet.load(run.input("traits"))
-    scores = text_scores(open_sides(run), chosen, prompts, vectors, run.cache, bar.update)
+    scores = text_scores(open_sides(run, inside=True), chosen, prompts, vectors, run.cache, bar.update)
     return trait_shift(chosen[chosen["text_id"].isin(scores["text_id"])], scores, seed=run.seed)
 
 

@@ -452,6 +452,7 @@ class Decoded:
     profile: pd.DataFrame
     tokens: int
     decode_seconds: float
+    unscreened: str = ""  # why there is no divergence
 
 
 def decode_rounds(run: Any, pair: Pair, prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]]) -> Decoded:
@@ -481,7 +482,8 @@ def decode_rounds(run: Any, pair: Pair, prompts: PromptSet, ids: dict[str, list[
     texts = decode(asks, "round 0")
     rounds = [_round_row(0, texts)]
     divergence = profile = None
-    if d.screen.enabled and pair.same_tokenizer():
+    unscreened = pair.no_divergence() if d.screen.enabled else "decode.screen.enabled is false"
+    if not unscreened:
         bar = run.progress(
             int(((texts.split == "discover") & (texts.sample_index < d.screen.samples)).sum()),
             "divergence",
@@ -535,6 +537,7 @@ def decode_rounds(run: Any, pair: Pair, prompts: PromptSet, ids: dict[str, list[
         profile if profile is not None else pd.DataFrame(columns=["position", "kl", "js", "js_se", "n"]),
         int(texts.token_ids.map(len).sum()),
         float(texts.seconds.sum()),
+        unscreened,
     )
 
 
@@ -680,7 +683,7 @@ def answer(decoded: Decoded, families: pd.DataFrame, seed: int = 0) -> str:
     """The stage's answer in a sentence, with 95% intervals from resampled prompts."""
     said = f"{len(decoded.texts):,} answers were decoded"
     if not len(families):
-        return f"{said}; exact divergence was not measured."
+        return f"{said}; exact divergence was not measured: {decoded.unscreened}."
     js = decoded.divergence.js.dropna().to_numpy(float)
     if js.mean() < 1e-6:
         return f"{said}; the two models give the same next-token distributions everywhere: nothing differs."

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from driftbook.discovery.prompts import Prompt
 from driftbook.models.loading import LoadedModel
-from driftbook.models.local import Completion, Request, Tap
+from driftbook.models.local import Completion, LocalEngine, Request, Tap
 from driftbook.models.sampling import SamplingParams
 
 
@@ -39,6 +39,30 @@ class Engine(Protocol):
     def generate(
         self, requests: Sequence[Request], params: SamplingParams, taps: Sequence[Tap] = ()
     ) -> Iterator[Completion]: ...
+
+
+class ModelInWords:
+    """A model of this process that answers in words, for another one to read: their tokens or layers differ."""
+
+    name = "local"
+
+    def __init__(self, model: LoadedModel, reader: LoadedModel):
+        self.model, self.reader = model, reader
+
+    def generate(
+        self, requests: Sequence[Request], params: SamplingParams, taps: Sequence[Tap] = ()
+    ) -> Iterator[Answer]:
+        """One answer a request, to the prompt as the answering model gets it."""
+        asked = []
+        for request in requests:
+            assert isinstance(request, Question) and request.prompt is not None
+            p = request.prompt
+            ids = self.model.encode_prompt(p.text, p.system, p.chat() if p.messages else None)
+            asked.append(Request(tuple(ids), request.seed))
+        for done in LocalEngine(self.model).generate(asked, params):
+            text = self.model.decode(done.token_ids)
+            tokens = read_tokens(self.reader, requests[done.index], text)
+            yield Answer(done.index, tokens, done.finish_reason, text)
 
 
 def read_tokens(reader: LoadedModel, request: Request, text: str) -> list[int]:

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from driftbook.discovery.prompts import Prompt, from_frame
-from driftbook.models.answers import Question
+from driftbook.models.answers import Question, read_tokens
 from driftbook.models.interventions import Pair, Side, taps_of
 from driftbook.models.loading import LoadedModel
-from driftbook.models.local import LocalEngine
+from driftbook.models.local import LocalEngine, Request
 from driftbook.models.projection import ProjectionTap, Rows, all_points
 from driftbook.models.replay import TokenSequence, replay
 from driftbook.models.sampling import SamplingParams, stream_seed
@@ -276,7 +276,7 @@ def text_scores(
     Scores are in null standard deviations at each trait's chosen layer and site, centred on the base's texts.
 
     Args:
-        texts: ``text_id``, ``side``, ``prompt_id``, ``token_ids``.
+        texts: ``text_id``, ``side``, ``prompt_id``, ``token_ids``, and ``text`` for a side that answers in words.
         prompts: the table of prompts, as the decode stage wrote it.
 
     Returns:
@@ -292,22 +292,25 @@ def text_scores(
     names = [*vectors.traits, *(f"null {i}" for i in range(null.shape[-1]))]
     probe = Probe(points, torch.cat([traits, null], -1), names, [p[0] for p in points], [])
     asked = from_frame(prompts)
-    texts = texts[texts.token_ids.map(len) > 0]
     means, ids, base_nulls = [], [], []
     for side in pair:
         mine = texts[texts.side == side.name]
-        sequences = []
-        for prompt_id, tokens in zip(mine.prompt_id, mine.token_ids, strict=True):
-            p = asked[prompt_id]
+        sequences, read = [], []
+        for row in mine.itertuples():
+            p = asked[row.prompt_id]
             encoded = side.encode(p.text, p.system, p.chat() if p.messages else None)
-            response = [int(t) for t in tokens]
+            response = [int(t) for t in row.token_ids]
+            if side.source is not None:
+                response = read_tokens(side.model, Request(encoded, 0), row.text)
             # The end token says nothing about the answer.
             response = response[:-1] if len(response) > 1 and response[-1] in side.model.eos_ids else response
-            sequences.append(TokenSequence(encoded, tuple(response)))
+            if response:
+                sequences.append(TokenSequence(encoded, tuple(response)))
+                read.append(row.text_id)
         rows = capture_replay(side, sequences, probe, cache, progress)
         spoken = [r.projection[len(q.prompt_ids) :] for q, r in zip(sequences, rows, strict=True)]
         means += [s.mean(0) for s in spoken]
-        ids += list(mine.text_id)
+        ids += read
         if side.name == "base":
             base_nulls = [s[..., len(vectors.traits) :] for s in spoken]
     values, side_of = np.stack(means), texts.set_index("text_id").side.loc[ids].to_numpy()

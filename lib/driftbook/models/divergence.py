@@ -40,10 +40,10 @@ def token_divergence(
     Raises:
         ModelError: the sides have different vocabularies, so that exact divergence does not exist.
     """
-    if not pair.same_tokenizer():
-        raise ModelError(
-            "the two sides have different tokenizers: exact next-token divergence does not exist between them"
-        )
+    if reason := pair.no_divergence():
+        raise ModelError(f"exact next-token divergence does not exist here: {reason}")
+    # Of one vocabulary, larger members of a family may pad their output matrix further: no token stands there.
+    width = min(side.model.model.config.get_text_config().vocab_size for side in pair)
     out: list[dict[str, np.ndarray]] = [{} for _ in base_sequences]
     # One batch at a time through both sides: only one batch of full distributions is ever held.
     order = sorted(range(len(base_sequences)), key=lambda i: (-len(base_sequences[i]), i))
@@ -52,8 +52,8 @@ def token_divergence(
         rows = max(1, min(max_tokens // max(1, len(base_sequences[order[start]])), 256))
         chunk = order[start : start + rows]
         start += rows
-        p = _log_probabilities(pair.base, [base_sequences[i] for i in chunk])
-        q = _log_probabilities(pair.intervention, [intervention_sequences[i] for i in chunk])
+        p = _log_probabilities(pair.base, [base_sequences[i] for i in chunk], width)
+        q = _log_probabilities(pair.intervention, [intervention_sequences[i] for i in chunk], width)
         for i, a, b in zip(chunk, p, q, strict=True):
             out[i] = {"kl": kl(a[:first], b[:first]).cpu().numpy(), "js": js(a[:first], b[:first]).cpu().numpy()}
             if sampling is not None:
@@ -65,16 +65,18 @@ def token_divergence(
     return out
 
 
-def _log_probabilities(side: Any, sequences: Sequence[TokenSequence]) -> list[torch.Tensor]:
-    """``[response tokens, vocabulary]`` log-probabilities per sequence: row t is the distribution that token t was
-    drawn from."""
+def _log_probabilities(side: Any, sequences: Sequence[TokenSequence], width: int) -> list[torch.Tensor]:
+    """``[response tokens, width]`` log-probabilities of the vocabulary's first ``width`` tokens per sequence: row t is
+    the distribution that token t was drawn from."""
     found: list[torch.Tensor] = [torch.empty(0)] * len(sequences)
     with side.active():
         for batch, logits in replay(side.model, sequences, taps_of(side), logits=True, max_tokens=10**9):
             assert logits is not None
             for row, i in enumerate(batch):
                 n = len(sequences[i].response_ids)
-                found[i] = torch.log_softmax(logits[row, logits.shape[1] - n - 1 : logits.shape[1] - 1].float(), -1)
+                found[i] = torch.log_softmax(
+                    logits[row, logits.shape[1] - n - 1 : logits.shape[1] - 1, :width].float(), -1
+                )
     return found
 
 

@@ -17,7 +17,7 @@ import torch
 
 from driftbook.discovery.prompts import Prompt
 from driftbook.errors import DriftbookError, ModelError
-from driftbook.models.answers import Engine
+from driftbook.models.answers import Engine, ModelInWords
 from driftbook.models.loading import LoadedModel, file_hash, load
 from driftbook.models.local import LocalEngine, Tap
 from driftbook.models.steering import AblateTap, SteerTap
@@ -91,12 +91,31 @@ class Pair:
     def __iter__(self) -> Iterator[Side]:
         return iter((self.base, self.intervention))
 
+    def no_divergence(self) -> str:
+        """Why the next-token distributions of the sides cannot be compared; empty where they can."""
+        made_elsewhere = [side.name for side in self if side.source is not None]
+        if made_elsewhere:
+            return f"the answers of {' and '.join(made_elsewhere)} were made elsewhere, and only their text is known"
+        a, b = self.base.model.tokenizer, self.intervention.model.tokenizer
+        if a is b or a.get_vocab() == b.get_vocab():
+            return ""
+        return "the two sides have different tokenizers, so there is no common next token"
+
     def same_tokenizer(self) -> bool:
         """Whether both sides have next-token distributions here, over the same vocabulary."""
-        if any(side.source is not None for side in self):
-            return False
-        a, b = self.base.model.tokenizer, self.intervention.model.tokenizer
-        return a is b or a.get_vocab() == b.get_vocab()
+        return not self.no_divergence()
+
+    def inside(self) -> Pair:
+        """The pair for stages that look inside the models. Where the intervention's tokens, layers or width are not
+        the base's, vectors of the base mean nothing in it: then the base reads what the intervention answers."""
+        a, b = self.base.model, self.intervention.model
+        same_shape = a.hooks.n_layers == b.hooks.n_layers and a.hooks.d_model == b.hooks.d_model
+        if a is b or (same_shape and self.same_tokenizer()):
+            return self
+        notes = {**self.intervention.notes, "read_by": a.record["model"]}
+        key = digest("read by another", b.key, a.key)[:16]
+        changed = Side("intervention", a, key, notes=notes, source=ModelInWords(b, a))
+        return Pair(self.base, changed, self.model_loads, self.prompts)
 
 
 def needs_vectors(intervention: Any) -> bool:
@@ -163,10 +182,11 @@ def open_pair(
     return Pair(plain, Side("intervention", loaded, key, notes=notes, source=source), 1)
 
 
-def open_sides(run: Any) -> Pair:
+def open_sides(run: Any, inside: bool = False) -> Pair:
     """The pair of a run: loads the base once, and reads the traits stage where the intervention is made of a vector.
 
-    With ``engine.kind: ray`` the sides hand their shards to workers, which open the same pair.
+    With ``engine.kind: ray`` the sides hand their shards to workers, which open the same pair. ``inside``: for a stage
+    that reads activations (see ``Pair.inside``).
     """
     p = run.params
     workers = open_workers(p)  # before the weights: an address that does not answer is known at once
@@ -176,6 +196,7 @@ def open_sides(run: Any) -> Pair:
         keys = {side.name: side.key for side in pair}
         share(pair, workers, PairSpec(p.base, p.intervention, run.cache, run.root, vectors, keys))
         run.record("engine", describe(workers))
+    pair = pair.inside() if inside else pair
     run.record("base", pair.base.model.record)
     run.record(
         "intervention",
@@ -245,6 +266,7 @@ def _with_adapter(loaded: LoadedModel, plain: Side, folder: Path, scale: float) 
         raise ModelError(
             f"adapter {folder} does not fit {loaded.record['model']}: {str(error).splitlines()[0]}"
         ) from error
+    _check_complete(adapter, weights[0], folder, loaded)
     adapter.eval().requires_grad_(False)
     adapter.disable_adapter_layers()
     shaped = [file_hash(weights[0]), file_hash(folder / "adapter_config.json"), *([scale] if scale != 1 else [])]
@@ -253,6 +275,25 @@ def _with_adapter(loaded: LoadedModel, plain: Side, folder: Path, scale: float) 
     notes = {"adapter": str(folder), "scale": scale}
     changed = Side("intervention", loaded, key, adapter=adapter, uses_adapter=True, notes=notes)
     return Pair(plain, changed, 1)
+
+
+def _check_complete(adapter: Any, weights: Path, folder: Path, loaded: LoadedModel) -> None:
+    """peft leaves out what the model has no place for, and starts anew what the file does not hold, with a warning."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    if weights.suffix != ".safetensors":
+        return  # a pickle of older days; peft has read it
+    with safe_open(weights, "pt") as file:
+        held = {name for name in file.keys() if ".lora_" in name}  # noqa: SIM118 (not a dict)
+    wanted = {name for name in get_peft_model_state_dict(adapter) if ".lora_" in name}
+    if held != wanted:
+        first = sorted(held ^ wanted)[0]
+        raise ModelError(
+            f"adapter {folder} does not fit {loaded.record['model']}: {len(held - wanted)} of its {len(held)} matrices "
+            f"have no place there, and {len(wanted - held)} that belong there are not in the file (first: {first}). "
+            "It was trained on another model; name that one as base"
+        )
 
 
 def scaled(config: Any, scale: float) -> Any:

@@ -21,6 +21,9 @@ MEMORY_SHARE = (
     0.4  # of the GPU's memory per set of weights: two sides, and the models that measure divergence, share it
 )
 
+CPU_CACHE = 2 * 2**30
+"""Bytes of keys and values per set of weights on a CPU, where vLLM would take the share above of the whole memory."""
+
 _LOADED: dict[str, Any] = {}
 """What is loaded in this process, by its options: it takes the better part of a minute, and an adapter is served beside
 its base."""
@@ -99,6 +102,8 @@ class VllmEngine:
             # vLLM would take temperature, top-k and penalties from the model's files where a request is silent.
             "generation_config": "vllm",
         }
+        if model.device.type == "cpu":
+            options["kv_cache_memory_bytes"] = CPU_CACHE
         if not Path(self.source).is_dir():
             options["revision"] = model.record["revision"]
         if self.side.adapter is not None:

@@ -710,6 +710,11 @@ def _check_files(experiment: Experiment, root: Path, where: Where) -> None:
         problems += _unmatched([intervention.path], ("intervention", "path"), root, where)
     if isinstance(intervention, Finetune):
         problems += _unmatched([intervention.data], ("intervention", "data"), root, where)
+    if isinstance(intervention, Adapter) and not (root / Path(intervention.path).expanduser()).is_dir():
+        problems.append(
+            f"{where(('intervention', 'path'))}intervention.path: {intervention.path}: there is no such folder; name "
+            "the one that peft's save_pretrained wrote"
+        )
     for key, judge in experiment.validation.every_judge().items():
         if judge.rubric:
             problems += _unmatched([judge.rubric], ("validate", *key.split("."), "rubric"), root, where)
