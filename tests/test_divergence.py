@@ -60,6 +60,28 @@ def test_each_side_reads_the_response_after_its_own_prompt():
         np.testing.assert_allclose(f["js"], expected_js, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("family", "attention"), [("llama", "sdpa"), ("gemma2", "eager"), ("gemma3_text", "sdpa"), ("mistral", "eager")]
+)
+def test_what_prompts_begin_with_is_read_once(family, attention):
+    """A head longer than the short windows; each side has its own, since a side may have its own system prompt."""
+    a, b = fresh(family, attention), fresh(family, attention, seed=1)
+    (head, other), rests = some_prompts([11, 8], 5), some_sequences()
+    base = [TokenSequence(head + s.prompt_ids, s.response_ids) for s in rests]
+    changed = [TokenSequence(other + s.prompt_ids, s.response_ids) for s in rests]
+    expected = [brute_force(a, b, s, t) for s, t in zip(base, changed, strict=True)]
+    read: dict[str, list[tuple[int, int]]] = {"a": [], "b": []}
+    for name, model in (("a", a), ("b", b)):
+        model.model.get_input_embeddings().register_forward_pre_hook(
+            lambda _m, args, seen=read[name]: seen.append(tuple(args[0].shape))
+        )
+    found = token_divergence(pair_of(a, b), base, changed)
+    assert read == {"a": [(1, 11), (5, 14)], "b": [(1, 8), (5, 14)]}
+    for f, (kl_, js_) in zip(found, expected, strict=True):
+        np.testing.assert_allclose(f["kl"], kl_, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(f["js"], js_, rtol=1e-3, atol=1e-5)
+
+
 def test_the_same_model_diverges_by_exactly_nothing():
     model = loaded("llama", "sdpa")
     for f in token_divergence(pair_of(model, model), some_sequences(), some_sequences(), max_tokens=30):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,7 @@ class Frame:
     prompt_lengths: torch.Tensor  # [rows] int64
     width: int
     step: bool = False  # one token per row, after its prompt (a prompt may be one token long, too)
-    shared: int = 0  # tokens that all prompts of this prefill begin with, which an earlier forward held
+    shared: int = 0  # tokens that all prompts begin with, which an earlier forward held
 
     def positions(self) -> torch.Tensor:
         """Position of every column, ``[rows, width]``; before the row's own tokens in padding."""
@@ -184,22 +184,115 @@ class LocalEngine:
                     torch.cuda.empty_cache()
 
 
-@dataclass
-class _Prefix:
-    """The tokens that all waiting prompts begin with, computed once per strength: keys and values of every layer,
-    ``[strengths, heads, tokens, width]``."""
+class Prefix:
+    """The tokens that several prompts begin with, computed once per strength and read by all of them; with ``tokens``
+    0, nothing."""
 
-    tokens: int
-    row_of: dict[float, int]
-    layers: list[tuple[torch.Tensor, torch.Tensor]]
+    def __init__(self, model: LoadedModel):
+        self.model, self.masks = model, Masks(model)
+        self.tokens = 0
+        self.row_of: dict[float, int] = {}
+        self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []  # keys, values: [strengths, heads, tokens, width]
 
-    def cache(self, strengths: Sequence[float], device: torch.device) -> DynamicCache:
-        """A cache that holds the prefix for one row per given strength."""
-        rows = torch.tensor([self.row_of[s] for s in strengths], device=device)
-        cache = DynamicCache()
-        for i, (keys, values) in enumerate(self.layers):
-            cache.update(keys[rows], values[rows], i)
-        return cache
+    @classmethod
+    def of(cls, model: LoadedModel, requests: Sequence[Any], indices: Iterable[int], taps: Sequence[Tap]) -> Prefix:
+        """Compute what the prompts of the requests at ``indices`` begin with, where that saves any work and no tap
+        reads prompts.
+
+        At least the last token of each prompt is left: its logits are wanted in the prompt's own row. A request has
+        ``prompt_ids`` and a ``strength``.
+        """
+        prefix = cls(model)
+        chosen = list(indices)
+        prompts = [requests[i].prompt_ids for i in chosen]
+        low, high = min(prompts), max(prompts)  # least alike of all
+        alike = [a == b for a, b in zip(low, high, strict=False)]
+        tokens = min([*alike, False].index(False), min(map(len, prompts)) - 1)
+        first = {requests[i].strength: i for i in reversed(chosen)}
+        if tokens < 1 or len(chosen) == len(first) or any(tap.reads_prompts for tap in taps):
+            return prefix
+        frame = Frame(
+            list(first.values()),
+            torch.tensor(list(first), device=model.device),
+            torch.full((len(first),), tokens, device=model.device),
+            torch.tensor([len(requests[i].prompt_ids) for i in first.values()], device=model.device),
+            tokens,
+        )
+        inputs, _ = prefix.inputs([low[:tokens]] * len(first), list(first))
+        forward(model, taps, frame, logits_to_keep=1, **inputs)
+        prefix.tokens = tokens
+        prefix.row_of = {strength: row for row, strength in enumerate(first)}
+        prefix.layers = [(layer.keys, layer.values) for layer in inputs["past_key_values"].layers]
+        return prefix
+
+    def inputs(
+        self, sequences: Sequence[tuple[int, ...]], strengths: Sequence[float]
+    ) -> tuple[dict[str, Any], torch.Tensor]:
+        """Arguments of a forward over what is left of the sequences behind the prefix, left-padded, and the lengths of
+        whole sequences, ``[rows]``.
+
+        The cache holds the prefix before the padded rest. Masks are made of positions, so that neither the padding
+        between the two nor a sliding window moves a token.
+        """
+        device, shared = self.model.device, self.tokens
+        width = max(map(len, sequences)) - shared
+        ids, mask = left_pad([s[shared:] for s in sequences], width, device)
+        cache, position = DynamicCache(), (mask.cumsum(-1) - 1).clamp(min=0)
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": position, "past_key_values": cache}
+        if shared:
+            rows = torch.tensor([self.row_of[s] for s in strengths], device=device)
+            for i, (keys, values) in enumerate(self.layers):
+                cache.update(keys[rows], values[rows], i)
+            # Padding reads the first token: it must read something.
+            position = torch.where(mask.bool(), position + shared, 0)
+            before = torch.arange(shared, device=device).expand(len(ids), -1)
+            held = torch.cat([before, torch.where(mask.bool(), position, -1)], 1)
+            inputs["position_ids"] = position
+            inputs["attention_mask"] = self.masks(held[:, None, :], position[:, :, None])
+        return inputs, shared + mask.sum(-1)
+
+
+class Masks:
+    """What a token reads, by positions, as transformers takes it for the family of a model."""
+
+    def __init__(self, model: LoadedModel):
+        config = model.model.config.get_text_config()
+        self.dtype = model.dtype
+        self.window = _sliding_window(config)
+        self.mixed = len(set(getattr(config, "layer_types", None) or ())) > 1
+        self.eager = config._attn_implementation == "eager"
+
+    def __call__(self, held: torch.Tensor, position: torch.Tensor) -> Any:
+        """The mask, or a mask per kind of layer.
+
+        Args:
+            held: ``[rows, 1, columns]``, the position that every column of the keys holds, negative for none.
+            position: ``[rows, tokens, 1]``, of the tokens that read.
+        """
+        visible = (held >= 0) & (held <= position)
+        full = self._as_taken(visible)
+        if self.window is None:
+            return full
+        near = self._as_taken(visible & (held > position - self.window))
+        return {"full_attention": full, "sliding_attention": near} if self.mixed else near
+
+    def _as_taken(self, visible: torch.Tensor) -> torch.Tensor:
+        mask = visible[:, None]
+        if self.eager:  # eager attention adds the mask to the scores
+            return torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill(
+                ~mask, torch.finfo(self.dtype).min
+            )
+        return mask
+
+
+def forward(model: LoadedModel, taps: Sequence[Tap], frame: Frame, **inputs: Any) -> torch.Tensor:
+    """Logits of the columns asked for, ``[rows, columns, vocabulary]``, with the taps around the forward."""
+    for tap in taps:
+        tap.before(frame)
+    logits = model.model(use_cache="past_key_values" in inputs, **inputs).logits
+    for tap in taps:
+        tap.after(frame)
+    return logits
 
 
 #: Tokens of one prefill that are worth a forward of their own: from here on a prompt that is a quarter shorter than the
@@ -218,7 +311,7 @@ class _Loop:
             indices, key=lambda i: (-len(requests[i].prompt_ids), requests[i].prompt_ids, requests[i].strength, i)
         )
         self.queue = deque(order)
-        self.prefix: _Prefix | None = None
+        self.prefix = Prefix(self.m)
         self.rows = max(1, min(engine.batch_size, len(order)))
         self.longest = len(requests[order[0]].prompt_ids)
         self.extra = any(t.wants_last_token for t in self.taps)
@@ -226,9 +319,6 @@ class _Loop:
         self.clock = _Clock(self.rows, columns, now=self.longest)
         config = self.m.model.config.get_text_config()
         self.cache = Cache(layers=[_Slab(self.clock) for _ in range(config.num_hidden_layers)])
-        self.window = _sliding_window(config)
-        self.mixed = len(set(getattr(config, "layer_types", None) or ())) > 1
-        self.eager = config._attn_implementation == "eager"
         device = self.m.device
         self.slot = [-1] * self.rows  # request index per row, -1 when free
         self.tokens: list[list[int]] = [[] for _ in range(self.rows)]
@@ -246,7 +336,8 @@ class _Loop:
             stack.enter_context(packed_linears(self.m))
             for tap in self.taps:
                 stack.enter_context(tap.attach(self.m))
-            self._share_prefix()
+            distinct = {(self.requests[i].prompt_ids, self.requests[i].strength): i for i in self.queue}
+            self.prefix = Prefix.of(self.m, self.requests, distinct.values(), self.taps)
             while self.queue or self._live():
                 live = self._live()
                 if self.queue and self.rows - live >= min(max(1, self.rows // 8), len(self.queue)):
@@ -261,46 +352,9 @@ class _Loop:
 
     # ------------------------------------------------------------------------------------------------ admission
 
-    def _share_prefix(self) -> None:
-        """Compute what all prompts begin with, where that saves any work and no tap reads prompts.
-
-        At least the last token of each prompt is left: its logits are wanted in the prompt's own row.
-        """
-        waiting = [self.requests[i] for i in self.queue]
-        low, high = min(r.prompt_ids for r in waiting), max(r.prompt_ids for r in waiting)  # least alike of all
-        alike = [a == b for a, b in zip(low, high, strict=False)]
-        tokens = min([*alike, False].index(False), min(len(r.prompt_ids) for r in waiting) - 1)
-        first = {self.requests[i].strength: i for i in reversed(self.queue)}
-        rows = len({(r.prompt_ids, r.strength) for r in waiting})
-        if tokens < 1 or rows == len(first) or any(tap.reads_prompts for tap in self.taps):
-            return
-        device = self.m.device
-        ids = torch.tensor(low[:tokens], device=device).expand(len(first), -1)
-        frame = Frame(
-            list(first.values()),
-            torch.tensor(list(first), device=device),
-            torch.full((len(first),), tokens, device=device),
-            torch.tensor([len(self.requests[i].prompt_ids) for i in first.values()], device=device),
-            tokens,
-        )
-        cache = DynamicCache()
-        mask = torch.ones_like(ids)
-        self._forward(frame, cache, input_ids=ids, attention_mask=mask, position_ids=mask.cumsum(-1) - 1)
-        row_of = {strength: row for row, strength in enumerate(first)}
-        self.prefix = _Prefix(tokens, row_of, [(layer.keys, layer.values) for layer in cache.layers])
-
-    def _forward(self, frame: Frame, cache: Cache, **inputs: torch.Tensor) -> torch.Tensor:
-        """Logits of the last column, ``[rows, vocabulary]``, with the taps around the forward."""
-        for tap in self.taps:
-            tap.before(frame)
-        out = self.m.model(past_key_values=cache, use_cache=True, logits_to_keep=1, **inputs)
-        for tap in self.taps:
-            tap.after(frame)
-        return out.logits[:, -1]
-
     def _admit(self) -> Iterator[Completion]:
         self._compact()
-        shared = self.prefix.tokens if self.prefix else 0
+        shared = self.prefix.tokens
         enough = ENOUGH_TOKENS.get(self.m.device.type, MOST_TOKENS // 2)
         while self.queue and self.n < self.rows:
             # One prefill holds prompts of like length (the queue is sorted) up to a bound on padded tokens.
@@ -316,30 +370,21 @@ class _Loop:
                         break
                     distinct[key] = len(distinct)
                 group.append(self.queue.popleft())
-            yield from self._prefill(group, distinct, width)
+            yield from self._prefill(group, distinct)
 
-    def _prefill(self, group: list[int], distinct: dict[tuple, int], width: int) -> Iterator[Completion]:
+    def _prefill(self, group: list[int], distinct: dict[tuple, int]) -> Iterator[Completion]:
         """Compute the prompts of a group (``distinct``: prompt and strength to row) behind the shared prefix, and give
-        every request a row of the slab. ``width``: tokens of the longest one behind the prefix."""
+        every request a row of the slab."""
         device = self.m.device
-        shared = self.prefix.tokens if self.prefix else 0
-        ids, mask = left_pad([prompt[shared:] for prompt, _ in distinct], width, device)
-        lengths = shared + mask.sum(-1)
         row_of = [distinct[(self.requests[i].prompt_ids, self.requests[i].strength)] for i in group]
         first = {row: i for i, row in reversed(list(zip(group, row_of, strict=True)))}
         representatives = [first[row] for row in range(len(distinct))]
+        inputs, lengths = self.prefix.inputs([prompt for prompt, _ in distinct], [s for _, s in distinct])
         strengths = torch.tensor([strength for _, strength in distinct], device=device)
+        shared, width = self.prefix.tokens, inputs["input_ids"].shape[1]
         frame = Frame(representatives, strengths, lengths, lengths, width, shared=shared)
-        if self.prefix:
-            cache = self.prefix.cache([strength for _, strength in distinct], device)
-            position = frame.positions()
-            held = torch.where(mask.bool(), position, -1)
-            held = torch.cat([torch.arange(shared, device=device).expand(len(held), -1), held], 1)
-            position = torch.where(mask.bool(), position, 0)  # padding reads the first token: it must read something
-            masks = self._mask(held[:, None, :], position[:, :, None])
-        else:
-            cache, position, masks = DynamicCache(), (mask.cumsum(-1) - 1).clamp(min=0), mask
-        logits = self._forward(frame, cache, input_ids=ids, attention_mask=masks, position_ids=position)
+        logits = forward(self.m, self.taps, frame, logits_to_keep=1, **inputs)[:, -1]
+        cache = inputs["past_key_values"]
         width += shared
         if self.clock.now < width:  # cannot happen with the longest prompt first, except after a restart of the clock
             self.clock.now = width
@@ -376,18 +421,20 @@ class _Loop:
         position = (now - self.start[:n])[:, None]
         held = torch.arange(low, now + 1, device=device) - self.start[:n, None]
         frame = Frame(self.slot[:n], self.strength[:n], position[:, 0] + 1, self.prompt_length[:n], 1, step=True)
-        logits = self._forward(
+        logits = forward(
+            self.m,
+            self.taps,
             frame,
-            self.cache,
+            past_key_values=self.cache,
             input_ids=self.last[:n, None],
-            attention_mask=self._mask(held[:, None, :], position[:, :, None]),
+            attention_mask=self.prefix.masks(held[:, None, :], position[:, :, None]),
             # A dead row is computed until it is moved out: its position must not leave a table of learned positions.
             position_ids=position.clamp(max=self.m.context - 1),
         )
         self.clock.now += 1
         step = [min(len(t), self.params.max_new_tokens - 1) for t in self.tokens[:n]]
         u = self.u[torch.arange(n, device=device), torch.tensor(step, device=device)]
-        yield from self._take(0, n, sample(logits, u, self.params))
+        yield from self._take(0, n, sample(logits[:, -1], u, self.params))
 
     def _take(self, a: int, b: int, drawn: torch.Tensor) -> Iterator[Completion]:
         """Store the tokens drawn for rows a..b-1, retire what is finished."""
@@ -414,28 +461,6 @@ class _Loop:
         return done
 
     # ------------------------------------------------------------------------------------------------ the slab
-
-    def _mask(self, held: torch.Tensor, position: torch.Tensor) -> Any:
-        """What a token reads, as transformers takes it for this family.
-
-        Args:
-            held: ``[rows, 1, columns]``, the position that every column of the keys holds, negative for none.
-            position: ``[rows, tokens, 1]``, of the tokens that read.
-        """
-        visible = (held >= 0) & (held <= position)
-        full = self._attention_mask(visible)
-        if self.window is None:
-            return full
-        near = self._attention_mask(visible & (held > position - self.window))
-        return {"full_attention": full, "sliding_attention": near} if self.mixed else near
-
-    def _attention_mask(self, visible: torch.Tensor) -> torch.Tensor:
-        mask = visible[:, None]
-        if self.eager:  # eager attention adds the mask to the scores
-            return torch.zeros(mask.shape, dtype=self.m.dtype, device=mask.device).masked_fill(
-                ~mask, torch.finfo(self.m.dtype).min
-            )
-        return mask
 
     def _compact(self) -> None:
         """Move live rows to the front, so that dead ones cost nothing."""

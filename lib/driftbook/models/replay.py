@@ -10,7 +10,7 @@ import torch
 
 from driftbook.errors import BudgetError
 from driftbook.models.loading import LoadedModel
-from driftbook.models.local import Frame, Tap, left_pad
+from driftbook.models.local import Frame, Prefix, Tap, forward
 from driftbook.models.packed import packed_linears
 from driftbook.models.steering import attached
 
@@ -67,31 +67,30 @@ def replay(
         raise BudgetError(f"a sequence of {max(lengths)} tokens exceeds the context of {model.context} tokens")
     body = model.model.base_model if hasattr(model.model, "base_model") else model.model
     with packed_linears(model), attached(model, taps):
-        for batch in buckets(lengths, max_tokens):
-            width = lengths[batch[0]]
-            ids, mask = left_pad([sequences[i].ids for i in batch], width, model.device)
+        prefix = Prefix(model)
+        if logits and sequences:
+            prefix = Prefix.of(model, sequences, range(len(sequences)), taps)
+        for batch in buckets([n - prefix.tokens for n in lengths], max_tokens):
+            strengths = [sequences[i].strength for i in batch]
+            inputs, whole = prefix.inputs([sequences[i].ids for i in batch], strengths)
+            width = inputs["input_ids"].shape[1]
             frame = Frame(
                 requests=batch,
-                strengths=torch.tensor([sequences[i].strength for i in batch], device=model.device),
-                lengths=mask.sum(-1),
+                strengths=torch.tensor(strengths, device=model.device),
+                lengths=whole,
                 prompt_lengths=torch.tensor([len(sequences[i].prompt_ids) for i in batch], device=model.device),
                 width=width,
+                shared=prefix.tokens,
             )
-            for tap in taps:
-                tap.before(frame)
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            if not prefix.tokens:
+                del inputs["past_key_values"]  # nobody will read the keys and values
             if logits:
                 keep = max(len(sequences[i].response_ids) for i in batch) + 1
-                out = model.model(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    position_ids=positions,
-                    use_cache=False,
-                    logits_to_keep=min(keep, width),
-                ).logits
+                yield batch, forward(model, taps, frame, logits_to_keep=min(keep, width), **inputs)
             else:  # the vocabulary product is a third of a small model's work: leave it out
-                body(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
-                out = None
-            for tap in taps:
-                tap.after(frame)
-            yield batch, out
+                for tap in taps:
+                    tap.before(frame)
+                body(use_cache=False, **inputs)
+                for tap in taps:
+                    tap.after(frame)
+                yield batch, None
