@@ -4,8 +4,11 @@ in turns."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import importlib.util
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,6 +72,34 @@ def local_generate(
     return out
 
 
+def ending_at_lines(model: LoadedModel) -> LoadedModel:
+    """The same model, whose responses also end with the first line: every token that holds a line break ends one.
+
+    So answers end early and unevenly, in every way that reads ``eos_ids``; a small model hardly ever ends by itself.
+    """
+    tokenizer = model.tokenizer
+    breaks = {i for i in range(len(tokenizer)) if "\n" in tokenizer.decode([i])}
+    return dataclasses.replace(model, eos_ids=model.eos_ids | breaks)
+
+
+def decode_works(
+    model: LoadedModel, requests: Sequence[Request], params: SamplingParams, batch: int, cache: Path
+) -> dict[str, Callable[[], int]]:
+    """Every way to answer the requests that is installed, for ``in_turns``: generate, the local engine, vLLM."""
+    works: dict[str, Callable[[], int]] = {
+        "generate": lambda: sum(map(len, plain_generate(model, requests, params, batch))),
+        "local": lambda: sum(map(len, local_generate(model, requests, params, batch))),
+    }
+    if importlib.util.find_spec("vllm"):
+        from driftbook.models.interventions import Side
+        from driftbook.models.vllm_engine import VllmEngine
+
+        engine = VllmEngine(Side("base", model, model.key), cache, max_num_seqs=batch)
+        next(engine.generate(requests[:1], SamplingParams(1)))  # loads the model
+        works["vllm"] = lambda: sum(len(c.token_ids) for c in engine.generate(requests, params))
+    return works
+
+
 def in_turns(works: dict[str, Callable[[], int]], repeats: int) -> pd.DataFrame:
     """Run every work ``repeats`` times in turns; a work returns its token count. Columns: work, seconds, tokens,
     tokens_per_s."""
@@ -118,6 +149,18 @@ def by_size(
             size = tokens * taps[0].bytes_per_token() / 1e6 if taps else 0.0
             out.append((batch, n, rate, rate / bare, size))
     return pd.DataFrame(out, columns=["batch", "traits", "tokens_per_s", "of_bare", "rows_mb"])
+
+
+def ratios(times: pd.DataFrame, by: Sequence[str], over: str) -> pd.DataFrame:
+    """``ratio`` of every other work to ``over`` within each group of ``by``.
+
+    Returns:
+        columns of ``by``, work, over, low, high; groups and works in the order in which they ran.
+    """
+    rows = []
+    for group, table in times.groupby(list(by), sort=False):
+        rows += [(*group, work, *ratio(table, work, over)) for work in table.work.unique() if work != over]
+    return pd.DataFrame(rows, columns=[*by, "work", "over", "low", "high"])
 
 
 def bare_forward(model: LoadedModel, sequences: Sequence[TokenSequence], max_tokens: int = 8192) -> int:
