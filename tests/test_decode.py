@@ -380,6 +380,58 @@ def test_a_second_run_reads_what_the_first_one_made(tmp_path, monkeypatch):
     assert first.decode_seconds == second.decode_seconds > 0
 
 
+KILLED_STAGE = """
+import os, signal, sys
+from pathlib import Path
+from types import SimpleNamespace
+sys.path.insert(0, sys.argv[2])
+from driftbook import decode
+from test_decode import PROMPTS, pair_of, run_of
+left = 11
+def update(label):
+    def die(n):
+        global left
+        left -= n if label == "round 1" else 0
+        if left <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return die
+run, pair = run_of(Path(sys.argv[1]), shard=4), pair_of()
+run.progress = lambda total, label, unit: SimpleNamespace(update=update(label))
+decode.decode_rounds(run, pair, PROMPTS, decode.encode(pair, PROMPTS, 6))
+"""
+
+
+def test_a_stage_that_is_killed_in_a_later_round_asks_for_the_same_texts_again(tmp_path):
+    """SIGKILL while the second side answers: all but one shard of four texts are read, rounds and texts are the
+    same."""
+    command = [sys.executable, "-c", KILLED_STAGE, str(tmp_path / "killed"), str(Path(__file__).parent)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    whole = decoded(tmp_path / "whole", shard=4)
+    stored = {p.name for p in (tmp_path / "killed").rglob("*.parquet")}
+    assert whole.rounds.texts.tolist() == [48, 16, 16] and len(stored) == (48 + 8) // 4
+    resumed = decoded(tmp_path / "killed", shard=4)
+    assert stored < {p.name for p in (tmp_path / "killed").rglob("*.parquet")}
+    pd.testing.assert_frame_equal(content(resumed.texts), content(whole.texts))
+    pd.testing.assert_frame_equal(content(resumed.rounds), content(whole.rounds))
+    assert resumed.texts.text_id.is_unique
+
+
+def test_costs_are_counted_of_the_sides_that_answer_here(tmp_path):
+    out, pair = decoded(tmp_path), pair_of()
+    made = decode.made_here(pair, out.texts)
+    assert made == {"texts": 80.0, "tokens": float(out.tokens), "seconds": pytest.approx(out.decode_seconds)}
+    busy = decode.utilisation_of(pair, made)
+    assert 0 < busy["matrix_share"] < 1 and "of what square matrix products in float32 reach" in decode.speed_caption(
+        pair, made, busy
+    )
+    pair.intervention.source = object()
+    assert decode.made_here(pair, out.texts)["texts"] == 40
+    pair.base.source = object()
+    nothing = decode.made_here(pair, out.texts)
+    assert set(nothing.values()) == {0.0} and decode.utilisation_of(pair, nothing) == {}
+    assert decode.speed_caption(pair, nothing, {}).startswith("Nothing was decoded here")
+
+
 def test_without_a_screen_every_prompt_is_kept(tmp_path):
     out = decoded(tmp_path, screen={"enabled": False})
     assert out.divergence.js.isna().all() and out.divergence.kept.all() and (out.divergence.propensity == 1).all()

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 METRICS = {
     "traits": ["heldout_auc_uncertainty_calibration", "null_auc_uncertainty_calibration", "heldout_auc_sycophancy"],
     "capture": ["model_loads", "prompts", "samples", "tokens", "tokens_per_s"],
-    "decode": ["prompts_screened", "prompts_kept", "texts", "tokens_per_s", "rounds", "model_loads"],
+    "decode": ["prompts_screened", "prompts_kept", "texts", "tokens_per_s", "rounds", "model_loads", "matrix_share"],
     "cluster": ["texts", "clusters", "noise_share", "stability_ari", "embedded", "cache_hits"],
     "validate": ["hypotheses", "confirmed", "alpha", "calls_cheap", "calls_expensive", "calls_cached", "cost_usd"],
 }

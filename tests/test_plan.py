@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import pytest
 
 from driftbook.workbook.parameters import ModelSpec, load_experiment
-from driftbook.workbook.plan import model_size, plan, written
-from driftbook.workbook.runs import Layout
+from driftbook.workbook.plan import held_against, keep, model_size, plan, written
+from driftbook.workbook.runs import Layout, Run
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -88,3 +89,54 @@ def test_the_size_of_a_model_that_is_here_is_read_from_its_files(tmp_path):
     size = model_size(ModelSpec(model="m", dtype="float32"), tmp_path)
     assert (size.parameters, size.layers, size.width, size.weight_bytes) == (1000, 3, 8, 4000)
     assert size.kv_bytes == 2 * 3 * 8 / 2 * 4
+
+
+def changed(folder: Path, intervention: str, name: str = "quickstart"):
+    """The plan of the quickstart with another intervention."""
+    (folder / "params").mkdir()
+    for linked in ("prompts", "traits"):
+        (folder / "params" / linked).symlink_to(REPOSITORY / "params" / linked)
+    text = (REPOSITORY / f"params/{name}.yml").read_text()
+    before, after = text.split("intervention:", 1)[0], text.split("engine:", 1)[1]
+    (folder / f"params/{name}.yml").write_text(f"{before}intervention: {intervention}\nengine:{after}")
+    return plan(folder / f"params/{name}.yml", Layout.of(folder), calibrate=False)
+
+
+def test_answers_of_a_server_are_not_counted_as_made_here(tmp_path):
+    found = changed(tmp_path, "{kind: endpoint, base_url: 'http://localhost:1/v1', model: m}")
+    both = planned("quickstart")
+    assert step(found, "decode").generated * 2 == step(both, "decode").generated
+    assert step(found, "capture").generated * 2 == step(both, "capture").generated
+    # What a server said is read here instead; its distributions are not known, so there is no screen.
+    assert step(found, "capture").read == step(both, "capture").read + step(found, "capture").generated
+    assert step(found, "decode").read == 0 and "750 of them made here, 0 of them screened" in written(found)
+    assert "750 answers are asked of http://localhost:1/v1" in written(found)
+
+
+def test_answers_in_a_table_are_only_read(tmp_path):
+    (tmp_path / "answers.csv").write_text("side,prompt,text\nbase,a,b\n")
+    found = changed(tmp_path, "{kind: texts, path: answers.csv}")
+    assert step(found, "decode").generated == step(found, "capture").generated == 0 < step(found, "capture").read
+    assert step(found, "decode").seconds == 0
+
+
+def test_a_run_says_how_far_its_plan_was_off(tmp_path):
+    experiment = load_experiment(REPOSITORY / "params/quickstart.yml")
+    layout = Layout.of(REPOSITORY, tmp_path)
+    run = Run("decode", experiment, layout, tmp_path / "run", headless=True)
+    made = {"texts": 1500.0, "tokens": 24_000.0, "seconds": 300.0}
+    assert held_against(run, made).planned.isna().all()  # no plan was made
+    found = planned("quickstart")
+    keep(dataclasses.replace(found, speeds=dataclasses.replace(found.speeds, generate=320.0, length=0.75)), layout)
+    off = held_against(run, made).set_index("quantity")
+    assert off.planned["texts"] == 1500 and off.planned["tokens"] == 1500 * 32 * 0.75
+    assert off.planned["seconds"] == pytest.approx(1500 * 32 * 0.75 / 320)
+    assert off.was_over_planned[["texts", "tokens", "seconds"]].tolist() == pytest.approx([1, 24 / 36, 300 / 112.5])
+    assert 0 < off.planned["memory, MB"] < 10_000 and off.was["memory, MB"] > 0
+    # A plan of other parameters says nothing about this run.
+    other = experiment.model_copy(update={"seed": 1})
+    assert held_against(dataclasses.replace(run, params=other), made).planned.isna().all()
+
+
+def test_a_bench_has_no_plan_to_keep(tmp_path):
+    assert keep(planned("bench-decode"), Layout.of(REPOSITORY, tmp_path)) is None and not any(tmp_path.iterdir())

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import torch
 
 from driftbook.discovery.prompts import Prompt, check_lengths, read_prompts, to_frame
 from driftbook.discovery.splits import drop_near_duplicates, sample_prompts, split_prompts
@@ -112,7 +113,7 @@ def decode_texts(
     params: SamplingParams,
     seed: int,
     store: ShardStore,
-    shard: int = 256,
+    shard: int = 128,
     batch_size: int | str = "auto",
     progress: Callable[[int], Any] | None = None,
     decoder: str = "local",
@@ -601,6 +602,43 @@ def write(run: Any, prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]], p
     if decoded.divergence.js.notna().any():
         run.metric("js_mean", float(decoded.divergence.js.mean()))
         run.metric("kl_mean", float(decoded.divergence.kl.mean()))
+
+
+def made_here(pair: Pair, texts: pd.DataFrame) -> dict[str, float]:
+    """Texts, tokens and seconds of the sides that answer here: a table and a server do not."""
+    here = texts[texts.side.isin([side.name for side in pair if side.source is None])]
+    return {
+        "texts": float(len(here)),
+        "tokens": float(here.token_ids.map(len).sum()),
+        "seconds": float(here.seconds.sum()),
+    }
+
+
+def utilisation_of(pair: Pair, made: dict[str, float]) -> dict[str, float]:
+    """How busy decoding kept the machine: ``matrix_share`` of its matrix rate (measured now, in the model's dtype), and
+    ``peak_gpu_mb`` on a GPU. Empty where nothing was decoded here."""
+    from driftbook.models.calibration import utilisation
+
+    model = pair.base.model
+    if not made["seconds"]:
+        return {}
+    found = {"matrix_share": utilisation(model, made["tokens"] / made["seconds"])}
+    if model.device.type == "cuda":
+        found["peak_gpu_mb"] = torch.cuda.max_memory_allocated(model.device) / 1e6
+    return found
+
+
+def speed_caption(pair: Pair, made: dict[str, float], busy: dict[str, float]) -> str:
+    """What the table of the costs counts, and how much of the machine was used."""
+    if not busy:
+        return "Nothing was decoded here: both sides' answers were made elsewhere."
+    dtype = str(pair.base.model.dtype).removeprefix("torch.")
+    gpu = f"; {busy['peak_gpu_mb']:,.0f} MB at most on the GPU" if "peak_gpu_mb" in busy else ""
+    return (
+        f"Answers made here: {made['tokens'] / made['seconds']:,.0f} tokens/s, {busy['matrix_share']:.0%} of what "
+        f"square matrix products in {dtype} reach on this machine{gpu}. Seconds are those of decoding, without the "
+        "screen. A plan is made by make plan before the run."
+    )
 
 
 def side_by_side(texts: pd.DataFrame, prompts: pd.DataFrame, order: Sequence[str], samples: int = 1) -> pd.DataFrame:

@@ -1,14 +1,19 @@
-"""How fast this machine is with a model: a few seconds of real work, for the plan of an experiment."""
+"""How fast this machine is: a few seconds of real work for the plan of an experiment, and its matrix rate to hold the
+speed of a run against."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from driftbook.models.loading import LoadedModel, load
 from driftbook.models.local import LocalEngine, Request
+from driftbook.models.replay import TokenSequence, replay
 from driftbook.models.sampling import SamplingParams, stream_seed
 
 _QUESTIONS = (
@@ -19,34 +24,73 @@ _QUESTIONS = (
 )
 
 
-def measure(
-    base_spec: Any, cache: Path = Path("outputs/.cache"), embedder: str = "bundled:all-minilm-l6-v2", seconds: float = 3
-) -> tuple[float, float]:
-    """Tokens per second of the local engine with the base model, and texts per second of the embedder.
+@dataclass(frozen=True)
+class Measured:
+    """What this machine does per second: tokens sampled (the reading of their prompts included), tokens read in a
+    forward over given text, short texts embedded; the share of ``max_new_tokens`` that answers used; and the mean
+    tokens of a prompt."""
 
-    Loading is not counted. Each of the two runs for about ``seconds``, after a first call that warms it up.
+    generate: float
+    read: float
+    embed: float
+    length: float
+    prompt_tokens: float
+
+
+def measure(
+    base_spec: Any,
+    prompts: Sequence[str],
+    params: SamplingParams,
+    cache: Path = Path("outputs/.cache"),
+    embedder: str = "bundled:all-minilm-l6-v2",
+    seconds: float = 3,
+) -> Measured:
+    """Speeds with the base model, its prompts and its sampling, and of the embedder.
+
+    Loading is not counted. Each of the three runs for about ``seconds``, after a first call that warms it up.
 
     Args:
-        base_spec: a ``ModelSpec``; cache: where converted models are kept.
+        base_spec: a ``ModelSpec``; prompts: some of those that the experiment asks; cache: where converted models are
+            kept.
 
     Raises:
         ModelError: the model cannot be loaded.
     """
     from driftbook.discovery.embeddings import Embedder
 
-    tokens = generation_rate(load(base_spec, cache), seconds)
-    return tokens, embedding_rate(Embedder(embedder, device=base_spec.device), seconds)
+    model = load(base_spec, cache)
+    ids = [tuple(model.encode_prompt(p)) for p in prompts or _QUESTIONS]
+    generate, length = generation_rate(model, ids, params, seconds)
+    read = reading_rate(model, ids, seconds / 2)
+    embed = embedding_rate(Embedder(embedder, device=base_spec.device), seconds)
+    return Measured(generate, read, embed, length, sum(map(len, ids)) / len(ids))
 
 
-def generation_rate(model: LoadedModel, seconds: float = 3, rows: int = 32, new_tokens: int = 24) -> float:
-    """Sampled tokens per second, prompts of mixed length included, in whole batches of ``rows`` answers."""
-    prompts = [tuple(model.encode_prompt(_QUESTIONS[i % len(_QUESTIONS)])) for i in range(rows)]
-    params = SamplingParams(new_tokens)
-    engine = LocalEngine(model, rows)
+def generation_rate(
+    model: LoadedModel, prompts: Sequence[tuple[int, ...]], params: SamplingParams, seconds: float = 3
+) -> tuple[float, float]:
+    """Sampled tokens per second in whole batches of an answer to each prompt, the prompts' prefill included, and the
+    mean length of an answer as a share of ``params.max_new_tokens``."""
+    engine = LocalEngine(model, len(prompts))
+    lengths: list[int] = []
 
     def batch(number: int) -> int:
         requests = [Request(p, stream_seed("calibration", number, i)) for i, p in enumerate(prompts)]
-        return sum(len(c.token_ids) for c in engine.generate(requests, params))
+        found = [len(c.token_ids) for c in engine.generate(requests, params if number else SamplingParams(2))]
+        lengths.extend(found if number else [])
+        return sum(found)
+
+    rate = _rate(batch, seconds)
+    return rate, sum(lengths) / (len(lengths) * params.max_new_tokens)
+
+
+def reading_rate(model: LoadedModel, prompts: Sequence[tuple[int, ...]], seconds: float = 1) -> float:
+    """Tokens per second of a forward over the prompts, padding not counted."""
+
+    def batch(_: int) -> int:
+        for _batch, _logits in replay(model, [TokenSequence(p, ()) for p in prompts]):
+            pass
+        return sum(map(len, prompts))
 
     return _rate(batch, seconds)
 
@@ -60,6 +104,34 @@ def embedding_rate(embedder: Any, seconds: float = 3, texts: int = 64) -> float:
         return len(pool)
 
     return _rate(batch, seconds)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int = 8) -> float:
+    """Operations per second (a multiplication and an addition are two) of square matrix products, the fastest of some:
+    what this device does at best in this dtype."""
+    size = 1024 if device.type == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(repeats + 1):  # the first one warms up, and is hardly the fastest
+        begun = time.perf_counter()
+        float((a @ b)[0, 0])  # reading a number waits for the device
+        best = min(best, time.perf_counter() - begun)
+    return 2 * size**3 / best
+
+
+def utilisation(model: LoadedModel, tokens_per_s: float) -> float:
+    """Share of the device's matrix rate that sampling at this speed keeps busy, by two operations a parameter and
+    token.
+
+    A lower bound of the model's own work: prompts, attention and sampling are not counted. Embedding tables that only
+    look rows up multiply nothing, so they count once where they are tied to the output matrix and not at all elsewhere.
+    """
+    module = model.model
+    table, head = module.get_input_embeddings(), module.get_output_embeddings()
+    parameters = sum(p.numel() for p in module.parameters())
+    if head is not None and head.weight is not table.weight:
+        parameters -= table.weight.numel()
+    return 2 * parameters * tokens_per_s / matrix_rate(model.device, model.dtype)
 
 
 def _rate(batch: Callable[[int], int], seconds: float) -> float:

@@ -123,10 +123,12 @@ def _why(args: argparse.Namespace, layout: Layout) -> int:
 
 
 def _plan(args: argparse.Namespace, layout: Layout) -> int:
-    from driftbook.workbook.plan import plan, written
+    from driftbook.workbook.plan import keep, plan, written
 
     for experiment in args.experiments:
-        print(written(plan(_file(layout, experiment), layout, calibrate=not args.no_calibration)))
+        planned = plan(_file(layout, experiment), layout, calibrate=not args.no_calibration)
+        keep(planned, layout)
+        print(written(planned))
     return 0
 
 

@@ -309,7 +309,11 @@ class Decode(Section):
     min_p: float = Field(0.0, ge=0, le=1)
     screen: Screen = Screen()
     sampling: Sampling = Sampling()
-    shard: int = Field(256, ge=1, description="texts per shard; a killed run loses at most one batch of one shard")
+    shard: int = Field(
+        128,
+        ge=1,
+        description="texts stored together, all that a killed run loses: one batch on a CPU; on a GPU take several",
+    )
 
 
 class UmapSpec(Section):

@@ -1,17 +1,24 @@
 """A dry run: what an experiment would read, write, take and cost, before anything of it is done.
 
 Counts of prompts, texts and calls follow from the parameters. Tokens are estimated (four characters each, and every
-answer as long as it may be, so upper bounds). Time divides tokens by speeds that are measured here for a few seconds,
-or by stored ones: the sources of each are said in the plan.
+answer as long as it may be, so upper bounds). Time divides tokens by speeds that are measured here for a few seconds
+on the experiment's own prompts, or by stored ones: the sources of each are said in the plan. Answers that come from a
+table or a server are not made here: they are read here, and that is counted.
+
+The plan is kept in ``outputs/<experiment>/plan.json``, and the report of decode says how far it was off.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from driftbook.discovery.prompts import Prompt, read_prompts
 from driftbook.workbook.parameters import (
@@ -21,9 +28,10 @@ from driftbook.workbook.parameters import (
     ModelSpec,
     expand,
     load_experiment,
+    resolved,
 )
 from driftbook.workbook.progress import duration
-from driftbook.workbook.runs import Layout
+from driftbook.workbook.runs import Layout, Run, peak_rss_mb, read_json, write_json
 
 CHARACTERS_PER_TOKEN = 4
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
@@ -45,18 +53,23 @@ SHAPES = (
     (70e9, 80, 8192, 1 / 8),
 )
 LIBRARIES_GB = 1.5
+BATCH_CPU, BATCH_GPU = 128, 512  # rows that the local engine computes together when it is not told
+CALIBRATION_PROMPTS = 64
 LEXICON_CHECKS_PER_S = 20_000.0
 BESIDE_PROMPTS = 60  # validate.PROMPTS_BESIDE: importing it would read torch
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """Per second: tokens generated, tokens read in a forward pass, short texts embedded; and where that is from."""
+    """Per second: tokens generated (reading their prompts included), tokens read in a forward pass, short texts
+    embedded; where that is from; the share of their limit that answers use; and the tokens of a prompt, where known."""
 
     generate: float
     read: float
     embed: float
     source: str
+    length: float = 1.0
+    prompt_tokens: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +104,8 @@ class Plan:
     steps: list[Step]
     memory: list[str]
     notes: list[str] = field(default_factory=list)
+    peak_bytes: float = 0  # of each process, or of each GPU
+    key: str = ""  # of the parameters that decode depends on
 
 
 def plan(experiment_file: Path, layout: Layout, calibrate: bool = True) -> Plan:
@@ -102,7 +117,7 @@ def plan(experiment_file: Path, layout: Layout, calibrate: bool = True) -> Plan:
     if isinstance(experiment, BenchExperiment):
         return Plan(experiment.experiment, "", _stored(experiment), [], [], ["a bench measures: it has no plan"])
     size = model_size(experiment.base, layout.root)
-    speeds = measured(experiment) if calibrate and _can_calibrate(experiment) else _stored(experiment, size)
+    speeds = measured(experiment, layout) if calibrate and _can_calibrate(experiment) else _stored(experiment, size)
     notes: list[str] = []
     steps = [
         _traits(experiment, layout.root, size, speeds),
@@ -114,19 +129,26 @@ def plan(experiment_file: Path, layout: Layout, calibrate: bool = True) -> Plan:
     if usd > cap:
         notes.append(f"judging may cost {usd:,.2f} USD, above validate.budget_usd: it stops at {cap:,.2f}")
     model = f"{experiment.base.model}: {size.parameters / 1e9:.2f} billion parameters, {size.layers} layers"
-    return Plan(experiment.experiment, model, speeds, steps, _memory(experiment, size), notes)
+    memory, peak = _memory(experiment, size)
+    return Plan(experiment.experiment, model, speeds, steps, memory, notes, peak, decode_key(experiment))
 
 
 # -------------------------------------------------------------------------------------------------------------- speeds
 
 
-def measured(experiment: Experiment) -> Speeds:
-    """Speeds of this machine with the experiment's own model: the one place that loads anything for a plan."""
+def measured(experiment: Experiment, layout: Layout) -> Speeds:
+    """Speeds of this machine with the experiment's own model, prompts and sampling: the one place that loads anything
+    for a plan."""
     from driftbook.models.calibration import measure
+    from driftbook.models.sampling import SamplingParams
 
-    tokens_per_s, texts_per_s = measure(experiment.base)
-    generate = tokens_per_s * _workers(experiment)
-    return Speeds(generate, generate * READING_OVER_GENERATING, texts_per_s, "measured here")
+    d = experiment.decode
+    here = _prompts(d.prompts, layout.root)
+    some = [p.text for p in here[:: max(1, len(here) // CALIBRATION_PROMPTS)][:CALIBRATION_PROMPTS]]
+    params = SamplingParams(d.max_new_tokens, d.temperature, d.top_p, d.top_k, d.min_p)
+    found = measure(experiment.base, some, params, layout.cache)
+    generate, read = (rate * _workers(experiment) for rate in (found.generate, found.read))
+    return Speeds(generate, read, found.embed, "measured here", found.length, found.prompt_tokens)
 
 
 def _can_calibrate(experiment: Experiment) -> bool:
@@ -186,6 +208,16 @@ def _sides(experiment: Experiment) -> int:
     return 1 if experiment.intervention.kind == "none" else 2
 
 
+def _answering(experiment: Experiment) -> float:
+    """Share of the answers of both sides that are made here: not those of a table, nor those of a server."""
+    return {"texts": 0.0, "endpoint": 0.5}.get(experiment.intervention.kind, 1.0)
+
+
+def _generating(speeds: Speeds, tokens: float) -> float:
+    """Seconds that answers of at most so many tokens take."""
+    return tokens * speeds.length / speeds.generate
+
+
 def _prompts(patterns: list[str], root: Path) -> list[Prompt]:
     here = [p for p in patterns if not p.startswith("hf:")]
     return list(read_prompts(here, root)) if here else []
@@ -220,7 +252,7 @@ def _traits(experiment: Experiment, root: Path, size: Size, speeds: Speeds) -> S
         read *= 4  # forward and backward besides the replay
     what = f"{len(files)} traits, {contrasts} contrasts read; dose-response of {steered}"
     vectors = 4 * len(files) * size.layers * size.width * (1 + section.null_vectors)
-    return Step("traits", what, generated, read, generated / speeds.generate + read / speeds.read, vectors)
+    return Step("traits", what, generated, read, _generating(speeds, generated) + read / speeds.read, vectors)
 
 
 def _capture(experiment: Experiment, root: Path, size: Size, speeds: Speeds) -> Step:
@@ -228,17 +260,18 @@ def _capture(experiment: Experiment, root: Path, size: Size, speeds: Speeds) -> 
     prompts = _prompts(section.prompts, root)
     raw = _prompts(section.tier3.prompts, root)
     samples = _sides(experiment) * section.samples
-    generated = samples * (len(prompts) + len(raw)) * section.max_new_tokens
-    read = samples * sum(_tokens(p.text) for p in (*prompts, *raw))
+    answers = samples * (len(prompts) + len(raw)) * section.max_new_tokens
+    generated = answers * _answering(experiment)
+    read = samples * sum(_tokens(p.text) for p in (*prompts, *raw)) + (answers - generated)
     # Each side's texts are also read by the other side, so that the same tokens can be compared.
-    read += generated if samples > section.samples else 0
+    read += answers if samples > section.samples else 0
     directions = len(expand(experiment.traits.files, root)) + experiment.traits.null_vectors
-    projections = 4 * (generated + read) * size.layers * len(section.sites) * directions
+    projections = 4 * (answers + read) * size.layers * len(section.sites) * directions
     internals = 2 * samples * len(raw) * (section.max_new_tokens + _mean_tokens(raw)) * size.width * 8 * size.layers
     what = f"{len(prompts)} prompts x {section.samples} samples x {_sides(experiment)} sides"
     what += f", raw internals of {len(raw)}" if raw else ""
     written = projections + min(internals, section.tier3.max_bytes)
-    return Step("capture", what, generated, read, generated / speeds.generate + read / speeds.read, written)
+    return Step("capture", what, generated, read, _generating(speeds, generated) + read / speeds.read, written)
 
 
 def _decode_to_validate(experiment: Experiment, root: Path, speeds: Speeds, notes: list[str]) -> list[Step]:
@@ -257,19 +290,25 @@ def _decode_to_validate(experiment: Experiment, root: Path, speeds: Speeds, note
             f"screen and validate alone take {fixed:,.0f} texts, more than decode.sampling.max_texts: raise it, or "
             "lower decode.samples or decode.max_prompts"
         )
-    asked = _mean_tokens(here)
-    # The screen reads answers that round 0 wrote anyway, on discover prompts, under both sides; it generates none.
-    scored = min(decode.screen.samples, decode.samples) if decode.screen.enabled else 0
+    here_made = round(texts * _answering(experiment))
+    if experiment.intervention.kind == "endpoint":
+        asked_there = texts - here_made
+        notes.append(f"{asked_there:,} answers are asked of {experiment.intervention.base_url}: not timed, not priced")
+    asked = speeds.prompt_tokens or _mean_tokens(here)
+    # The screen reads answers that round 0 wrote anyway, on discover prompts, under both sides; it generates none. It
+    # needs the distributions of both.
+    scored = min(decode.screen.samples, decode.samples) if decode.screen.enabled and here_made == texts else 0
     screened = round(2 * prompts * decode.splits.discover) * scored
-    generated = texts * decode.max_new_tokens
+    generated = here_made * decode.max_new_tokens
     tokens_scored = min(decode.screen.tokens, decode.max_new_tokens)
-    read = texts * asked / decode.samples + 2 * screened * (asked + tokens_scored)
+    read = 2 * screened * (asked + tokens_scored)
+    made = "" if here_made == texts else f", {here_made:,} of them made here"
     decoding = Step(
         "decode",
-        f"{prompts:,} prompts, {texts:,} texts of both sides, {screened:,} of them screened",
+        f"{prompts:,} prompts, {texts:,} texts of both sides{made}, {screened:,} of them screened",
         generated,
         read,
-        generated / speeds.generate + read / speeds.read,
+        _generating(speeds, generated) + read / speeds.read,
         texts * (decode.max_new_tokens * 8 + 300),
     )
     grouped = max(texts - fixed, 0)
@@ -330,9 +369,11 @@ def _usd_per_call(judge: Judge, answer_tokens: int) -> float:
     return (given * judge.usd_per_million_input + written * judge.usd_per_million_output) / 1e6
 
 
-def _memory(experiment: Experiment, size: Size) -> list[str]:
-    copies = 2 if experiment.intervention.kind == "checkpoint" else 1
-    batch = experiment.engine.batch_size if isinstance(experiment.engine.batch_size, int) else 64
+def _memory(experiment: Experiment, size: Size) -> tuple[list[str], float]:
+    """What needs memory, in words, and bytes at most of each process or GPU."""
+    copies = 2 if experiment.intervention.kind in ("checkpoint", "quantize") else 1
+    told = experiment.engine.batch_size
+    batch = told if isinstance(told, int) else BATCH_GPU if _on_gpu(experiment) else BATCH_CPU
     length = 100 + max(experiment.decode.max_new_tokens, experiment.capture.max_new_tokens)
     cache = size.kv_bytes * batch * length
     weights = f"{_gb(size.weight_bytes)} of weights a model" + (", two models" if copies == 2 else "")
@@ -343,9 +384,10 @@ def _memory(experiment: Experiment, size: Size) -> list[str]:
         return [
             f"each GPU: {weights}; {keys}; {_gb(total)} where both models are held at once (traits, capture)",
             f"{workers} worker(s), one GPU each; on the driver only tables",
-        ]
-    total = size.weight_bytes * copies + cache + LIBRARIES_GB * 1e9
-    return [f"{weights}; {keys}; with libraries about {_gb(total)} for each process"]
+        ], total
+    # On a CPU the matrices are held a second time, packed for its instructions.
+    total = 2 * size.weight_bytes * copies + cache + LIBRARIES_GB * 1e9
+    return [f"{weights}, and packed once more; {keys}; with libraries about {_gb(total)} for each process"], total
 
 
 def _gb(count: float) -> str:
@@ -379,3 +421,47 @@ def written(plan: Plan) -> str:
     lines += [f"  memory  {line}" for line in plan.memory]
     lines += [f"  note    {line}" for line in plan.notes]
     return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------ how far it was off
+
+
+def decode_key(experiment: Experiment) -> str:
+    """16 hex digits over the parameters that the decode stage is given: a plan is held against its own run alone."""
+    return hashlib.sha256(json.dumps(resolved(experiment, "decode"), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def keep(plan: Plan, layout: Layout) -> Path | None:
+    """Write the plan to ``outputs/<experiment>/plan.json``; a bench has none."""
+    if not plan.steps:
+        return None
+    path = layout.outputs / plan.experiment / "plan.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, asdict(plan))
+    return path
+
+
+def held_against(run: Run, made: dict[str, float]) -> pd.DataFrame:
+    """What decoding took, beside what a plan with the same parameters said.
+
+    Args:
+        made: ``texts``, ``tokens`` and ``seconds`` of the answers that were made here. Memory is that of this process.
+
+    Returns:
+        columns quantity, was, planned, was_over_planned; the last two are NaN when there is no such plan.
+    """
+    was = made | {"memory, MB": peak_rss_mb()}
+    path = run.layout.outputs / run.params.experiment / "plan.json"
+    kept: dict[str, Any] = read_json(path) if path.is_file() else {}
+    planned = dict.fromkeys(was, float("nan"))
+    if kept.get("key") == decode_key(run.params):
+        (step,) = (s for s in kept["steps"] if s["stage"] == "decode")
+        tokens = step["generated"] * kept["speeds"]["length"]
+        planned |= {
+            "texts": step["generated"] / run.section.max_new_tokens,
+            "tokens": tokens,
+            "seconds": tokens / kept["speeds"]["generate"],
+            "memory, MB": kept["peak_bytes"] / 1e6,
+        }
+    out = pd.DataFrame([(name, was[name], planned[name]) for name in was], columns=["quantity", "was", "planned"])
+    return out.assign(was_over_planned=out.was / out.planned)
