@@ -51,6 +51,18 @@ def test_what_the_traits_stage_samples_is_counted(tmp_path):
     assert traits("  method: gradient").read == 4 * plain.read
 
 
+def test_counting_by_likelihood_is_read_twice_where_it_is_asked_for(tmp_path):
+    found = {}
+    for choice in ("auto", "always", "never"):
+        tree = tmp_path / choice
+        tree.mkdir()
+        found[choice] = changed(tree, "{kind: prompt, system: Be brief.}", screen=f"likelihood: {choice}")
+    reads = {choice: step(p, "decode").read for choice, p in found.items()}
+    assert reads["auto"] == reads["never"] < reads["always"]
+    more = f"{reads['always'] - reads['never']:,.0f} tokens more"
+    assert [more in written(found[c]) for c in ("auto", "always", "never")] == [True, False, False]
+
+
 def test_one_side_is_captured_when_nothing_was_done_to_the_model():
     assert step(planned("null"), "capture").generated * 2 == step(planned("quickstart"), "capture").generated
 
@@ -91,13 +103,14 @@ def test_the_size_of_a_model_that_is_here_is_read_from_its_files(tmp_path):
     assert size.kv_bytes == 2 * 3 * 8 / 2 * 4
 
 
-def changed(folder: Path, intervention: str, name: str = "quickstart"):
-    """The plan of the quickstart with another intervention."""
+def changed(folder: Path, intervention: str, name: str = "quickstart", screen: str = ""):
+    """The plan of the quickstart with another intervention, and another screen."""
     (folder / "params").mkdir()
     for linked in ("prompts", "traits"):
         (folder / "params" / linked).symlink_to(REPOSITORY / "params" / linked)
     text = (REPOSITORY / f"params/{name}.yml").read_text()
     before, after = text.split("intervention:", 1)[0], text.split("engine:", 1)[1]
+    after = after.replace("decode:\n", f"decode:\n  screen: {{{screen}}}\n") if screen else after
     (folder / f"params/{name}.yml").write_text(f"{before}intervention: {intervention}\nengine:{after}")
     return plan(folder / f"params/{name}.yml", Layout.of(folder), calibrate=False)
 

@@ -302,6 +302,14 @@ def _decode_to_validate(experiment: Experiment, root: Path, speeds: Speeds, note
     generated = here_made * decode.max_new_tokens
     tokens_scored = min(decode.screen.tokens, decode.max_new_tokens)
     read = 2 * screened * (asked + tokens_scored)
+    by_likelihood = 2 * max(texts - fixed, 0) * (asked + decode.max_new_tokens) if screened else 0
+    if decode.screen.likelihood == "always":
+        read += by_likelihood
+    elif decode.screen.likelihood == "auto" and by_likelihood:
+        notes.append(
+            f"where the models turn out near, decode reads {by_likelihood:,.0f} tokens more, about "
+            f"{duration(by_likelihood / speeds.read)} (decode.screen.likelihood)"
+        )
     made = "" if here_made == texts else f", {here_made:,} of them made here"
     decoding = Step(
         "decode",
