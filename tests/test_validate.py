@@ -419,9 +419,13 @@ def test_the_stage_with_a_labeller_and_a_judge_behind_a_server_and_a_key_that_is
     assert "canary-987" not in "".join(capfd.readouterr())
 
 
-def test_a_model_labeller_without_a_model_says_what_is_missing(tmp_path):
-    with pytest.raises(DriftbookError, match="labeller_judge"):
-        go(run_of(tmp_path, texts_of(), labeller="llm"))
+def test_a_model_labeller_without_a_model_says_what_is_missing():
+    with pytest.raises(ValueError, match="labeller_judge"):
+        Validate(labeller="llm")
+    with pytest.raises(ValueError, match="labeller_judge"):
+        Validate(labeller="llm", labeller_judge={"kind": "lexicon"})
+    with pytest.raises(ValueError, match="nli needs model"):
+        Validate(judges={"cheap": {"kind": "nli"}})
 
 
 def test_every_kind_of_judge_of_the_parameter_file_opens(tmp_path):

@@ -139,10 +139,7 @@ def label(run: Run, material: Material, ledger: Ledger) -> Material:
     if section.labeller == "keywords":
         return material
     spec = section.labeller_judge
-    if spec is None or spec.kind not in ("endpoint", "local"):
-        raise DriftbookError(
-            "validate.labeller is llm: set validate.labeller_judge to a judge of kind endpoint or local"
-        )
+    assert spec is not None  # the parameter model has checked it
     endpoint = open_labeller(spec, ledger, run.cache, run.progress)
     seen = material.texts[material.texts["split"] == "discover"]
     folder = run.input("cluster")

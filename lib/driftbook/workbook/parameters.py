@@ -406,6 +406,14 @@ class Validate(Section):
         16, ge=0, description="prompts per confirmed claim that texts are written to, for both models to read; 0: none"
     )
 
+    @model_validator(mode="after")
+    def _labeller_has_a_model(self) -> Validate:
+        if self.labeller == "llm" and (
+            self.labeller_judge is None or self.labeller_judge.kind not in ("endpoint", "local")
+        ):
+            raise ValueError("labeller: llm needs labeller_judge, a judge of kind endpoint or local")
+        return self
+
     def every_judge(self) -> dict[str, Judge]:
         """The judges that are asked for, by their dotted key inside this section."""
         judges = {
