@@ -695,16 +695,16 @@ def family_title(families: pd.DataFrame) -> str:
 
 
 ROUNDS_CAPTION = (
-    "quality: share of conclusions about clusters that are expected to stand when the rest of the budget is spent; empty "
-    "under a strategy that does not read the texts."
+    "quality: share of conclusions about clusters that are expected to stand when the rest of the budget is spent; "
+    "empty under a strategy that does not read the texts."
 )
 
 
 def quality_title(rounds: pd.DataFrame, wanted: float) -> str:
     """What the last round with a known quality has reached of the ``wanted`` one."""
     known = rounds.loc[rounds["quality"].notna(), "quality"]
-    reached = "is reached" if known.iloc[-1] >= wanted else "is not reached"
-    return f"After {len(known) - 1} rounds {known.iloc[-1]:.0%} of the conclusions are expected to stand: {wanted:.0%} {reached}"
+    said = f"{known.iloc[-1]:.0%} of the conclusions are expected to stand"
+    return f"In the end {said}: {wanted:.0%} {'is' if known.iloc[-1] >= wanted else 'is not'} reached"
 
 
 def profile_title(profile: pd.DataFrame) -> str:
