@@ -269,6 +269,8 @@ def test_a_judges_key_is_in_no_artefact_and_no_log_of_good_and_of_failed_runs(tr
         environment = {**os.environ, "PYTHONPATH": str(tree / "lib")}
         failed = subprocess.run(words, cwd=tree, env=environment, capture_output=True, text=True, timeout=300)
         assert failed.returncode != 0 and "401" in failed.stdout + failed.stderr
+        evidence = [p for p in (tree / "outputs/smoke/validate.failed").rglob("*") if p.is_file()]
+        assert evidence and [p for p in evidence if b"canary-4711" in p.read_bytes()] == []
         good = driftbook(tree, "run", "smoke")
         sent = [h["authorization"] for h in server.headers]
     assert set(sent) == {"Bearer sk-canary-4711"} and len(sent) > 20
@@ -276,6 +278,5 @@ def test_a_judges_key_is_in_no_artefact_and_no_log_of_good_and_of_failed_runs(tr
     assert ledger["calls"].sum() == len(sent) - 1  # the failed run made the other one
     assert "canary-4711" not in failed.stdout + failed.stderr + good
     files = [p for p in (tree / "outputs").rglob("*") if p.is_file()]
-    assert any(".failed" in str(p) for p in files)
     assert [p for p in files if b"canary-4711" in p.read_bytes()] == []
     path.write_text(plain)
