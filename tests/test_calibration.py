@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from driftbook.models import calibration
+from driftbook.models import utilisation as used
 from driftbook.models.sampling import SamplingParams
 from models import loaded, some_prompts
 
@@ -61,17 +62,17 @@ def test_prompts_are_read_without_their_padding(clock, monkeypatch):
 
 def test_utilisation_counts_the_matrices_that_are_multiplied(monkeypatch):
     """Two operations a parameter and token; a table of embeddings of its own is looked up, not multiplied."""
-    monkeypatch.setattr(calibration, "matrix_rate", lambda device, dtype: 1e9)
+    monkeypatch.setattr(used, "matrix_rate", lambda device, dtype: 1e9)
     tied, untied = loaded("llama", "sdpa", tie_word_embeddings=True), loaded("llama", "sdpa", tie_word_embeddings=False)
-    assert calibration.utilisation(tied, 100.0) == pytest.approx(calibration.utilisation(untied, 100.0))
+    assert used.utilisation(tied, 100.0) == pytest.approx(used.utilisation(untied, 100.0))
     inside = sum(p.numel() for p in tied.model.parameters())
-    assert calibration.utilisation(tied, 100.0) == pytest.approx(2 * inside * 100.0 / 1e9)
+    assert used.utilisation(tied, 100.0) == pytest.approx(2 * inside * 100.0 / 1e9)
 
 
 def test_the_matrix_rate_is_that_of_the_fastest_product(monkeypatch):
     times = iter([0.0, 9.0, 10.0, 10.5, 20.0, 20.25, 30.0, 31.0])
     monkeypatch.setattr(calibration.time, "perf_counter", lambda: next(times))
-    rate = calibration.matrix_rate(torch.device("cpu"), torch.float32, repeats=3)
+    rate = used.matrix_rate(torch.device("cpu"), torch.float32, repeats=3)
     assert rate == pytest.approx(2 * 1024**3 / 0.25)
 
 

@@ -617,7 +617,7 @@ def made_here(pair: Pair, texts: pd.DataFrame) -> dict[str, float]:
 def utilisation_of(pair: Pair, made: dict[str, float]) -> dict[str, float]:
     """How busy decoding kept the machine: ``matrix_share`` of its matrix rate (measured now, in the model's dtype), and
     ``peak_gpu_mb`` on a GPU. Empty where nothing was decoded here."""
-    from driftbook.models.calibration import utilisation
+    from driftbook.models.utilisation import utilisation
 
     model = pair.base.model
     if not made["seconds"]:
