@@ -285,9 +285,12 @@ def test_likelihoods_average_as_likelihoods_must(tmp_path):
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / np.sqrt(len(ratio))
 
 
+AUTO = {"samples": 1, "tokens": 4, "likelihood": "auto"}
+
+
 def test_sides_that_are_near_are_scored_and_others_are_not(tmp_path):
     for amount, near in ((0.0, True), (0.05, True), (30.0, False)):
-        out = decoded(tmp_path / str(amount), pair_of(amount))
+        out = decoded(tmp_path / str(amount), pair_of(amount), screen=AUTO)
         told = out.divergence.told
         assert (told.mean() < 0.5) == near and out.texts.log_ratio.notna().any() == near
         if near:
@@ -295,9 +298,9 @@ def test_sides_that_are_near_are_scored_and_others_are_not(tmp_path):
             assert set(scored.split) == {"discover"} and len(scored) == (out.texts.split == "discover").sum()
         assert amount or ((told == 0).all() and (scored.log_ratio == 0).all())
     assert decoded(tmp_path, pair_of(30.0), screen={"likelihood": "always"}).texts.log_ratio.notna().any()
-    never = decoded(tmp_path, pair_of(0.0), screen={"likelihood": "never"})
+    never = decoded(tmp_path, pair_of(0.0))
     assert never.texts.log_ratio.isna().all() and "told" not in never.divergence
-    assert decoded(tmp_path, pair_of(0.0), temperature=0.0).texts.log_ratio.isna().all()
+    assert decoded(tmp_path, pair_of(0.0), screen=AUTO, temperature=0.0).texts.log_ratio.isna().all()
 
 
 def test_no_prompt_becomes_invisible():

@@ -269,9 +269,9 @@ class Screen(Section):
     keep: float = Field(0.5, gt=0, le=1, description="share of prompts that keep full weight")
     floor: float = Field(0.1, gt=0, le=1, description="least propensity of any prompt, relative to a kept one")
     likelihood: Literal["auto", "always", "never"] = Field(
-        "auto",
+        "never",
         description="both sides read every discover text, which then counts for each by how likely it was to write it; "
-        "auto: where the models are near enough for that to halve the variance",
+        "auto: where the models are near enough for that to halve the variance. Saves texts, not always time",
     )
 
 
