@@ -84,9 +84,3 @@ def effective_rank(values: np.ndarray) -> float:
         return 0.0
     p = values[values > 0] / total
     return float(np.exp(-(p * np.log(p)).sum()))
-
-
-def change_grid(table: pd.DataFrame) -> pd.DataFrame:
-    """Relative change, a row a kind of matrix and a column a block; NaN where a block has none."""
-    inside = table[table["layer"] >= 0]
-    return inside.pivot_table(index="kind", columns="layer", values="relative", sort=False)

@@ -166,6 +166,6 @@ def table(harvests: Sequence[Harvest], looks: Sequence[Inside]) -> pd.DataFrame:
             "true_layer": pd.array([x.true_layer for x in looks], dtype="Int64"),
             "trait_rank": pd.array([x.trait_rank for x in looks], dtype="Int64"),
             "trait": [h.plant.trait for h in harvests],
-            "most_moved_trait": [x.traits.abs().idxmax() for x in looks],
+            "most_moved_trait": [x.traits.abs().idxmax() if x.traits.any() else None for x in looks],
         }
     )

@@ -206,3 +206,29 @@ def by_plant(table: pd.DataFrame, old: str, rung: str, budget: float) -> pd.Data
         out[name] = own["recovered"].to_numpy(bool)
         out[f"claims of {name}"] = own["confirmed"].to_numpy(int)
     return out
+
+
+def by_strength(table: pd.DataFrame, cells: Sequence[tuple[str, float]]) -> pd.DataFrame:
+    """Recall and precision at each strength of a plant, weakest first, for some (rung, budget); 95% intervals as in
+    ``summary``. Plants of one strength stand apart."""
+    rank = table.groupby("plant")["strength"].rank("dense")
+    most = rank.groupby(table["plant"]).transform("max")
+    names = np.select([most == 1, rank == 1, rank == most], ["one strength", "weakest", "strongest"], "middle")
+    rows = []
+    for name in ("weakest", "middle", "strongest", "one strength"):
+        own = table[names == name]
+        for rung, budget in cells:
+            part = own[(own["rung"] == rung) & (own["budget"] == budget)]
+            if len(part):
+                one = summary(part).iloc[0]
+                wanted = part[part["expected"]]
+                rows.append(
+                    {
+                        "strength": name,
+                        "pipeline": rung,
+                        "there": len(wanted),
+                        "recovered": int(wanted["recovered"].sum()),
+                    }
+                    | {k: one[k] for k in ("recall", "recall_low", "recall_high", "precision", "claims")}
+                )
+    return pd.DataFrame(rows)
