@@ -26,7 +26,7 @@ from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.vectors import VectorRecord, VectorSet
 from driftbook.store import ShardStore
-from driftbook.workbook.parameters import Checkpoint, Engine, Experiment, ModelSpec, Steer
+from driftbook.workbook.parameters import Checkpoint, Engine, Experiment, Judge, ModelSpec, Steer
 from models import saved
 from test_decode import PROMPTS, content
 
@@ -188,7 +188,9 @@ def test_replay_embeddings_and_verdicts_are_those_of_this_process(ray, steered, 
 
     def verdicts(cache: Path, workers: scale.Workers | None) -> np.ndarray:
         ledger = Ledger(cache / "answers.sqlite", 0.0)
-        judge = open_local_judge(str(folder), "cheap", ledger, cache, "Rate it.", workers=workers)
+        judge = open_local_judge(
+            Judge(kind="local", model=str(folder)), "cheap", ledger, cache, "Rate it.", workers=workers
+        )
         scores = judge.score(texts[:20], claims)
         assert ledger.accounts[judge.name].calls == 40
         return scores

@@ -476,7 +476,7 @@ def test_the_trait_shift_of_a_claims_cluster_stands_beside_it(tmp_path):
 # -------------------------------------------------------------------------------------------------- beside the claims
 
 
-def tested_of(run, judges=None):
+def outcome_of(run, judges=None):
     material = stage.load(run)
     judges = judges or stage.open_judges(run, material)
     screening = stage.screen(material, judges, run.section)
@@ -493,7 +493,7 @@ def test_coherence_is_judged_apart_and_a_side_that_loses_it_is_flagged(tmp_path)
     loops = (texts["side"] == "intervention") & (np.arange(len(texts)) % 3 == 0)
     texts.loc[loops, "text"] += " and so on" * 20
     run = run_of(tmp_path, texts)
-    material, judges, _, claims = tested_of(run)
+    material, judges, _, claims = outcome_of(run)
     table, scores = stage.coherence(material, judges)
     sides = table.set_index("side")
     assert sides.loc["base", "coherence"] > 0.9 > sides.loc["intervention", "coherence"]
@@ -502,7 +502,7 @@ def test_coherence_is_judged_apart_and_a_side_that_loses_it_is_flagged(tmp_path)
     flags = stage.flagged(claims, NOTHING, table, NOTHING, NOTHING).set_index("text")["flags"]
     assert "less coherent" in flags["hedges"] and flags["talks about food"] == ""  # a claim about the base
     off = run_of(tmp_path / "off", texts, coherence=False)
-    material, judges, _, claims = tested_of(off)
+    material, judges, _, claims = outcome_of(off)
     table, _ = stage.coherence(material, judges)
     assert table.empty and (stage.flagged(claims, NOTHING, table, NOTHING, NOTHING)["flags"] == "").all()
 
@@ -524,7 +524,7 @@ def test_a_claim_that_holds_in_its_cluster_alone_is_seen_to_stay_there(tmp_path)
     seen = texts[texts["split"] == "discover"]
     labels = seen["text"].str.startswith("castle").astype(int)
     pd.DataFrame({"text_id": seen["text_id"], "cluster": labels}).to_parquet(run.input("cluster") / "clusters.parquet")
-    material, _, tested, claims = tested_of(run)
+    material, _, tested, claims = outcome_of(run)
     assert claims["confirmed"].all()
 
     def embed(some):
@@ -563,7 +563,7 @@ def test_a_judge_that_sees_examples_and_no_label_is_a_rival(tmp_path):
     with Server(answer=marked) as server:
         spec = {"kind": "endpoint", "model": "m", "base_url": server.url}
         run = run_of(tmp_path, texts, HYPOTHESES[:1], judges={"expensive": spec}, coherence=False)
-        material, judges, tested, _ = tested_of(run)
+        material, judges, tested, _ = outcome_of(run)
         assert stage.bill(material, judges, run.section)["step"].tolist() == [
             *("screen", "validate", "sides without a label")
         ]
