@@ -19,6 +19,7 @@ import pandas as pd
 from driftbook import cluster, decode, validate
 from driftbook.discovery.clustering import Clustering, Stability
 from driftbook.discovery.hypotheses import from_frame
+from driftbook.evidence.cascade import silent
 from driftbook.evidence.judges import LexiconJudge
 from driftbook.evidence.ledger import Ledger
 from driftbook.models.interventions import open_pair
@@ -103,7 +104,7 @@ def null_run(ground: Ground, sections: Sequence[Validate], ledger: Ledger, seed:
     for section in sections:
         frozen = validate.freeze(material, judges, section)
         screening = validate.screen(material, judges, section)
-        tested = validate.holdout_test(material, judges, screening.survivors, section, _silent)
+        tested = validate.holdout_test(material, judges, screening.survivors, section, silent)
         claims = validate.claims_table(material, frozen, screening, tested, section)
         rows.append(
             {
@@ -117,17 +118,3 @@ def null_run(ground: Ground, sections: Sequence[Validate], ledger: Ledger, seed:
             }
         )
     return pd.DataFrame(rows)
-
-
-class _Silent:
-    """A bar that draws nothing: two hundred of them would fill the log."""
-
-    def update(self, n: int = 1) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-def _silent(*_: Any) -> _Silent:
-    return _Silent()

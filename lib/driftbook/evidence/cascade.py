@@ -194,3 +194,18 @@ def alone_and_together(material: Material, judges: Judges, section: Validate) ->
     agreement = bootstrap_mean(per_prompt, seed=material.seed)
     row = (judge.name, judge.per_call, len(drawn), int(known.sum()), *agreement, float((one - two)[known].mean()))
     return pd.DataFrame([row], columns=names)
+
+
+class Silent:
+    """A bar that draws nothing: two hundred of them would fill the log."""
+
+    def update(self, n: int = 1) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def silent(*_: Any) -> Silent:
+    """For ``progress`` where nobody watches."""
+    return Silent()

@@ -22,6 +22,7 @@ from driftbook import cluster, validate
 from driftbook.discovery import hypotheses as hypothesis
 from driftbook.discovery import pool
 from driftbook.discovery.hypotheses import Hypothesis
+from driftbook.evidence.cascade import silent
 from driftbook.evidence.judges import LexiconJudge, Quote
 from driftbook.evidence.ledger import Ledger
 from driftbook.evidence.multiplicity import bh_adjusted
@@ -236,19 +237,9 @@ def cascade(
     material = validate.Material(texts, prompts, found, seed)
     judges = validate.Judges(LexiconJudge(), judge, ledger)
     screening = validate.screen(material, judges, section)
-    tested = validate.holdout_test(material, judges, screening.survivors, section, _silent)
+    tested = validate.holdout_test(material, judges, screening.survivors, section, silent)
     confirmed = {h.hypothesis_id for h, r in zip(tested.hypotheses, tested.looks.rejected, strict=True) if r}
     return [h.hypothesis_id in confirmed for h in found]
-
-
-class _Silent:
-    def update(self, n: int = 1) -> None: ...
-
-    def close(self) -> None: ...
-
-
-def _silent(*_: Any) -> _Silent:
-    return _Silent()
 
 
 # ---------------------------------------------------------------------------------------------------------------- run
