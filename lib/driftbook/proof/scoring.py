@@ -232,3 +232,30 @@ def by_strength(table: pd.DataFrame, cells: Sequence[tuple[str, float]]) -> pd.D
                     | {k: one[k] for k in ("recall", "recall_low", "recall_high", "precision", "claims")}
                 )
     return pd.DataFrame(rows)
+
+
+def metrics(
+    figures: pd.DataFrame, factors: pd.DataFrame, graded: pd.DataFrame, old: str, rung: str, kept: float
+) -> dict:
+    """The flat figures of ``metrics.json``: what ``rung`` saves, and recall and precision of both ways, by strength
+    too. Arguments are the tables of ``summary``, ``saved`` (a row a pipeline and cost) and ``by_strength``."""
+    keys = {
+        "texts": "texts_saved_at_95_recall",
+        "seconds": "seconds_saved",
+        "calls": "expensive_calls_saved",
+        "usd": "usd_saved",
+    }
+    out: dict[str, float] = {}
+    for row in factors[factors["pipeline"] == rung].itertuples():
+        for suffix, value in (("", row.factor), ("_low", row.low), ("_high", row.high)):
+            out[keys[row.of] + suffix] = value
+    ours = figures[(figures["rung"] == rung) & (figures["budget"] == kept)].iloc[0]
+    for whose, one in (("", ours), ("old_", figures[figures["rung"] == old].iloc[0])):
+        for name in ("recall", "precision"):
+            for suffix in ("", "_low", "_high"):
+                out[f"{whose}{name}{suffix}"] = one[name + suffix]
+    for row in graded.itertuples():
+        suffix = row.strength.replace(" ", "_")
+        whose = "old_" if row.pipeline == old else ""
+        out |= {f"{whose}recall_{suffix}": row.recall, f"{whose}precision_{suffix}": row.precision}
+    return out | {"claims_of_nothing": int(ours["claims_of_nothing"]), "budget": kept}
