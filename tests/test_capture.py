@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from driftbook import capture
 from driftbook.discovery.prompts import Prompt
-from driftbook.errors import BudgetError, DriftbookError, PromptError
+from driftbook.errors import BudgetError, DriftbookError, ModelError, PromptError
 from driftbook.evidence.dynamics import MEASURES
 from driftbook.evidence.shifts import prompt_means
 from driftbook.models import captured
@@ -24,6 +24,7 @@ from driftbook.models.sampling import SamplingParams
 from driftbook.models.steering import SteerTap
 from driftbook.models.tier3 import capture_tier3, read_internals, tier3_bytes, top_neurons
 from driftbook.models.vectors import VectorSet
+from driftbook.traits import sites_of
 from models import fresh, hidden_states, hook_count, loaded
 from test_vectors import some_vectors
 
@@ -64,6 +65,18 @@ def probe_of(model=None) -> capture.Probe:
 
 def live(which: Side, cache, samples: int = 2, batch_size: int = 3, params=PARAMS, prompts=PROMPTS, **options):
     return capture.capture_live(which, prompts, samples, params, probe_of(which.model), 0, cache, batch_size, **options)
+
+
+def test_without_sites_a_probe_takes_those_of_the_vectors():
+    """Attention and MLP side by side: there is no middle to read, and nobody has to say so in the parameters."""
+    model = loaded("gpt_neox", "sdpa")
+    sites = sites_of(model)
+    shape = (model.hooks.n_layers, len(sites))
+    directions = {("warm", "probe"): np.ones((*shape, model.hooks.d_model), np.float32)}
+    vectors = VectorSet(list(range(shape[0])), sites, directions, np.ones(shape))
+    assert capture.make_probe(vectors, "probe", None, model).sites == sites == ["resid_pre", "resid_post"]
+    with pytest.raises(ModelError, match="resid_mid"):
+        capture.make_probe(vectors, "probe", ["resid_mid"], model)
 
 
 # ----------------------------------------------------------------------------------------------------------------- live

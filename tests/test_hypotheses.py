@@ -177,6 +177,20 @@ def test_merge_keeps_the_first_and_all_evidence_and_never_drops_a_persons_hypoth
     assert merged[0].evidence == ("1", "2")
 
 
+def test_merge_takes_two_lexicons_for_one_claim_when_they_hold_of_the_same_texts():
+    here = np.arange(100) < 30
+    nearly = here.copy()
+    nearly[[0, 1, 60]] ^= True
+    a = Hypothesis("uses a", "intervention", evidence=("1",), words=("might", "may"))
+    b = Hypothesis("uses b", "intervention", evidence=("2",), words=("there's", "a more"))
+    c = Hypothesis("uses c", "intervention", words=("zebra",))
+    opposite = Hypothesis("uses d", "base", words=("plainly",))
+    held = [here, nearly, np.roll(here, 20), here]
+    assert [h.text for h in merge([a, b, c, opposite], held=held)] == ["uses a", "uses c", "uses d"]
+    assert merge([a, b], held=held[:2])[0].evidence == ("1", "2")
+    assert len(merge([a, b], held=[np.ones(100, bool)] * 2)) == 2, "what holds of every text tells nothing"
+
+
 def test_a_table_gives_the_same_hypotheses_back(tmp_path):
     texts = planted()
     found = [*propose(texts, prompts_of(texts)), Hypothesis("is kind", "base", proposer="person", prompt="asked")]

@@ -28,6 +28,7 @@ SIDES: tuple[Side, Side] = ("base", "intervention")
 COLUMNS = ("hypothesis_id", "text", "direction", "cluster", "evidence", "proposer", "words", "prompt")
 
 MIN_STABILITY = 0.6  # below it a cluster dissolves when prompts are drawn anew (Hennig 2007)
+SAME_TEXTS = 0.6  # correlation over texts from which on two lexicons say one thing in other words
 LEAST_Z = 1.5  # of a word to be in a lexicon: words that are weak alone make a strong hypothesis together
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
@@ -216,6 +217,7 @@ def _sentence(words: Sequence[str], cluster: int, theme: bool) -> str:
 class _Scored:
     hypothesis: Hypothesis
     score: float
+    held: np.ndarray  # [texts] booleans
 
 
 def _score(held: np.ndarray, prompt: np.ndarray, side: np.ndarray, direction: Side) -> float:
@@ -269,7 +271,7 @@ def propose(
         words = tuple(vocabulary.terms[i] for i in members)
         evidence = _evidence(vocabulary, members, ids, prompt_ids, rows & (side == direction))
         text = _sentence(words, cluster, theme)
-        found.append(_Scored(Hypothesis(text, direction, cluster, evidence, "keywords", words), score))
+        found.append(_Scored(Hypothesis(text, direction, cluster, evidence, "keywords", words), score, held))
 
     scopes: list[tuple[dict[Side, int], np.ndarray]] = [({"base": -1, "intervention": -1}, everything)]
     stable = _stable(composition, min_stability)
@@ -311,10 +313,10 @@ def propose(
                 chosen = held & (side == direction)
                 evidence = tuple(map(str, ids[chosen][:10]))
                 hypothesis = Hypothesis(f"{form.says} more often", direction, -1, evidence, "keywords", (form.word,))
-                found.append(_Scored(hypothesis, score))
+                found.append(_Scored(hypothesis, score, held))
 
     ranked = sorted((s for s in found if s.score > 0), key=lambda s: (-s.score, s.hypothesis.hypothesis_id))
-    return merge([s.hypothesis for s in ranked])[:limit]
+    return merge([s.hypothesis for s in ranked], held=[s.held for s in ranked])[:limit]
 
 
 def moved_answers(
@@ -387,22 +389,31 @@ def _alike(a: Iterable[str], b: Iterable[str], least: float) -> bool:
     return bool(one | two) and len(one & two) / len(one | two) >= least
 
 
-def merge(hypotheses: Sequence[Hypothesis], least: float = 0.5) -> list[Hypothesis]:
+def merge(
+    hypotheses: Sequence[Hypothesis], least: float = 0.5, held: Sequence[np.ndarray] | None = None
+) -> list[Hypothesis]:
     """Drop near-duplicates, keeping the first of each and all evidence (at most ten ids).
 
     Two hypotheses are near-duplicates when their direction is the same and at least half of all their words are
-    shared (of their lexicons where both have one, else of their sentences). A person's hypothesis is never merged
-    into another's.
+    shared (of their lexicons where both have one, else of their sentences), or when they hold of nearly the same
+    texts: ``held`` says of each which, ``[texts]`` booleans. A person's hypothesis is never merged into another's.
     """
-    kept: list[Hypothesis] = []
-    for h in hypotheses:
-        for i, k in enumerate(kept):
+    kept: list[tuple[Hypothesis, np.ndarray | None]] = []
+    for h, texts in zip(hypotheses, held if held is not None else [None] * len(hypotheses), strict=True):
+        for i, (k, others) in enumerate(kept):
             by_words = bool(h.words and k.words)
             one, two = (h.words, k.words) if by_words else (tokenize(h.text), tokenize(k.text))
-            same = h.direction == k.direction and _alike(one, two, least if by_words else 0.7)
-            if same and (h.proposer != "person" or k.proposer == "person"):
-                kept[i] = replace(k, evidence=tuple(dict.fromkeys(k.evidence + h.evidence))[:10])
+            same = _alike(one, two, least if by_words else 0.7) or _together(texts, others) >= SAME_TEXTS
+            if same and h.direction == k.direction and (h.proposer != "person" or k.proposer == "person"):
+                kept[i] = replace(k, evidence=tuple(dict.fromkeys(k.evidence + h.evidence))[:10]), others
                 break
         else:
-            kept.append(h)
-    return kept
+            kept.append((h, texts))
+    return [h for h, _ in kept]
+
+
+def _together(one: np.ndarray | None, two: np.ndarray | None) -> float:
+    """Correlation over texts of what holds of them; 0 where one holds of all or of none."""
+    if one is None or two is None or one.std() == 0 or two.std() == 0:
+        return 0.0
+    return float(np.corrcoef(one, two)[0, 1])

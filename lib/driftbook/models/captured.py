@@ -71,8 +71,9 @@ class Probe:
         return projection.reshape(*projection.shape[:-2], len(self.layers), len(self.sites), projection.shape[-1])
 
 
-def make_probe(vectors: VectorSet, method: str, sites: Sequence[str], model: LoadedModel) -> Probe:
-    """All traits of a vector set at every layer and the given sites."""
+def make_probe(vectors: VectorSet, method: str, sites: Sequence[str] | None, model: LoadedModel) -> Probe:
+    """All traits of a vector set at every layer and the given sites, by default those that the vectors have."""
+    sites = sites or vectors.sites
     points = all_points(model, sites)
     matrix = torch.from_numpy(vectors.matrix(vectors.traits, method, points))
     return Probe(points, matrix, vectors.traits, list(range(model.hooks.n_layers)), list(sites))

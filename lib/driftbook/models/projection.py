@@ -219,5 +219,6 @@ def _ignore(h: torch.Tensor) -> None:
 
 
 def all_points(model: LoadedModel, sites: Sequence[str]) -> list[tuple[int, str]]:
-    """Every layer at the given sites, layer by layer; sites that the family lacks are an error of the hook points."""
+    """Every layer at the given sites, layer by layer. Raises ModelError for a site that the family lacks."""
+    model.hooks.points(sites, [])
     return [(layer, site) for layer in range(model.hooks.n_layers) for site in sites]

@@ -21,6 +21,7 @@ Where = Callable[[tuple[str | int, ...]], str]
 """From the keys of a problem to "file:line: "."""
 
 STAGES = ("traits", "capture", "decode", "cluster", "validate")
+ResidualSite = Literal["resid_pre", "resid_mid", "resid_post"]
 
 
 class Section(BaseModel):
@@ -208,7 +209,7 @@ class Traits(Section):
     imports: dict[str, str] = Field(
         {}, description="trait -> persona_vectors .pt file, instead of a direction that is fitted here"
     )
-    site: Literal["resid_pre", "resid_mid", "resid_post"] = "resid_post"
+    site: ResidualSite = "resid_post"
     layer: int | Literal["auto"] = "auto"
     choose: Literal["auc", "steering"] = Field(
         "auc", description="what layer: auto goes by: held-out AUC, or what steering there does to the text"
@@ -251,7 +252,9 @@ class Capture(Section):
     prompts: list[str] = ["params/prompts/prompts_*.txt"]
     tier: Literal[2, 3] = 2
     tier3: Tier3 = Tier3()
-    sites: list[Literal["resid_pre", "resid_mid", "resid_post"]] = ["resid_pre", "resid_mid", "resid_post"]
+    sites: list[ResidualSite] | None = Field(
+        None, min_length=1, description="of the residual stream; null: all that the model has"
+    )
     convention: Literal["producer", "own"] = "own"
     samples: int = Field(4, ge=1)
     max_new_tokens: int = Field(50, ge=1)

@@ -16,7 +16,7 @@ import math
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
@@ -26,6 +26,7 @@ from driftbook.workbook.parameters import (
     Experiment,
     Judge,
     ModelSpec,
+    ResidualSite,
     expand,
     load_experiment,
     resolved,
@@ -266,7 +267,7 @@ def _capture(experiment: Experiment, root: Path, size: Size, speeds: Speeds) -> 
     # Each side's texts are also read by the other side, so that the same tokens can be compared.
     read += answers if samples > section.samples else 0
     directions = len(expand(experiment.traits.files, root)) + experiment.traits.null_vectors
-    projections = 4 * (answers + read) * size.layers * len(section.sites) * directions
+    projections = 4 * (answers + read) * size.layers * len(section.sites or get_args(ResidualSite)) * directions
     internals = 2 * samples * len(raw) * (section.max_new_tokens + _mean_tokens(raw)) * size.width * 8 * size.layers
     what = f"{len(prompts)} prompts x {section.samples} samples x {_sides(experiment)} sides"
     what += f", raw internals of {len(raw)}" if raw else ""
