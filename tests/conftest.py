@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,11 @@ import nbformat
 import pytest
 import yaml
 
-from serve import server as server
+# Test processes side by side share the cores; set before torch is imported, and handed on to kernels.
+_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _PROCESSES)))
+
+from serve import server as server  # noqa: E402
 
 PARAMETERS = {
     "bench-tiny": 'experiment: str = "bench-tiny"\nseed: int = 0\nbench: dict = {}',
