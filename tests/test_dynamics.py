@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import ruptures
 
 from driftbook.evidence.dynamics import BAND, dynamics, dynamics_summary, null_ranges
 
@@ -120,3 +121,13 @@ def test_the_prompt_is_the_unit_of_a_summary():
     found = dynamics_summary(pd.DataFrame(rows), null_ranges(pd.DataFrame(rows).assign(direction=0)), 0)
     first = found.set_index("measure").loc["mean"]
     assert first.base == 5 and first.prompts == 2 and np.isnan(first.intervention)
+
+
+def test_change_points_are_those_of_pelt_on_squared_error():
+    rng = np.random.default_rng(3)
+    for _ in range(30):
+        n = int(rng.integers(8, 50))
+        score = rng.normal(size=n) + np.where(np.arange(n) < n // 3, 0, rng.normal() * 3)
+        noise = (np.median(np.abs(np.diff(score))) / 0.6745) ** 2 / 2
+        plain = ruptures.Pelt(model="l2", min_size=3, jump=1).fit(score[:, None]).predict(pen=3 * np.log(n) * noise)
+        assert dynamics(score).change_points == tuple(plain[:-1])
