@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from driftbook import real_verdicts
 from driftbook.evidence import simulate
 
 WORLD = simulate.World()
@@ -92,3 +93,15 @@ def test_a_fixed_sample_counts_its_calls():
     data = simulate.draw(WORLD, 5, 40, 0)
     assert simulate.fixed_sample(data, 30, 0.05, 0.02).calls == 200 * 30
     assert simulate.fixed_sample(data, 30, 0.05, 0.02, per_call=7).calls == 29 * 30
+
+
+def test_the_design_on_real_verdicts_finds_what_the_strong_judge_sees_and_nothing_where_sides_are_swapped():
+    rng = np.random.default_rng(5)
+    strong = np.clip(rng.normal([[0.75], [0.7], [0.5], [0.5]], 0.25, (4, 150)), 0, 1)
+    cheap = np.clip(strong + rng.normal(0, 0.2, strong.shape), 0, 1)
+    found = real_verdicts.default_design(cheap, strong, [40, 80, 150], 150, 60, 30, 0.05, 0.02, 0.05, 0)
+    assert found["real hypotheses"][0] == 2
+    assert found["power"][0] > 0.9
+    assert found["false discovery rate"][0] <= 0.05
+    assert found["any claim without effects"][0] <= 0.1
+    assert all(low <= value <= high for value, low, high in list(found.values())[1:])

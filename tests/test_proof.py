@@ -13,6 +13,7 @@ from driftbook.decode import PromptSet
 from driftbook.discovery.prompts import Prompt, read_prompts
 from driftbook.discovery.splits import drop_near_duplicates
 from driftbook.errors import ModelError, ParameterError
+from driftbook.evidence.cascade import silent
 from driftbook.evidence.ledger import Ledger
 from driftbook.models.finetune import train_lora
 from driftbook.models.weights import effective_rank, weight_change
@@ -225,6 +226,25 @@ def test_a_budget_is_kept_and_both_sides_are_treated_alike(sampling, budget):
     sides = texts.groupby(["prompt_id", "side"]).size().unstack()
     assert (sides["base"] == sides["intervention"]).all()
     assert set(texts.split) == {"discover", "screen", "validate"}
+
+
+def test_a_budget_of_everything_finds_once_what_every_sampling_would(tmp_path, monkeypatch):
+    harvests, runs = [planted_harvest(0.9, prompts=60)], []
+    real = pipelines.run
+    monkeypatch.setattr(pipelines, "run", lambda *a, **k: runs.append(a[1:3]) or real(*a, **k))
+    rungs = [
+        Rung("old", "exhaustive"),
+        Rung("caches", "uniform", cached=True),
+        Rung("ours", "screened", cached=True, tested="cascade"),
+        Rung("active", "active", cached=True, tested="cascade"),
+    ]
+    ledger = Ledger(tmp_path / "a.sqlite", 0.0)
+    found = pipelines.climb(harvests, rungs, [0.5, 1.0], 4, ledger, Prices(), 0, 0.05, silent)
+    by = {(o.rung, o.budget): o for _, o in found}
+    assert len(by) == 7 and len(runs) == 5, "the old way and ours on everything, three samplings at a half"
+    assert by["caches", 1.0].claims.equals(by["old", 1.0].claims)
+    assert by["active", 1.0].claims.equals(by["ours", 1.0].claims)
+    assert by["active", 1.0].paid.texts == len(harvests[0].texts)
 
 
 def test_screening_takes_the_divergent_prompts_and_spares_a_tenth():

@@ -6,7 +6,7 @@ import torch
 
 from driftbook.errors import BudgetError
 from driftbook.models.local import Tap
-from driftbook.models.projection import ProjectionTap, all_points
+from driftbook.models.projection import PoolTap, ProjectionTap, all_points
 from driftbook.models.replay import TokenSequence, buckets, replay
 from models import fresh, full_logits, hidden_states, hook_count, loaded, replaced_forwards, some_prompts
 
@@ -51,6 +51,30 @@ def test_padded_rows_give_the_logits_of_single_rows(family, attention, max_token
             np.testing.assert_allclose(logits[row, logits.shape[1] - n :].numpy(), expected, atol=2e-4)
             seen.append(i)
     assert sorted(seen) == list(range(len(sequences)))
+
+
+@pytest.mark.parametrize(
+    ("family", "attention"), [("llama", "sdpa"), ("gpt2", "sdpa"), ("gemma2", "eager"), ("olmo2", "eager")]
+)
+@pytest.mark.parametrize("max_tokens", [40, 8192])
+def test_what_all_sequences_begin_with_is_computed_once_and_belongs_to_every_row(family, attention, max_tokens):
+    model, head = loaded(family, attention), some_prompts([11], 9)[0]
+    sequences = [TokenSequence(head + s.prompt_ids, s.response_ids) for s in some_sequences() if s.response_ids]
+    points, widths = all_points(model, ["resid_pre", "resid_post"]), []
+    vectors = torch.randn(len(points), model.hooks.d_model, 3)
+    rows, pool = ProjectionTap(points, vectors), PoolTap(points, len(sequences), model.hooks.d_model, "response_avg")
+    hook = model.model.get_input_embeddings().register_forward_hook(lambda m, a, out: widths.append(out.shape[1]))
+    list(replay(model, sequences, [rows, pool], max_tokens=max_tokens))
+    hook.remove()
+    assert widths[0] >= len(head) and max(widths[1:]) + widths[0] <= max(map(len, sequences))
+    for i, (s, found) in enumerate(zip(sequences, rows.replayed(len(sequences)), strict=True)):
+        hidden = hidden_states(model, s.ids)
+        for p, (layer, site) in enumerate(points):
+            h = hidden[layer + (site == "resid_post")]
+            unit = (vectors[p] / vectors[p].norm(dim=0)).numpy()
+            if layer < model.hooks.n_layers - 1 or site == "resid_pre":  # the last one is normed in hidden_states
+                np.testing.assert_allclose(found.projection[:, p], h @ unit, atol=2e-4)
+                np.testing.assert_allclose(pool.states[i, p], h[len(s.prompt_ids) :].mean(0), atol=2e-4)
 
 
 def test_without_logits_the_states_are_the_same_and_no_vocabulary_product_is_made():

@@ -17,7 +17,8 @@ import pandas as pd
 from driftbook import decode, traits
 from driftbook.discovery import hypotheses
 from driftbook.errors import DriftbookError
-from driftbook.evidence.intervals import bootstrap_mean
+from driftbook.evidence import simulate
+from driftbook.evidence.intervals import bootstrap_mean, wilson
 from driftbook.evidence.judges import EmbeddingJudge, Judge, LexiconJudge
 from driftbook.evidence.ledger import Ledger
 from driftbook.evidence.material import Material
@@ -105,3 +106,43 @@ def agreement(x: Mapping[str, np.ndarray], seed: int) -> pd.DataFrame:
             r = float(np.corrcoef(*both)[0, 1]) if all(v.std() > 0 for v in both) else np.nan
             rows.append((one, other, *bootstrap_mean(same, seed=seed), r))
     return pd.DataFrame(rows, columns=["one", "other", "agreement", "low", "high", "correlation"])
+
+
+def default_design(
+    cheap: np.ndarray,
+    strong: np.ndarray,
+    sizes: Sequence[int],
+    prompts: int,
+    screen: int,
+    runs: int,
+    alpha: float,
+    margin: float,
+    level: float,
+    seed: int,
+) -> dict[str, tuple[float, float, float]]:
+    """How screening by one judge and testing by another does on ``runs`` experiments made of their verdicts
+    ``[hypotheses, prompts]`` (``simulate.resampled``), beside the borderline cascade and fixed samples of ``sizes``.
+
+    Returns:
+        measure to estimate, low and high: false discovery rate, power, share of experiments without effects that
+        confirm anything, the borderline cascade's false discovery rate, calls saved at equal power; and the number of
+        real hypotheses, without an interval.
+    """
+    made = [simulate.resampled(cheap, strong, margin, screen, prompts, s) for s in range(seed, seed + runs)]
+    void = [
+        simulate.resampled(cheap, strong, margin, screen, prompts, s, effects=False) for s in range(seed, seed + runs)
+    ]
+    fixed = [simulate.summarize(lambda d, n=n: simulate.fixed_sample(d, n, alpha, margin), made) for n in sizes]
+    ours, without = (
+        simulate.summarize(lambda d: simulate.screen_then_test(d, prompts, alpha, margin, level), drawn)
+        for drawn in (made, void)
+    )
+    borderline = simulate.summarize(lambda d: simulate.borderline(d, alpha, margin), made)
+    return {
+        "real hypotheses": (float(made[0].real.sum()), np.nan, np.nan),
+        "false discovery rate": simulate.mean_interval(ours.fdp, seed),
+        "power": simulate.mean_interval(ours.power, seed),
+        "any claim without effects": wilson(int((without.fdp > 0).sum()), runs),
+        "borderline: false discovery rate": simulate.mean_interval(borderline.fdp, seed),
+        "calls saved at equal power": simulate.saving(ours, fixed, seed=seed),
+    }

@@ -205,6 +205,8 @@ class Prefix:
         prefix = cls(model)
         chosen = list(indices)
         prompts = [requests[i].prompt_ids for i in chosen]
+        if not prompts:
+            return prefix
         low, high = min(prompts), max(prompts)  # least alike of all
         alike = [a == b for a, b in zip(low, high, strict=False)]
         tokens = min([*alike, False].index(False), min(map(len, prompts)) - 1)

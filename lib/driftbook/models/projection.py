@@ -163,7 +163,7 @@ class ProjectionTap(Tap):
     def replayed(self, sequences: int) -> list[Rows]:
         """One ``Rows`` per replayed sequence, and forget everything."""
         out = [Rows(*self._prompts[i]) for i in range(sequences)]
-        self._prompts = {}
+        self._shared, self._prompts = {}, {}
         return out
 
 
@@ -173,6 +173,8 @@ class PoolTap(Tap):
 
     Windows: ``response_avg``, ``response_first_<n>``, ``response_last``, ``prompt_last``.
     """
+
+    reads_prompts = False  # the last token of a prompt is never among those that are shared
 
     def __init__(self, points: Sequence[tuple[int, str]], sequences: int, d_model: int, window: str):
         self.points = list(points)

@@ -67,9 +67,7 @@ def replay(
         raise BudgetError(f"a sequence of {max(lengths)} tokens exceeds the context of {model.context} tokens")
     body = model.model.base_model if hasattr(model.model, "base_model") else model.model
     with packed_linears(model), attached(model, taps):
-        prefix = Prefix(model)
-        if logits and sequences:
-            prefix = Prefix.of(model, sequences, range(len(sequences)), taps)
+        prefix = Prefix.of(model, sequences, range(len(sequences)), taps)
         for batch in buckets([n - prefix.tokens for n in lengths], max_tokens):
             strengths = [sequences[i].strength for i in batch]
             inputs, whole = prefix.inputs([sequences[i].ids for i in batch], strengths)
@@ -90,7 +88,7 @@ def replay(
             else:  # the vocabulary product is a third of a small model's work: leave it out
                 for tap in taps:
                     tap.before(frame)
-                body(use_cache=False, **inputs)
+                body(use_cache="past_key_values" in inputs, **inputs)
                 for tap in taps:
                     tap.after(frame)
                 yield batch, None

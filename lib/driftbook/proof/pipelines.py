@@ -127,7 +127,7 @@ def choose(harvest: Harvest, rung: Rung, budget: float, seed: int) -> pd.DataFra
     """
     texts = harvest.texts
     seen = texts[texts["split"] == "discover"]
-    if rung.sampling == "exhaustive":
+    if rung.sampling == "exhaustive" or budget >= 1:
         return texts
     held = _thinned(texts[texts["split"] != "discover"], budget, seed)
     return pd.concat([_discover(harvest, seen, rung, budget, seed), held], ignore_index=True)
@@ -311,7 +311,8 @@ def climb(
 ) -> list[tuple[int, Outcome]]:
     """Every rung at every budget on every plant: (number of the harvest, outcome). An exhaustive rung has one budget.
 
-    A rung that only adds caches finds what the one before it found; it is billed anew.
+    A rung that takes the same texts and tests them the same way as one before it (it only adds caches, or the budget
+    pays for everything) finds what that one found; it is billed anew.
     """
     works = [(r, b) for r in rungs for b in ([1.0] if r.sampling == "exhaustive" else budgets)]
     known = {(rung.name, budget): Known() for rung, budget in works}
@@ -320,14 +321,15 @@ def climb(
     for number, harvest in enumerate(harvests):
         done: dict[tuple, Outcome] = {}
         for rung, budget in works:
-            same = done.get((rung.sampling, rung.tested, budget))
+            way = "all" if budget >= 1 else rung.sampling, rung.tested, budget
+            same = done.get(way)
             if same is None:
                 same = run(harvest, rung, budget, clusters, known[rung.name, budget], ledger, prices, seed, alpha)
-                done[rung.sampling, rung.tested, budget] = same
+                done[way] = same
             else:
                 paid = bill(harvest, choose(harvest, rung, budget, seed), rung, known[rung.name, budget])
                 paid.compute, paid.calls, paid.usd = same.paid.compute, same.paid.calls, same.paid.usd
-                same = replace(same, rung=rung.name, paid=paid)
+                same = replace(same, rung=rung.name, budget=budget, paid=paid)
             found.append((number, same))
             bar.update(1)
     bar.close()
