@@ -29,7 +29,7 @@ def test_texts_and_tokens_follow_from_the_parameters():
     texts, tokens = experiment.decode.sampling.max_texts, experiment.decode.max_new_tokens
     assert step(found, "decode").generated == texts * tokens  # what is screened was decoded anyway
     assert step(found, "capture").generated == 24 * 2 * 2 * experiment.capture.max_new_tokens
-    assert "320 prompts" in step(found, "decode").what and found.experiment in written(found)
+    assert "300 prompts" in step(found, "decode").what and found.experiment in written(found)
     assert not any(m in sys.modules for m in ("vllm", "ray"))
 
 
@@ -122,8 +122,8 @@ def test_answers_of_a_server_are_not_counted_as_made_here(tmp_path):
     assert step(found, "capture").generated * 2 == step(both, "capture").generated
     # What a server said is read here instead; its distributions are not known, so there is no screen.
     assert step(found, "capture").read == step(both, "capture").read + step(found, "capture").generated
-    assert step(found, "decode").read == 0 and "480 of them made here, 0 of them screened" in written(found)
-    assert "480 answers are asked of http://localhost:1/v1" in written(found)
+    assert step(found, "decode").read == 0 and "450 of them made here, 0 of them screened" in written(found)
+    assert "450 answers are asked of http://localhost:1/v1" in written(found)
 
 
 def test_answers_in_a_table_are_only_read(tmp_path):
@@ -137,14 +137,14 @@ def test_a_run_says_how_far_its_plan_was_off(tmp_path):
     experiment = load_experiment(REPOSITORY / "params/quickstart.yml")
     layout = Layout.of(REPOSITORY, tmp_path)
     run = Run("decode", experiment, layout, tmp_path / "run", headless=True)
-    made = {"texts": 960.0, "tokens": 24_000.0, "seconds": 300.0}
+    made = {"texts": 900.0, "tokens": 24_000.0, "seconds": 300.0}
     assert held_against(run, made).planned.isna().all()  # no plan was made
     found = planned("quickstart")
     keep(dataclasses.replace(found, speeds=dataclasses.replace(found.speeds, generate=320.0, length=0.75)), layout)
     off = held_against(run, made).set_index("quantity")
-    assert off.planned["texts"] == 960 and off.planned["tokens"] == 960 * 32 * 0.75
-    assert off.planned["seconds"] == pytest.approx(960 * 32 * 0.75 / 320)
-    assert off.was_over_planned[["texts", "tokens", "seconds"]].tolist() == pytest.approx([1, 25 / 24, 300 / 72])
+    assert off.planned["texts"] == 900 and off.planned["tokens"] == 900 * 32 * 0.75
+    assert off.planned["seconds"] == pytest.approx(900 * 32 * 0.75 / 320)
+    assert off.was_over_planned[["texts", "tokens", "seconds"]].tolist() == pytest.approx([1, 10 / 9, 300 / 67.5])
     assert 0 < off.planned["memory, MB"] < 10_000 and off.was["memory, MB"] > 0
     # A plan of other parameters says nothing about this run.
     other = experiment.model_copy(update={"seed": 1})

@@ -3,15 +3,19 @@ choice."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 
@@ -136,6 +140,19 @@ def resolve(name: str, cache: Path) -> str:
     return name
 
 
+@contextlib.contextmanager
+def _read_once() -> Iterator[None]:
+    """While active, a GGUF file is parsed once, and the names of its tensors are worked out once: transformers does the
+    first for configuration, weights and tokenizer each, and the second for every module."""
+    import gguf
+
+    names = ("GGUFReader", "get_tensor_name_map")
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.enter_context(mock.patch.object(gguf, name, functools.cache(getattr(gguf, name))))
+        yield
+
+
 def _converted(gguf: Path, cache: Path, name: str) -> Path:
     """A safetensors folder with the weights of a GGUF file, dequantized to float32. Safe under concurrent callers."""
     folder = cache / "models" / name
@@ -146,8 +163,9 @@ def _converted(gguf: Path, cache: Path, name: str) -> Path:
     staging = folder.with_name(f".{name}.{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    with _read_once():
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # The weights are plain float32 now; transformers refuses to save them while the quantizer is attached.
     model.hf_quantizer, model.is_quantized = None, False
     del model.config.quantization_config
