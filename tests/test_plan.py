@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from pathlib import Path
 
@@ -110,7 +111,8 @@ def changed(folder: Path, intervention: str, name: str = "quickstart", screen: s
         (folder / "params" / linked).symlink_to(REPOSITORY / "params" / linked)
     text = (REPOSITORY / f"params/{name}.yml").read_text()
     before, after = text.split("intervention:", 1)[0], text.split("engine:", 1)[1]
-    after = after.replace("decode:\n", f"decode:\n  screen: {{{screen}}}\n") if screen else after
+    if screen:
+        after = re.sub(r"(?m)^  screen:.*\n", "", after).replace("decode:\n", f"decode:\n  screen: {{{screen}}}\n")
     (folder / f"params/{name}.yml").write_text(f"{before}intervention: {intervention}\nengine:{after}")
     return plan(folder / f"params/{name}.yml", Layout.of(folder), calibrate=False)
 
