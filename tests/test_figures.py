@@ -201,6 +201,11 @@ def test_ticks_are_round_and_inside() -> None:
     assert nice_ticks(2, 2) == [2]
 
 
+def test_ticks_of_large_numbers_are_written_out() -> None:
+    svg = picture(figures.curve([1000, 20000], [723, 1442], title="t", caption="n = 2").plotly)
+    assert ">20,000<" in svg and ">1,400<" in svg and "e+0" not in svg
+
+
 def test_a_log_axis_puts_powers_at_equal_distances() -> None:
     axis = Axis("log", 0, 2, 0, 100, "", [], [], True, True)
     assert axis.position([1, 10, 100]).tolist() == [0, 50, 100]

@@ -202,9 +202,12 @@ def test_records_with_little_in_them_are_drawn(tmp_path: Path, monkeypatch) -> N
 
 
 def test_a_bench_has_a_report_of_its_own(tmp_path: Path, monkeypatch) -> None:
-    folder = pages.run(tmp_path / "bench-embed", [pages.forest()], monkeypatch, experiment="bench-embed")
-    page = Page(render_stage(folder).read_text())
+    staging = tmp_path / ".staging-bench-embed-7"  # where the runner builds it
+    folder = pages.run(staging, [pages.forest()], monkeypatch, experiment="bench-embed", stage="bench-embed")
+    html = render_stage(folder).read_text()
+    page = Page(html)
     assert "../index.html" in page.addresses and not any("/report.html" in a for a in page.addresses)
+    assert "staging" not in html and "bench-embed</" in html
 
 
 @pytest.mark.parametrize("name", ["run.json", "notebook.ipynb"])

@@ -168,7 +168,7 @@ def _ticks(
     else:
         percent = (spec.tickformat or "").endswith("%")
         ticks = nice_ticks(low, high, most=max(3, int(pixels / (65 if side == "x" else 36))))
-        pairs = [(v, f"{v:.3g}".replace("-", "−") if not percent else f"{v:.0%}") for v in ticks]
+        pairs = [(v, format_number(v) if not percent else f"{v:.0%}") for v in ticks]
     pairs = [(v, t) for v, t in pairs if low - 1e-9 <= v <= high + 1e-9]
     room = max(1, int(pixels / (15 if side == "y" else 26)))
     stride = math.ceil(len(pairs) / room)

@@ -86,7 +86,7 @@ def _source(notebook: Path, cell: int | None) -> str:
 
 def _links(stage: str, folder: Path) -> list[Link]:
     if stage not in STAGES:
-        return [Link("All experiments", "../index.html"), Link(folder.name, here=True)]
+        return [Link("All experiments", "../index.html"), Link(stage, here=True)]
     others = [s for s in STAGES if s == stage or (folder.parent / s / "run.json").is_file()]
     return [
         Link("Experiment", "../index.html"),
