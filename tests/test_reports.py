@@ -201,6 +201,17 @@ def test_records_with_little_in_them_are_drawn(tmp_path: Path, monkeypatch) -> N
     assert "Which behaviours moved?" in render_stage(folder).read_text()
 
 
+def test_a_range_of_turns_is_not_called_an_interval(tmp_path: Path, monkeypatch) -> None:
+    shown = [
+        {"label": "speedup", "value": 3.0, "low": 2.0, "high": 4.0, "spread": "range of the turns"},
+        {"label": "recall", "value": 0.5, "low": 0.25, "high": 0.75},
+    ]
+    folder = pages.run(tmp_path / "bench-embed", [], monkeypatch, experiment="bench-embed", headlines=shown)
+    html = render_stage(folder).read_text()
+    assert "range of the turns 2 to 4" in html and "95% interval 2 to 4" not in html
+    assert "95% interval 0.25 to 0.75" in html
+
+
 def test_a_bench_has_a_report_of_its_own(tmp_path: Path, monkeypatch) -> None:
     staging = tmp_path / ".staging-bench-embed-7"  # where the runner builds it
     folder = pages.run(staging, [pages.forest()], monkeypatch, experiment="bench-embed", stage="bench-embed")

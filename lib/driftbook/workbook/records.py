@@ -86,7 +86,8 @@ def _headline(entry: Mapping[str, Any]) -> Headline:
     value, low, high, baseline = (entry.get(k) for k in ("value", "low", "high", "baseline"))
     unit = str(entry.get("unit") or "")
     sign = "%" if unit == "%" else ""
-    interval = f"95% interval {amount(low)}{sign} to {amount(high)}{sign}" if finite(low) and finite(high) else ""
+    spread = str(entry.get("spread") or "95% interval")
+    interval = f"{spread} {amount(low)}{sign} to {amount(high)}{sign}" if finite(low) and finite(high) else ""
     beside = f"baseline {amount(baseline)}{sign}" if finite(baseline) else str(baseline or "")
     picture = interval_picture(value, low, high, reference(baseline))
     return Headline(str(entry.get("label", "")), amount(value) + sign, "" if sign else unit, interval, beside, picture)

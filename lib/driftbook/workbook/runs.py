@@ -220,9 +220,12 @@ class Run:
         high: float | None = None,
         baseline: float | str | None = None,
         unit: str = "",
+        spread: str = "95% interval",
     ) -> None:
-        """One of three to five figures at the top of the report, with its interval and what to compare it to."""
+        """One of three to five figures at the top of the report, with its interval and what to compare it to;
+        ``spread`` says what ``low`` and ``high`` are."""
         entry = {"label": label, "value": value, "low": low, "high": high, "baseline": baseline, "unit": unit}
+        entry["spread"] = spread
         self.headlines.append(plain(entry))
 
     def progress(self, source: int | Iterable[Any] | None, label: str, unit: str = "items") -> Progress | Bar:
