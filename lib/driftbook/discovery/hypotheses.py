@@ -159,7 +159,7 @@ def log_odds(up: np.ndarray, down: np.ndarray, background: np.ndarray, strength:
     mass = prior.sum()
 
     def logit(y: np.ndarray) -> np.ndarray:
-        return np.log((y + prior) / (y.sum() + mass - y - prior))
+        return np.log((y + prior) / np.maximum(y.sum() + mass - y - prior, 0.01))  # of all other words
 
     return (logit(up) - logit(down)) / np.sqrt(1 / (up + prior) + 1 / (down + prior))
 
