@@ -69,7 +69,7 @@ docs: setup ## make the example report in docs/example again
 	$(DRIFTBOOK) example quickstart docs/example/index.html
 
 test: setup lint ## all tests, offline
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup ## ruff
 	$(BIN)/ruff check lib tests
