@@ -14,7 +14,7 @@ import pytest
 
 from driftbook import cluster as stage
 from driftbook.errors import DriftbookError
-from driftbook.workbook.parameters import Cluster, validate_cell
+from driftbook.workbook.parameters import Cluster, load_experiment, validate_cell
 
 TOPICS = {
     "garden": "The tomatoes want sun, water the soil in the morning and cut the leaves",
@@ -340,7 +340,8 @@ def test_the_notebooks_parameters_validate_and_it_holds_no_outputs():
     values: dict = {}
     exec(tagged[0], {}, values)
     values.pop("__annotations__", None)
-    assert validate_cell("cluster", values).cluster.clusters == 30
+    quickstart = load_experiment(Path(__file__).parents[1] / "params/quickstart.yml")
+    assert validate_cell("cluster", values).cluster == quickstart.cluster
     assert not any(c.get("outputs") for c in own)
     assert not any(re.search(r"^(def|class) ", source, flags=re.M) for source in code)
 
