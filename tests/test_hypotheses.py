@@ -50,7 +50,7 @@ def test_planted_words_come_first_with_direction_and_evidence():
     first = propose(texts, prompts_of(texts))[0]
     assert first.direction == "intervention" and first.cluster == -1
     assert len(set(first.words) & set(HEDGES)) >= 3
-    assert first.text.startswith('uses words such as "')
+    assert first.text.startswith('says "')
     evidence = texts.set_index("text_id").loc[list(first.evidence)]
     assert (evidence["side"] == "intervention").all() and evidence["prompt_id"].nunique() == 10
     assert all(set(tokenize(t)) & set(first.words) for t in evidence["text"])
