@@ -210,7 +210,8 @@ def _sentence(words: Sequence[str], cluster: int, theme: bool) -> str:
     quoted = ", ".join(f'"{w}"' for w in words[:4])
     if theme:
         return f"gives answers of the kind of cluster {cluster}, with words such as {quoted}, more often"
-    return f"says {quoted} and the like more often"  # what tells claims apart comes first: labels are cut
+    like = " and the like" if len(words) > 1 else ""
+    return f"says {quoted}{like} more often"  # what tells claims apart comes first: labels are cut
 
 
 @dataclass(frozen=True)
