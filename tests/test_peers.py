@@ -11,7 +11,7 @@ from driftbook.models import peers
 from driftbook.models.benchmarks import random_probe
 from driftbook.models.loading import load
 from driftbook.models.projection import all_points
-from driftbook.workbook.parameters import ModelSpec
+from driftbook.workbook.parameters import RESIDUAL_SITES, ModelSpec
 from models import hidden_states, saved, some_prompts
 
 PROMPTS = some_prompts([5, 9, 2])
@@ -21,7 +21,7 @@ PROMPTS = some_prompts([5, 9, 2])
 def ours(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     model = load(ModelSpec(model=str(saved(folder / "tiny")), dtype="float32"), folder)
-    vectors = random_probe(model, all_points(model, peers.SITES), 4, 0)
+    vectors = random_probe(model, all_points(model, RESIDUAL_SITES), 4, 0)
     result, rows = peers.run_ours(model, PROMPTS, vectors, 6, repeats=1)
     return model, vectors, result, rows
 

@@ -29,7 +29,7 @@ from driftbook.models.loading import load
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.traitfiles import read_traits
 from driftbook.store import ShardStore
-from driftbook.workbook.parameters import Decode, ModelSpec, Steer, Traits
+from driftbook.workbook.parameters import RESIDUAL_SITES, Decode, ModelSpec, Steer, Traits
 from driftbook.workbook.parameters import Judge as JudgeSpec
 
 
@@ -55,9 +55,9 @@ def material(
     wanted = Traits()
     model = load(ModelSpec(), cache)
     answers = [traits.written_answers(model, one) for one in read_traits([trait], root)]
-    contrasts = traits.read_contrasts(model, answers, traits.SITES, wanted.window, cache)
+    contrasts = traits.read_contrasts(model, answers, RESIDUAL_SITES, wanted.window, cache)
     method, choice = "mean_difference", (wanted.site, wanted.layer, wanted.depth, wanted.window, wanted.scenarios)
-    vectors, _ = traits.fit_vectors(model, contrasts, traits.SITES, method, *choice, 2, 1, seed, [method])
+    vectors, _ = traits.fit_vectors(model, contrasts, RESIDUAL_SITES, method, *choice, 2, 1, seed, [method])
     steer = Steer(trait=Path(trait).stem, coefficient=coefficient)
     pair = open_pair(ModelSpec(), steer, cache, root, vectors)
     ids = decode.encode(pair, chosen, max_new_tokens)

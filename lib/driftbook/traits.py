@@ -24,13 +24,12 @@ from driftbook.models.sampling import stream_seed
 from driftbook.models.traitfiles import Score, Trait, recipe
 from driftbook.models.vectors import VectorRecord, VectorSet
 from driftbook.store import ShardStore, digest
-
-SITES = ("resid_pre", "resid_mid", "resid_post")
+from driftbook.workbook.parameters import RESIDUAL_SITES
 
 
 def sites_of(model: LoadedModel) -> list[str]:
     """The residual-stream sites of a model: all three, or two where attention and MLP run side by side."""
-    return [site for site in SITES if site in model.hooks.sites]
+    return [site for site in RESIDUAL_SITES if site in model.hooks.sites]
 
 
 # -------------------------------------------------------------------------------------------------------------- answers

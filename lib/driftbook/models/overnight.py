@@ -173,13 +173,13 @@ def one_batch(work: Work) -> dict[str, float]:
     from driftbook.models.replay import TokenSequence
     from driftbook.models.sampling import SamplingParams, stream_seed
     from driftbook.models.tier3 import capture_tier3
-    from driftbook.workbook.parameters import ModelSpec
+    from driftbook.workbook.parameters import RESIDUAL_SITES, ModelSpec
 
     clock = _Clock()
     folder = Path(work.folder)
     model = load(ModelSpec(model=work.model), Path(work.cache))
     model = dataclasses.replace(model, eos_ids=frozenset())
-    points = all_points(model, ["resid_pre", "resid_mid", "resid_post"])
+    points = all_points(model, RESIDUAL_SITES)
     clock.lap("load")
     generator = torch.Generator().manual_seed(0)
     tap = ProjectionTap(points, torch.randn(len(points), model.hooks.d_model, work.traits, generator=generator))

@@ -26,8 +26,8 @@ from driftbook.models.local import LocalEngine, Request
 from driftbook.models.projection import ProjectionTap, Rows, all_points
 from driftbook.models.replay import TokenSequence, replay
 from driftbook.models.sampling import SamplingParams
+from driftbook.workbook.parameters import RESIDUAL_SITES
 
-SITES = ("resid_pre", "resid_mid", "resid_post")
 WORKS = ("live", "replay")
 NAMES = {"transformer_lens": "TransformerLens", "nnsight": "nnsight", "transformers": "hooks written by hand"}
 COLUMNS = (
@@ -139,7 +139,7 @@ def run_ours(
     seconds: dict[str, list[float]] = {work: [] for work in WORKS}
     cpu: dict[str, list[float]] = {work: [] for work in WORKS}
     for turn in range(repeats + 1):
-        tap = ProjectionTap(all_points(model, SITES), vectors)
+        tap = ProjectionTap(all_points(model, RESIDUAL_SITES), vectors)
         wall, used = [time.perf_counter()], [time.process_time()]
         done = {c.index: c.token_ids for c in engine.generate(requests, params, [tap])}
         lengths = [len(p) + max_new_tokens for p in prompts]

@@ -22,6 +22,7 @@ Where = Callable[[tuple[str | int, ...]], str]
 
 STAGES = ("traits", "capture", "decode", "cluster", "validate")
 ResidualSite = Literal["resid_pre", "resid_mid", "resid_post"]
+RESIDUAL_SITES: tuple[ResidualSite, ...] = typing.get_args(ResidualSite)
 
 
 class Section(BaseModel):

@@ -16,17 +16,17 @@ import math
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 
 from driftbook.discovery.prompts import Prompt, read_prompts
 from driftbook.workbook.parameters import (
+    RESIDUAL_SITES,
     BenchExperiment,
     Experiment,
     Judge,
     ModelSpec,
-    ResidualSite,
     expand,
     load_experiment,
     resolved,
@@ -267,7 +267,7 @@ def _capture(experiment: Experiment, root: Path, size: Size, speeds: Speeds) -> 
     # Each side's texts are also read by the other side, so that the same tokens can be compared.
     read += answers if samples > section.samples else 0
     directions = len(expand(experiment.traits.files, root)) + experiment.traits.null_vectors
-    projections = 4 * (answers + read) * size.layers * len(section.sites or get_args(ResidualSite)) * directions
+    projections = 4 * (answers + read) * size.layers * len(section.sites or RESIDUAL_SITES) * directions
     internals = 2 * samples * len(raw) * (section.max_new_tokens + _mean_tokens(raw)) * size.width * 8 * size.layers
     what = f"{len(prompts)} prompts x {section.samples} samples x {_sides(experiment)} sides"
     what += f", raw internals of {len(raw)}" if raw else ""
