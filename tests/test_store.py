@@ -67,7 +67,7 @@ def test_a_damaged_shard_is_dropped_with_a_warning_and_made_again(tmp_path, kind
 
 def test_a_writer_that_fails_leaves_nothing(tmp_path):
     store = ShardStore(tmp_path)
-    with pytest.raises(Exception, match=""):
+    with pytest.raises(Exception, match="Unknown dtype"):
         store.put_arrays("abcd", {"names": np.array(["text"], dtype=object)})
     assert store.arrays("abcd") is None
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
