@@ -72,13 +72,6 @@ def test_a_prompt_gives_no_more_than_both_sides_have():
     assert texts.groupby("side").size().tolist() == [3, 3]
 
 
-def test_without_divergence_screening_is_uniform():
-    held = read(js=None)
-    assert held.divergence(0.5, 0.1) is None
-    counts = pool.sample(held, "screened", 320, rounds=1, samples=2).groupby("prompt_id").size()
-    assert set(counts) == {8}
-
-
 def test_bad_tables_are_refused():
     with pytest.raises(DriftbookError, match="no column text"):
         pool.read_texts(table().drop(columns="text"), PROMPTS, vectors)
@@ -89,8 +82,50 @@ def test_bad_tables_are_refused():
 def test_strategies_are_compared_on_texts_that_exist():
     pools = [read(seed=s) for s in range(3)]
     depths = {"exhaustive": [8], "uniform": [3, 6], "screened": [3, 6], "active": [3, 6]}
-    table = savings.replay_strategies(pools, depths, rounds=2, samples=2)
+    table = savings.replay_strategies(pools, depths, rounds=2, samples=2, clusters=3)
     assert set(table.seed) == {0, 1, 2} and "likelihood" not in table
     assert table[table.strategy == "exhaustive"].families.all() and table.texts.max() == 2 * 40 * 8
     saved = savings.savings(table, resamples=20)
     assert saved["texts_saved_screened"][0] > 1
+    everything = table[table.strategy == "exhaustive"]
+    assert everything.ami.to_numpy() == pytest.approx(1) and everything.share_error.to_numpy() == pytest.approx(0)
+    fewer = table[table.strategy == "uniform"]
+    assert (fewer.share_error > 0).all() and fewer.clusters.mean() > 0.5
+
+
+def test_a_pool_where_nothing_was_planted_has_no_recall_and_counts_what_moved():
+    held = read(planted={}, name="nothing")
+    table = savings.replay_strategies(
+        [held], {"uniform": [4], "screened by answers": [4]}, rounds=1, samples=2, clusters=3
+    )
+    assert table[["plain", "families", "weighted", "clusters"]].isna().all(axis=None) and (table.moved >= 1).all()
+    assert table.pool.tolist() == ["nothing"] * 2
+
+
+def test_by_answers_nobody_is_told_the_divergence():
+    told = read(js={p.prompt_id: float(p.family == "family 3") for p in PROMPTS})  # of the wrong family
+    depths = {"screened": [4], "screened by answers": [4]}
+    table = savings.replay_strategies([told], depths, rounds=1, samples=2, clusters=3).set_index("strategy")
+    untold = savings.replay_strategies([read(js=None)], depths, rounds=1, samples=2, clusters=3).set_index("strategy")
+    columns = ["texts", "plain", "families", "clusters", "ami", "share_error"]
+    same = table.loc["screened by answers", columns].astype(float)
+    assert same.tolist() == untold.loc["screened", columns].astype(float).tolist()
+    assert table.loc["screened", "share_error"] != table.loc["screened by answers", "share_error"]
+
+
+def test_a_cluster_picks_out_a_behaviour_where_it_grew_on_the_right_side():
+    labels = np.array([0] * 10 + [1] * 10 + [2] * 20)
+    shows = np.arange(40) < 8
+    moved = pd.DataFrame({"cluster": [0, 1, 2], "difference": [0.2, -0.1, -0.1], "q": [0.01, 0.01, 0.5]})
+    assert savings.grown(moved, labels, shows, 1)
+    assert not savings.grown(moved, labels, shows, -1)  # cluster 1 shrank, and does not hold them
+    assert not savings.grown(moved.assign(q=0.2), labels, shows, 1)
+    assert not savings.grown(moved, labels, np.arange(40) % 2 == 0, 1)
+    assert not savings.grown(moved, labels, np.ones(40, bool), 1)
+
+
+def test_differences_of_shares_are_weighted():
+    side = pd.Series(["base"] * 3 + ["intervention"] * 3)
+    labels, weight = np.array([0, 0, 1, 1, 1, 0]), np.array([1, 1, 2, 1, 1, 2.0])
+    assert savings.share_differences(labels, side, weight).tolist() == [0.0, 0.0]
+    assert savings.share_differences(labels, side, np.ones(6), 3) == pytest.approx([-1 / 3, 1 / 3, 0])

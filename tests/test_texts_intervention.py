@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from types import SimpleNamespace
 
 import pandas as pd
@@ -14,7 +15,7 @@ from driftbook.models.interventions import open_pair
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.tables import read_table
 from driftbook.models.tiny import tiny_model, tiny_tokenizer
-from driftbook.workbook.parameters import Decode, Engine, ModelSpec, Texts
+from driftbook.workbook.parameters import Decode, Experiment, ModelSpec, Texts
 
 SHARES = {"discover": 0.5, "screen": 0.2, "validate": 0.3}
 SUBJECTS = [
@@ -54,7 +55,7 @@ def run_of(tmp_path, **section):
     silent = SimpleNamespace(update=lambda n=1: None)
     return SimpleNamespace(
         section=Decode(**section),
-        params=SimpleNamespace(engine=Engine()),
+        params=Experiment(experiment="x"),
         cache=tmp_path / "cache",
         seed=0,
         progress=lambda *a: silent,
@@ -84,10 +85,79 @@ def test_decode_hands_on_the_texts_of_the_table(base, tmp_path, suffix):
         assert row.text == f"{row.side} on {subject}, number {row.sample_index}: <b>\u00e9\u00a0NA"
         assert tiny_tokenizer().decode(row.token_ids) == row.text
     assert set(texts.family) == {"facts"} and set(texts.engine) == {"texts"} and texts.text_id.is_unique
-    # All there is in discover, the fixed design elsewhere, and nothing to screen with.
+    # All there is in discover, the fixed design elsewhere; one family: nothing to tell prompts apart by.
     count = texts.groupby(["split", "side", "prompt_id"]).size()
     assert set(count["discover"]) == {3} and set(count["screen"]) == set(count["validate"]) == {2}
     assert found.divergence.js.isna().all() and found.divergence.kept.all()
+
+
+def families(samples: int = 4) -> pd.DataFrame:
+    """Both sides talk of the subject, but about animals the intervention talks of money."""
+    rows = []
+    for k in range(60):
+        family = ("animals", "weather", "music")[k % 3]
+        for s in range(samples):
+            for side in ("base", "intervention"):
+                told = (
+                    "The bank raises interest rates and taxes" if (family, side) == ("animals", "intervention") else ""
+                )
+                text = told or f"Many people like {family}, and so do I, number {s}"
+                asked = hashlib.sha256(str(k).encode()).hexdigest()
+                rows.append((side, f"{asked[:8]} {asked[8:16]}, {asked[16:24]}?", f"{text}; {k}.", family))
+    return pd.DataFrame(rows, columns=["side", "prompt", "text", "family"])
+
+
+def test_texts_are_screened_by_the_distance_between_answers(base, tmp_path):
+    families().to_parquet(tmp_path / "made.parquet")
+    section = {"samples": 1, "screen": {"keep": 0.34}, "sampling": {"max_texts": 160, "rounds": 1}}
+    prompts, found = decoded(base, tmp_path / "made.parquet", tmp_path, **section)
+    assert found.families.family[0] == "animals" and found.families.p[0] < 0.01 < found.families.p[1:].min()
+    divergence = found.divergence.assign(
+        family=found.divergence.prompt_id.map({p.prompt_id: p.family for p in prompts.prompts})
+    )
+    discover = [i for i, s in enumerate(prompts.splits) if s == "discover"]
+    assert sorted(divergence.prompt_id) == sorted(prompts.prompts[i].prompt_id for i in discover)
+    assert divergence.kept[divergence.family == "animals"].all() and divergence.js.isna().all()
+    assert 0.3 < divergence.kept.mean() < 0.4
+    each = found.texts[found.texts.split == "discover"].groupby("family").size() / divergence.family.value_counts()
+    assert each["animals"] > 1.5 * each.drop("animals").max()
+    said = decode.answer(found, decode.family_divergence(found.divergence, prompts, 0))
+    assert "exact divergence was not measured: the answers of base and intervention were made elsewhere" in said
+    assert "differ beyond chance in 1 of 3 families, most on animals" in said
+    assert set(decode.most_divergent(found, prompts, 5).energy) == {found.families.energy[0]}
+    assert decode.headline_divergence(found.divergence, 0) == []
+
+
+def test_a_table_of_several_changes_is_read_one_change_at_a_time(base, tmp_path):
+    path = tmp_path / "made.parquet"
+    one, other = table(2), table(2)
+    shown = pd.concat(
+        [
+            one.assign(change=one.side.map({"base": None, "intervention": "loud 1"})),
+            other[other.side == "intervention"].assign(change="loud 2", text=lambda t: t.text.str.upper()),
+        ]
+    )
+    shown.to_parquet(path)
+    read = {c: read_table(path, c) for c in ("loud 1", "loud 2")}
+    assert {k: len(v) for k, v in read["loud 2"].texts.items()} == {
+        k: len(v) for k, v in read_table(path_of(one, tmp_path)).texts.items()
+    }
+    for (side, prompt_id), texts in read["loud 2"].texts.items():
+        plain = read["loud 1"].texts[side, prompt_id]
+        assert texts == ([t.upper() for t in plain] if side == "intervention" else plain)
+    keys = {open_pair(base, Texts(path=str(path), change=c), tmp_path, tmp_path).intervention.key for c in read}
+    assert len(keys) == 2
+    with pytest.raises(DriftbookError, match="several changes: loud 1, loud 2; say which"):
+        read_table(path)
+    with pytest.raises(DriftbookError, match=r"no change 'soft'.*loud 1, loud 2"):
+        read_table(path, "soft")
+    with pytest.raises(DriftbookError, match="no column change"):
+        read_table(path_of(one, tmp_path), "loud 1")
+
+
+def path_of(rows: pd.DataFrame, folder):
+    rows.to_parquet(folder / "plain.parquet")
+    return folder / "plain.parquet"
 
 
 def test_what_is_in_the_table_decides_the_key(base, tmp_path):

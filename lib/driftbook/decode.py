@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import torch
 
 from driftbook.discovery.prompts import Prompt, check_lengths, read_prompts, to_frame
 from driftbook.discovery.splits import drop_near_duplicates, sample_prompts, split_prompts
+from driftbook.discovery.two_sample import COLUMNS as FAMILY_COLUMNS
+from driftbook.discovery.two_sample import energy_of_prompts, family_energy
 from driftbook.errors import BudgetError, PromptError
 from driftbook.evidence.intervals import bootstrap_mean
 from driftbook.models.answers import Engine, Question, text_of
@@ -321,7 +323,7 @@ def screen_divergence(
         )
     divergence = pd.DataFrame(
         rows, columns=["prompt_id", "kl", "kl_low", "kl_high", "js", "js_low", "js_high", "n_tokens"]
-    )
+    ).assign(energy=np.nan)
     if sampling is not None:
         told = pd.Series(told_by(held["log_ratio"])).groupby(scored.prompt_id.to_numpy()).mean()
         divergence["told"] = divergence.prompt_id.map(told)
@@ -400,16 +402,38 @@ def _mean_interval(x: np.ndarray) -> tuple[float, float, float]:
     return float(x.mean()), max(0.0, float(x.mean()) - half), float(x.mean()) + half
 
 
-def keep_divergent(divergence: pd.DataFrame, keep: float, floor: float) -> pd.DataFrame:
-    """Mark the share ``keep`` of prompts with the largest JS, and give every prompt its propensity: 1 when kept, else
-    ``floor``.
+def screen_answers(
+    run: Any, prompts: PromptSet, texts: pd.DataFrame, samples: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The screen where next tokens cannot be compared: energy distance between the answers of the sides, per family.
 
-    No prompt is made invisible: what is not kept is sampled at the floor rate and weighted up by it.
+    Returns:
+        ``divergence`` (one row a discover prompt: ``energy`` is that of its family; kl and js are NaN) and the families
+        (``two_sample.family_energy``).
+    """
+    from driftbook.discovery.strategies import cached_embed
+
+    seen = texts[(texts.split == "discover") & (texts.sample_index < samples)].reset_index(drop=True)
+    families = family_energy(seen, cached_embed(run)(seen.text.tolist()), run.seed)
+    family_of = seen.drop_duplicates("prompt_id").set_index("prompt_id")["family"]
+    energy = energy_of_prompts(families, family_of).set_index("prompt_id")["energy"]
+    unknown = _no_divergence(prompts).set_index("prompt_id").drop(columns=["kept", "propensity"])
+    return unknown.loc[energy.index].assign(energy=energy).reset_index(), families
+
+
+def keep_divergent(divergence: pd.DataFrame, keep: float, floor: float) -> pd.DataFrame:
+    """Mark the share ``keep`` of prompts with the largest JS (``energy`` of their family, where only texts could be
+    compared), and give every prompt its propensity: 1 when kept, else ``floor``.
+
+    No prompt is made invisible: what is not kept is sampled at the floor rate and weighted up by it. Where nothing
+    tells prompts apart, all are kept.
     """
     out = divergence.copy()
-    n = max(1, round(keep * len(out)))
+    by_family = "energy" in out and out.js.isna().all()
+    size = out.energy if by_family else out.js
+    n = len(out) if by_family and size.nunique() < 2 else max(1, round(keep * len(out)))
     kept = np.zeros(len(out), bool)
-    kept[np.argsort(-out.js.to_numpy(), kind="stable")[:n]] = True
+    kept[np.argsort(-size.to_numpy(), kind="stable")[:n]] = True
     out["kept"] = kept
     out["propensity"] = np.where(kept, 1.0, floor)
     return out
@@ -453,7 +477,8 @@ class Decoded:
     profile: pd.DataFrame
     tokens: int
     decode_seconds: float
-    unscreened: str = ""  # why there is no divergence
+    unscreened: str = ""  # why there is no divergence of next tokens
+    families: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=FAMILY_COLUMNS))  # by their answers
 
 
 def decode_rounds(run: Any, pair: Pair, prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]]) -> Decoded:
@@ -484,7 +509,11 @@ def decode_rounds(run: Any, pair: Pair, prompts: PromptSet, ids: dict[str, list[
     rounds = [_round_row(0, texts)]
     divergence = profile = None
     unscreened = pair.no_divergence() if d.screen.enabled else "decode.screen.enabled is false"
-    if not unscreened:
+    families = pd.DataFrame(columns=FAMILY_COLUMNS)
+    if unscreened and d.screen.enabled:
+        divergence, families = screen_answers(run, prompts, texts, d.screen.samples)
+        divergence = keep_divergent(divergence, d.screen.keep, d.screen.floor)
+    elif not unscreened:
         bar = run.progress(
             int(((texts.split == "discover") & (texts.sample_index < d.screen.samples)).sum()),
             "divergence",
@@ -539,6 +568,7 @@ def decode_rounds(run: Any, pair: Pair, prompts: PromptSet, ids: dict[str, list[
         int(texts.token_ids.map(len).sum()),
         float(texts.seconds.sum()),
         unscreened,
+        families,
     )
 
 
@@ -574,7 +604,7 @@ def _no_divergence(prompts: PromptSet) -> pd.DataFrame:
     """Every discover prompt kept, when nothing was screened."""
     chosen = [p.prompt_id for p, s in zip(prompts.prompts, prompts.splits, strict=True) if s == "discover"]
     out = pd.DataFrame({"prompt_id": chosen})
-    for column in ("kl", "kl_low", "kl_high", "js", "js_low", "js_high"):
+    for column in ("kl", "kl_low", "kl_high", "js", "js_low", "js_high", "energy"):
         out[column] = np.nan
     return out.assign(n_tokens=0, kept=True, propensity=1.0)
 
@@ -599,6 +629,8 @@ def write(run: Any, prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]], p
     run.metric("texts_scored", int(decoded.texts.log_ratio.notna().sum()))
     if "told" in decoded.divergence:
         run.metric("told_mean", float(decoded.divergence.told.mean()))
+    if len(decoded.families):
+        run.metric("energy_largest", float(decoded.families.energy.max()))
     if decoded.divergence.js.notna().any():
         run.metric("js_mean", float(decoded.divergence.js.mean()))
         run.metric("kl_mean", float(decoded.divergence.kl.mean()))
@@ -687,6 +719,22 @@ def family_divergence(divergence: pd.DataFrame, prompts: PromptSet, seed: int) -
     return out.sort_values("js", ascending=False, kind="stable").reset_index(drop=True)
 
 
+ENERGY_CAPTION = (
+    "Energy distance between the embedded answers of the two sides, each pair from two prompts of a family; 0: alike. "
+    "95% intervals by the jackknife over prompts, p by random swaps of the sides of prompts."
+)
+
+
+def energy_title(families: pd.DataFrame) -> str:
+    """Which families' answers lie apart beyond chance (Holm over families)."""
+    ordered = np.sort(families.p.to_numpy())
+    differ = int((ordered * np.arange(len(ordered), 0, -1) <= 0.05).cumprod().sum())
+    top = families.iloc[0]
+    return (
+        f"Answers differ beyond chance in {differ} of {len(families)} families, most on {top.family} ({top.energy:.3f})"
+    )
+
+
 def family_title(families: pd.DataFrame) -> str:
     top, last = families.iloc[0], families.iloc[-1]
     return (
@@ -713,11 +761,13 @@ def profile_title(profile: pd.DataFrame) -> str:
 
 
 def most_divergent(decoded: Decoded, prompts: PromptSet, count: int) -> pd.DataFrame:
-    """The prompts with the largest JS, with one answer of each side."""
-    order = decoded.divergence.sort_values("js", ascending=False, kind="stable").prompt_id.head(count).tolist()
+    """The prompts with the largest JS (those of the families whose answers differ most, where only texts could be
+    compared), with one answer of each side."""
+    by = "energy" if len(decoded.families) else "js"
+    order = decoded.divergence.sort_values(by, ascending=False, kind="stable").prompt_id.head(count).tolist()
     out = side_by_side(decoded.texts, prompts.table([0] * len(prompts.prompts)), order)
-    js = decoded.divergence.set_index("prompt_id").js
-    out.insert(0, "js", [js[p] for p in order])
+    size = decoded.divergence.set_index("prompt_id")[by]
+    out.insert(0, by, [size[p] for p in order])
     return out
 
 
@@ -734,7 +784,10 @@ def answer(decoded: Decoded, families: pd.DataFrame, seed: int = 0) -> str:
     """The stage's answer in a sentence, with 95% intervals from resampled prompts."""
     said = f"{len(decoded.texts):,} answers were decoded"
     if not len(families):
-        return f"{said}; exact divergence was not measured: {decoded.unscreened}."
+        said = f"{said}; exact divergence was not measured: {decoded.unscreened}."
+        if not len(decoded.families):
+            return said
+        return f"{said} By the energy distance between the answers: {energy_title(decoded.families)}."
     js = decoded.divergence.js.dropna().to_numpy(float)
     if js.mean() < 1e-6:
         return f"{said}; the two models give the same next-token distributions everywhere: nothing differs."

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from driftbook.discovery import composition
+from driftbook.discovery import composition, two_sample
 from driftbook.discovery.prompts import Prompt
 from driftbook.discovery.strategies import State, plan_round
 from driftbook.errors import DriftbookError
@@ -219,6 +219,7 @@ class TextPool:
     planted: pd.DataFrame
     vectors: Callable[[Sequence[str]], np.ndarray]
     seed: int = 0
+    name: str = ""
 
     @property
     def ids(self) -> list[str]:
@@ -259,6 +260,7 @@ def read_texts(
     planted: Mapping[str, int] | None = None,
     js: Mapping[str, float] | None = None,
     seed: int = 0,
+    name: str = "",
 ) -> TextPool:
     """A pool of texts that were decoded elsewhere.
 
@@ -269,7 +271,9 @@ def read_texts(
         prompts: those that may be asked; texts of others are left out.
         vectors: texts to float32 ``[n, d]``.
         planted: behaviour to +1 (the intervention was made to do it more) or -1.
-        js: prompt id to divergence, as in ``divergence.parquet``.
+        js: prompt id to divergence, as in ``divergence.parquet``; without it, ``screened`` and ``active`` go by the
+            energy distance between answers, as the decode stage does for texts that were made elsewhere.
+        name: what these texts are, for tables.
 
     Raises:
         DriftbookError: a column is missing, or a prompt has texts of one side only.
@@ -307,6 +311,7 @@ def read_texts(
         pd.DataFrame(rows, columns=["behaviour", "sign", "strength", "prompts", "scattered"]),
         vectors,
         seed,
+        name,
     )
 
 
@@ -328,11 +333,16 @@ def sample(
     """The texts that ``strategy`` ends up with: round 0 with ``samples`` a prompt and side, then rounds as the decode
     stage plans them.
     """
-    from driftbook.decode import Ask
+    from driftbook.decode import Ask, keep_divergent
 
     sampling = SimpleNamespace(strategy=strategy, max_texts=max_texts, rounds=rounds, quality=quality)
     divergence = pool.divergence(keep, floor)
     texts = pool.texts([Ask(i, s, 0) for i in range(len(pool.ids)) for s in range(samples)])
+    if divergence is None and strategy in ("screened", "active"):  # as decode does without next tokens to compare
+        families = two_sample.family_energy(texts, pool.embed(texts["text"].tolist()), seed)
+        family_of = texts.drop_duplicates("prompt_id").set_index("prompt_id")["family"]
+        table = two_sample.energy_of_prompts(families, family_of).assign(js=np.nan)
+        divergence = keep_divergent(table, keep, floor)
     for number in range(1, rounds + 1):
         state = State(pool.prompts, texts, divergence, seed, number, rounds, None, pool.embed)
         planned = plan_round(sampling, state, (max_texts - len(texts)) // 2)

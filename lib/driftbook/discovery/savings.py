@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from driftbook.decode import propensities
+from driftbook.discovery import clustering
 from driftbook.discovery.pool import TextPool, World, draw, found, jensen_shannon, recall, sample
 from driftbook.evidence.intervals import bootstrap_mean
 
@@ -24,6 +26,9 @@ likelihood; that and counted by 1 / propensity."""
 
 ABOUT = ["strategy", "depth", "seed", "texts", "behaviour", "strength", "scattered"]
 STRATEGIES = ("uniform", "screened", "active", "oracle")
+BY_ANSWERS = ("screened by answers", "active by answers")
+LEVEL = 0.05
+PICKS = 0.7  # sensitivity and specificity together, from which a cluster picks out a behaviour
 GAINS = ("active_over_uniform", "screened_over_uniform", "active_over_screened")
 
 
@@ -74,18 +79,83 @@ def side_by_side(
 
 
 def replay_strategies(
-    pools: Sequence[TextPool], depths: Mapping[str, Sequence[int]], *, rounds: int, samples: int
+    pools: Sequence[TextPool], depths: Mapping[str, Sequence[int]], *, rounds: int, samples: int, clusters: int = 12
 ) -> pd.DataFrame:
-    """The same on texts that exist already, which have no ``log_ratio``."""
-    readings = {name: how for name, how in READINGS.items() if not how.get("likelihood")}
+    """Every strategy at every budget on texts that exist already: one row a run.
+
+    ``screened by answers`` and ``active by answers`` are not told the divergence of the pool.
+
+    Returns:
+        pool, strategy, depth, seed and texts; recall of what was planted, NaN where nothing was: as in
+        ``compare_strategies`` where a scorer says which texts show it (``plain``, ``families``, ``weighted``), and
+        where nobody does (``clusters``: k-means of the chosen texts has a cluster that grew on the right side and picks
+        out those texts, see ``grown``); ``moved``, how many clusters differ at all; ``ami``, adjusted mutual
+        information of those clusters with the clustering of all texts; ``share_error``, root mean square over the
+        clusters of all texts of the error in the difference between the sides' shares, weighted by inverse propensity.
+    """
     parts = []
     for pool in pools:
+        everything = _clustered(pool.embed(pool.table["text"].tolist()), clusters, pool.seed)
         for strategy, budgets in depths.items():
+            asked = replace(pool, js=np.full(len(pool.ids), np.nan)) if strategy.endswith("by answers") else pool
             for depth in budgets:
                 most = 2 * len(pool.ids) * depth
-                texts = sample(pool, strategy, most, rounds=rounds, samples=samples, seed=pool.seed)
-                parts.append(_read(pool, texts, readings, pool.seed).assign(strategy=strategy, depth=depth))
-    return pd.concat(parts, ignore_index=True)[[*ABOUT, *readings]]
+                texts = sample(asked, strategy.split()[0], most, rounds=rounds, samples=samples, seed=pool.seed)
+                row = _replayed(pool, texts, everything, clusters)
+                parts.append({"pool": pool.name, "strategy": strategy, "depth": depth, "seed": pool.seed, **row})
+    return pd.DataFrame(parts)
+
+
+def _clustered(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+    return clustering.fit("minibatch_kmeans", vectors, clusters, seed).labels
+
+
+def _replayed(pool: TextPool, texts: pd.DataFrame, everything: np.ndarray, clusters: int) -> dict[str, float]:
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    truth = pool.truth(texts)
+    readings = {name: how for name, how in READINGS.items() if not how.get("likelihood")}
+    row = {name: float("nan") for name in [*readings, "clusters"]}
+    if len(pool.planted):
+        for name, how in readings.items():
+            row[name] = float(recall(pool, found(texts, truth, seed=pool.seed, **how)).mean())
+    labels = _clustered(pool.embed(texts["text"].tolist()), clusters, pool.seed)
+    table = found(texts, labels, seed=pool.seed)
+    if len(pool.planted):
+        row["clusters"] = float(
+            np.mean([grown(table, labels, truth == p.behaviour, p.sign) for p in pool.planted.itertuples()])
+        )
+    reference = everything[texts["row"].to_numpy()]
+    wanted = share_differences(everything, pool.table["side"], np.ones(len(everything)))
+    weight = 1 / propensities(texts)
+    error = share_differences(reference, texts["side"], weight, len(wanted)) - wanted
+    return row | {
+        "texts": len(texts),
+        "moved": int((table["q"] <= LEVEL).sum()),
+        "ami": float(adjusted_mutual_info_score(reference, labels)),
+        "share_error": float(np.sqrt((error**2).mean())),
+    }
+
+
+def grown(table: pd.DataFrame, labels: np.ndarray, shows: np.ndarray, sign: int) -> bool:
+    """Whether a cluster that differs at q <= 0.05 in the direction ``sign`` picks out the texts that show a behaviour:
+    the mean of sensitivity and specificity (the AUC of a yes or no) is at least ``PICKS``."""
+    if not 0 < shows.sum() < len(shows):
+        return False
+    for row in table[(table["q"] <= LEVEL) & (np.sign(table["difference"]) == sign)].itertuples():
+        inside = labels == row.cluster
+        if (inside[shows].mean() + (~inside)[~shows].mean()) / 2 >= PICKS:
+            return True
+    return False
+
+
+def share_differences(
+    labels: np.ndarray, side: pd.Series, weight: np.ndarray, clusters: int | None = None
+) -> np.ndarray:
+    """Share of each cluster among the intervention's texts minus that among the base's, float64 ``[clusters]``."""
+    changed, size = (side == "intervention").to_numpy(), clusters or int(labels.max()) + 1
+    up, down = (np.bincount(labels[own], weight[own], size) / weight[own].sum() for own in (changed, ~changed))
+    return up - down
 
 
 def _read(pool, texts: pd.DataFrame, readings: Mapping[str, Mapping[str, bool]], seed: int) -> pd.DataFrame:
@@ -96,18 +166,21 @@ def _read(pool, texts: pd.DataFrame, readings: Mapping[str, Mapping[str, bool]],
     return table
 
 
-def recall_curve(table: pd.DataFrame, strategy: str, column: str = "families") -> tuple[np.ndarray, np.ndarray]:
-    """(texts ``[budgets]``, recall ``[seeds, budgets]``) of a strategy, its budgets in order."""
+def recall_curve(
+    table: pd.DataFrame, strategy: str, column: str = "families", unit: str = "seed"
+) -> tuple[np.ndarray, np.ndarray]:
+    """(texts ``[budgets]``, recall ``[units, budgets]``) of a strategy, its budgets in order. ``unit`` is the column
+    whose values are resampled for intervals: what was drawn independently."""
     own = table[table.strategy == strategy]
-    recalls = own.pivot_table(index="seed", columns="depth", values=column, aggfunc="mean")
+    recalls = own.pivot_table(index=unit, columns="depth", values=column, aggfunc="mean")
     return own.groupby("depth").texts.mean().to_numpy(), recalls.to_numpy(float)
 
 
-def mean_recall(table: pd.DataFrame, seed: int = 0, column: str = "families") -> pd.DataFrame:
-    """Mean recall of every strategy and budget with 95% intervals over pools: strategy, texts, recall, low, high."""
+def mean_recall(table: pd.DataFrame, seed: int = 0, column: str = "families", unit: str = "seed") -> pd.DataFrame:
+    """Mean recall of every strategy and budget with 95% intervals over units: strategy, texts, recall, low, high."""
     rows = []
     for strategy in dict.fromkeys(table.strategy):
-        texts, recalls = recall_curve(table, strategy, column)
+        texts, recalls = recall_curve(table, strategy, column, unit)
         rows += [(strategy, t, *bootstrap_mean(r, seed=seed)) for t, r in zip(texts, recalls.T, strict=True)]
     return pd.DataFrame(rows, columns=["strategy", "texts", "recall", "low", "high"])
 
@@ -136,16 +209,21 @@ def savings(
     column: str = "families",
     against: str | None = None,
     price: float = 1.0,
+    unit: str = "seed",
 ) -> dict[str, tuple[float, float, float]]:
-    """(ratio, low, high) of texts until ``share`` of the exhaustive recall; 95% intervals resample pools.
+    """(ratio, low, high) of texts until ``share`` of the exhaustive recall; 95% intervals resample units.
 
     ``texts_saved_<strategy>``: exhaustive / strategy; ``<strategy>_over_uniform``: uniform / strategy; and
     ``active_over_screened``; for the strategies that are in the table. The recall to be reached is that of the
     exhaustive run on the same pools, in every resample, read as ``against`` says (default: as ``column``, like
     everything else). ``price``: what a text costs that is read by ``column``, in texts.
     """
-    curves = {s: recall_curve(table, s, column) for s in ("exhaustive", *STRATEGIES) if (table.strategy == s).any()}
-    whole = recall_curve(table, "exhaustive", against or column)[1][:, -1]
+    curves = {
+        s: recall_curve(table, s, column, unit)
+        for s in ("exhaustive", *STRATEGIES, *BY_ANSWERS)
+        if (table.strategy == s).any()
+    }
+    whole = recall_curve(table, "exhaustive", against or column, unit)[1][:, -1]
     everything = float(curves["exhaustive"][0][-1])
     uniform_texts = np.append(curves["uniform"][0], everything)
     curves["uniform"] = (uniform_texts, np.column_stack([curves["uniform"][1], curves["exhaustive"][1][:, -1]]))

@@ -152,11 +152,11 @@ class Tally:
 def look(sampling: Any, state: State, discover: list[int], left: int) -> View:
     """Cluster the texts so far and weigh the prompts; ``left`` texts a side are still to be spent."""
     texts = state.texts[state.texts.split == "discover"].reset_index(drop=True)
-    vectors = (state.embed or _cached(state.run))(texts.text.tolist())
+    vectors = (state.embed or cached_embed(state.run))(texts.text.tolist())
     ids = [state.prompts.prompts[i].prompt_id for i in discover]
     families = [state.prompts.prompts[i].family for i in discover]
     js = None
-    if state.divergence is not None:
+    if state.divergence is not None and state.divergence.js.notna().any():
         js = state.divergence.set_index("prompt_id").js.reindex(ids).to_numpy(float)
     clusters = state.run.params.cluster.clusters if state.run is not None else 40
     belongs = memberships(vectors, warm_centres(vectors, texts["round"].to_numpy(), clusters, state.seed))
@@ -166,7 +166,8 @@ def look(sampling: Any, state: State, discover: list[int], left: int) -> View:
     return weigh(found, families, js, weights(sampling, state, discover), left)
 
 
-def _cached(run: Any) -> Callable[[Sequence[str]], np.ndarray]:
+def cached_embed(run: Any) -> Callable[[Sequence[str]], np.ndarray]:
+    """The cluster stage's embedder with its cache: texts to float32 ``[n, d]``."""
     # The name is put together when the code runs, so that the run key of decode does not hold the embedding and
     # clustering modules: an edit there must not decode the texts of a screened experiment again. Of an active one the
     # key then misses it too: its texts would be spread a little differently, and stay what their recorded propensities
@@ -185,7 +186,7 @@ def _cached(run: Any) -> Callable[[Sequence[str]], np.ndarray]:
 
 def warm_centres(vectors: np.ndarray, rounds: np.ndarray, clusters: int | str, seed: int) -> np.ndarray:
     """Centres ``[k, d]``: k-means of the first round's texts, then from there once over all texts so far."""
-    module = importlib.import_module(f"{__package__}.clustering")  # by name: see _cached
+    module = importlib.import_module(f"{__package__}.clustering")  # by name: see cached_embed
     first = vectors[rounds == rounds.min()]
     if clusters != "auto":
         clusters = max(2, min(clusters, len(first) // TEXTS_PER_CLUSTER, len(np.unique(module.row_keys(first)))))

@@ -173,7 +173,7 @@ def open_pair(
         other = quantized(load(base, cache), intervention.bits)
         return Pair(plain, Side("intervention", other, other.key), 2)
     if kind == "texts":
-        return _with_table(loaded, root / Path(intervention.path).expanduser())
+        return _with_table(loaded, root / Path(intervention.path).expanduser(), intervention.change)
     from driftbook.models.endpoint import EndpointEngine
 
     key = digest("endpoint", intervention.base_url, intervention.model)[:16]
@@ -231,14 +231,13 @@ def _vector_tap(spec: Any, vectors: VectorSet, model: LoadedModel) -> tuple[Tap,
     return SteerTap(layers[0], site, directions[layers[0]], spec.coefficient * unit, spec.positions), notes
 
 
-def _with_table(reader: LoadedModel, path: Path) -> Pair:
+def _with_table(reader: LoadedModel, path: Path, change: str | None) -> Pair:
     from driftbook.models.tables import TableEngine, read_table
 
-    table = read_table(path)
-    key = digest("texts", file_hash(path))[:16]
-    sides = [
-        Side(name, reader, key, notes={"texts": path.name}, source=TableEngine(table, name, reader)) for name in SIDES
-    ]
+    table = read_table(path, change)
+    key = digest("texts", file_hash(path), *([change] if change else []))[:16]
+    notes = {"texts": path.name} | ({"change": change} if change else {})
+    sides = [Side(name, reader, key, notes=notes, source=TableEngine(table, name, reader)) for name in SIDES]
     return Pair(*sides, model_loads=1, prompts=table.prompts)
 
 

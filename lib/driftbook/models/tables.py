@@ -35,13 +35,16 @@ class TextTable:
         return min(len(self.texts[side, prompt_id]) for side in SIDES)
 
 
-def read_table(path: Path) -> TextTable:
+def read_table(path: Path, change: str | None = None) -> TextTable:
     """Read a parquet, CSV or JSONL table with the columns ``side``, ``prompt`` and ``text`` (and maybe ``family`` and
     ``system``).
 
+    A table of several changes has a column ``change`` that says of the intervention's texts whose they are; ``change``
+    then names the one to read, beside all texts of the base.
+
     Raises:
-        DriftbookError: the file cannot be read, a column or a side is missing, a cell is no text, or a prompt has texts
-        of one side only; the message names the column or the first row.
+        DriftbookError: the file cannot be read, a column, a side or the change is missing, a cell is no text, or a
+        prompt has texts of one side only; the message names the column or the first row.
     """
     frame = _read(path)
     where = f"intervention.path {path}"
@@ -64,7 +67,23 @@ def read_table(path: Path) -> TextTable:
     absent = [side for side in SIDES if side not in set(frame["side"])]
     if absent:
         raise DriftbookError(f"{where}: no text of side {absent[0]}; both sides must answer the same prompts")
-    return _grouped(path, frame)
+    return _grouped(path, _of_change(frame, change, where))
+
+
+def _of_change(frame: pd.DataFrame, change: str | None, where: str) -> pd.DataFrame:
+    if "change" not in frame:
+        if change is not None:
+            raise DriftbookError(f"{where}: no column change, so leave intervention.change out")
+        return frame
+    changed = frame["side"] == "intervention"
+    there = sorted(frame.loc[changed, "change"].dropna().astype(str).unique())
+    if change is None and len(there) > 1:
+        raise DriftbookError(
+            f"{where}: texts of several changes: {', '.join(there)}; say which one as intervention.change"
+        )
+    if change is not None and change not in there:
+        raise DriftbookError(f"{where}: no change {change!r}; there are {', '.join(there)}")
+    return frame if change is None else frame[~changed | (frame["change"] == change)]
 
 
 def _read(path: Path) -> pd.DataFrame:

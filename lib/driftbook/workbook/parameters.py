@@ -109,6 +109,7 @@ class Texts(Section):
 
     kind: Literal["texts"] = "texts"
     path: str
+    change: str | None = Field(None, description="of a table with texts of several changes, the one to read")
 
 
 class Endpoint(Section):
