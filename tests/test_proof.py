@@ -317,6 +317,15 @@ def test_the_summary_counts_recall_over_what_is_there_and_precision_over_claims(
     assert own.loc[("ours", 0.1), "recall"] == pytest.approx(0.5)
 
 
+def test_bills_have_intervals_over_plants():
+    table = proof_table()
+    table.loc[table.plant == "p0", ["seconds", "borne_out"]] = [21.0, 0]
+    own = scoring.bills(table).set_index(["rung", "budget"]).loc[("old", 1.0)]
+    mean, low, high = (float(x.strip("[],")) for x in own.seconds.split())
+    assert mean == 2.0 and low == 1.0 and 3 < high < 7  # one plant of twenty is dear
+    assert own.texts == "1,000 [1,000, 1,000]" and own["false claims"].startswith("0.05 [0.00, 0.")
+
+
 def test_the_first_layer_that_changed_is_told_from_pooled_states():
     from driftbook.proof.inside import _relative_change
 

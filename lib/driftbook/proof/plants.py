@@ -188,6 +188,25 @@ def merged(loaded: LoadedModel, adapter: Path, scale: float) -> LoadedModel:
     return replace(loaded, model=plain, key=key, record=loaded.record | {"merged": scale}, _hooks=None)
 
 
+def trait_vectors(cache: Path, root: Path, seed: int, progress: Callable[..., Any]) -> VectorSet:
+    """Vectors of the shipped traits in the bundled model, as the traits stage fits them by default."""
+    from driftbook import traits
+    from driftbook.models import traitfiles
+
+    wanted = parameters.Traits()
+    model = load(parameters.ModelSpec(), cache)
+    files = traitfiles.read_traits(wanted.files, root, wanted.scenarios, wanted.max_scenarios)
+    answers = [traits.written_answers(model, trait) for trait in files]
+    bar = progress(sum(len(a.sequences) for a in answers), "replay of answers", "answers")
+    contrasts = traits.read_contrasts(model, answers, ("resid_post",), wanted.window, cache, bar.update)
+    bar = progress(len(files), "vectors", "fits")
+    vectors, _ = traits.fit_vectors(
+        model, contrasts, ("resid_post",), wanted.method, "resid_post", wanted.layer, wanted.depth, wanted.window,
+        wanted.scenarios, wanted.folds, wanted.shuffles, seed, methods=(wanted.method,), progress=bar.update,
+    )  # fmt: skip
+    return vectors
+
+
 class Garden:
     """Opens the pair of every plant: base model, adapters and trait vectors are made once."""
 

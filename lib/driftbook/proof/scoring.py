@@ -15,7 +15,7 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from driftbook.discovery.hypotheses import Hypothesis
-from driftbook.evidence.intervals import wilson
+from driftbook.evidence.intervals import bootstrap_mean, wilson
 from driftbook.evidence.judges import LexiconJudge
 from driftbook.evidence.simulate import t_test_p
 from driftbook.evidence.wins import win_rates
@@ -144,6 +144,25 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def bills(table: pd.DataFrame) -> pd.DataFrame:
+    """What a comparison takes, and how many of its claims are false (not borne out by fresh answers): one row a rung
+    and budget, each the mean over plants with its 95% interval (plants drawn anew) in words."""
+    rows = []
+    for (rung, budget), own in table.assign(false=table["confirmed"] - table["borne_out"]).groupby(
+        ["rung", "budget"], sort=False
+    ):
+        row = {"rung": rung, "budget": budget}
+        for what in ("texts", "tokens", "seconds", "calls", "usd", "false"):
+            mean = bootstrap_mean(own[what].to_numpy(float))
+            digits = 2 if mean.estimate < 10 else 0
+            known = np.isfinite(mean.estimate)
+            row[what] = (
+                f"{mean.estimate:,.{digits}f} [{mean.low:,.{digits}f}, {mean.high:,.{digits}f}]" if known else ""
+            )
+        rows.append(row)
+    return pd.DataFrame(rows).rename(columns={"false": "false claims"})
 
 
 def _precision(own: pd.DataFrame, resamples: int = 1000) -> tuple[float, float, float]:
