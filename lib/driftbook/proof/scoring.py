@@ -256,9 +256,9 @@ def by_strength(table: pd.DataFrame, cells: Sequence[tuple[str, float]]) -> pd.D
 def metrics(
     figures: pd.DataFrame, factors: pd.DataFrame, graded: pd.DataFrame, old: str, rung: str, kept: float
 ) -> dict:
-    """The flat figures of ``metrics.json``: what ``rung`` saves; recall and precision of both ways, of ``rung`` at the
-    budget ``kept`` and (``most_texts_``) at its largest; and by strength. Arguments are the tables of ``summary``,
-    ``saved`` (a row a pipeline and cost) and ``by_strength``."""
+    """The flat figures of ``metrics.json``: what ``rung`` saves (and every other, by its name); recall and precision of
+    both ways, of ``rung`` at the budget ``kept`` and (``most_texts_``) at its largest; and by strength. Arguments are
+    the tables of ``summary``, ``saved`` (a row a pipeline and cost) and ``by_strength``."""
     keys = {
         "texts": "texts_saved_at_95_recall",
         "seconds": "seconds_saved",
@@ -266,9 +266,10 @@ def metrics(
         "usd": "usd_saved",
     }
     out: dict[str, float] = {}
-    for row in factors[factors["pipeline"] == rung].itertuples():
+    for row in factors.itertuples():
+        name = keys[row.of] + ("" if row.pipeline == rung else "_" + row.pipeline.strip("+ ").replace(" ", "_"))
         for suffix, value in (("", row.factor), ("_low", row.low), ("_high", row.high)):
-            out[keys[row.of] + suffix] = value
+            out[name + suffix] = value
     ours = figures[(figures["rung"] == rung) & (figures["budget"] == kept)].iloc[0]
     everything = figures[figures["rung"] == rung].sort_values("budget").iloc[-1]
     for whose, one in (("", ours), ("most_texts_", everything), ("old_", figures[figures["rung"] == old].iloc[0])):
