@@ -39,7 +39,7 @@ def test_pairs_of_prompts_are_compared_as_written_out():
 
 def test_the_estimate_is_the_energy_distance_of_scipy():
     vectors, prompt, changed = answers(1500, 1, 0.8, 1)
-    estimate, low, high, p = two_sample.energy_test(two_sample.pair_differences(vectors, prompt, changed), 199)
+    estimate, low, high, p = two_sample.energy_test([two_sample.pair_differences(vectors, prompt, changed)], 199)
     # scipy pairs every text with itself too, which adds about 2 E|X - X'| / n
     plain = energy_distance(vectors[~changed, 0], vectors[changed, 0]) ** 2
     assert estimate == pytest.approx(plain, abs=0.01) and low < plain < high and p == 1 / 200
@@ -51,9 +51,10 @@ def test_the_interval_covers_and_the_null_holds_its_level():
     )
     covered, alarms = 0, 0
     for seed in range(200):
-        moved = two_sample.energy_test(two_sample.pair_differences(*answers(30, 1, 0.8, seed)), 0)
+        moved = two_sample.energy_test([two_sample.pair_differences(*answers(30, 1, 0.8, seed))], 0)
         covered += moved[1] <= true <= moved[2]
-        alarms += two_sample.energy_test(two_sample.pair_differences(*answers(12, 2, 0.0, seed)), 199, seed)[3] <= 0.05
+        null = [two_sample.pair_differences(*answers(n, 2, 0.0, 1000 * n + seed)) for n in (4, 12)]
+        alarms += two_sample.energy_test(null, 199, seed)[3] <= 0.05
     assert covered >= 180  # of 190 wanted
     assert alarms <= 20  # 10 expected
 
@@ -75,9 +76,14 @@ def test_families_are_ranked_by_how_far_their_answers_lie_apart():
     found = two_sample.family_energy(texts, vectors)
     again = two_sample.family_energy(texts.iloc[order].reset_index(drop=True), vectors[order])
     pd.testing.assert_frame_equal(found, again)
-    assert found.family[0] == "b" and found.p[0] < 0.01 < found.p[1:].min() and found.prompts.sum() == 41
+    own, everything = found.iloc[:-1], found.iloc[-1]
+    assert own.family[0] == "b" and own.p[0] < 0.01 < own.p[1:].min() and own.prompts.sum() == 41 == everything.prompts
+    assert everything.family == two_sample.ALL and everything.p < 0.01
+    pairs = own.prompts * (own.prompts - 1)
+    assert everything.energy == pytest.approx((own.energy * pairs).sum() / pairs.sum())
     assert "2 families of less than 4 prompts" in set(found.family)
-    assert decode.energy_title(found).startswith("Answers differ beyond chance in 1 of 4 families, most on b (")
+    said = decode.energy_title(found)
+    assert said.startswith("Answers differ beyond chance over all prompts") and "1 of 4 families" in said
     lonely = texts[~((texts.prompt_id == "b 0") & (texts.side == "base"))]
     assert two_sample.family_energy(lonely, vectors[lonely.index]).prompts[0] == 11
 

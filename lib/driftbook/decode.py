@@ -630,7 +630,8 @@ def write(run: Any, prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]], p
     if "told" in decoded.divergence:
         run.metric("told_mean", float(decoded.divergence.told.mean()))
     if len(decoded.families):
-        run.metric("energy_largest", float(decoded.families.energy.max()))
+        run.metric("energy", float(decoded.families.energy.iloc[-1]))
+        run.metric("energy_p", float(decoded.families.p.iloc[-1]))
     if decoded.divergence.js.notna().any():
         run.metric("js_mean", float(decoded.divergence.js.mean()))
         run.metric("kl_mean", float(decoded.divergence.kl.mean()))
@@ -726,12 +727,15 @@ ENERGY_CAPTION = (
 
 
 def energy_title(families: pd.DataFrame) -> str:
-    """Which families' answers lie apart beyond chance (Holm over families)."""
-    ordered = np.sort(families.p.to_numpy())
+    """Whether answers lie apart beyond chance, and in which families (Holm over families)."""
+    everything, own = families.iloc[-1], families.iloc[:-1]
+    ordered = np.sort(own.p.to_numpy())
     differ = int((ordered * np.arange(len(ordered), 0, -1) <= 0.05).cumprod().sum())
-    top = families.iloc[0]
+    said = "differ" if everything.p <= 0.05 else "do not differ"
+    top = own.iloc[0]
     return (
-        f"Answers differ beyond chance in {differ} of {len(families)} families, most on {top.family} ({top.energy:.3f})"
+        f"Answers {said} beyond chance over all prompts (p = {everything.p:.3f}), and in {differ} of {len(own)} "
+        f"families taken alone; most on {top.family} ({top.energy:.3f})"
     )
 
 

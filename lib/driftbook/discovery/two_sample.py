@@ -10,13 +10,14 @@ Source: Szekely and Rizzo (2013), Energy statistics, J. Stat. Plan. Inference 14
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 
 LEAST = 4  # prompts of a family, for a distance with an interval
 MOST = 1000  # prompts of a family that are read: the distance is known well enough, and its cost is their square
+ALL = "all prompts, inside their families"
 COLUMNS = ["family", "energy", "low", "high", "p", "prompts"]
 
 
@@ -43,22 +44,24 @@ def pair_differences(vectors: np.ndarray, prompt: np.ndarray, changed: np.ndarra
     return between
 
 
-def energy_test(between: np.ndarray, flips: int = 999, seed: int = 0) -> tuple[float, float, float, float]:
-    """(energy distance, low, high, p) from ``pair_differences`` of at least ``LEAST`` prompts.
+def energy_test(blocks: Sequence[np.ndarray], flips: int = 999, seed: int = 0) -> tuple[float, float, float, float]:
+    """(energy distance, low, high, p) from the ``pair_differences`` of one family or several, ``LEAST`` prompts in all.
 
-    The 95% interval is the jackknife's over prompts; p is that of ``flips`` random swaps of the sides of prompts, under
-    which nothing changes if the sides write alike.
+    The mean over the pairs inside families. The 95% interval is the jackknife's over prompts; p is that of ``flips``
+    random swaps of the sides of prompts, under which nothing changes if the sides write alike.
     """
     from scipy.stats import t
 
-    m = len(between)
-    estimate = between.sum() / (m * (m - 1))
-    without = (between.sum() - 2 * between.sum(1)) / ((m - 1) * (m - 2))
+    m, pairs = sum(map(len, blocks)), sum(len(b) * (len(b) - 1) for b in blocks)
+    total = sum(b.sum() for b in blocks)
+    without = np.concatenate([(total - 2 * b.sum(1)) / (pairs - 2 * (len(b) - 1)) for b in blocks])
     half = t.ppf(0.975, m - 1) * np.sqrt((m - 1) / m * ((without - without.mean()) ** 2).sum())
-    signs = np.random.default_rng([seed, 0xE4E6]).choice((-1.0, 1.0), (flips, m))
-    null = ((signs @ between) * signs).sum(1) / (m * (m - 1))
-    p = (1 + (null >= estimate - 1e-12).sum()) / (1 + flips)
-    return float(estimate), float(estimate - half), float(estimate + half), float(p)
+    rng, null = np.random.default_rng([seed, 0xE4E6]), np.zeros(flips)
+    for b in blocks:
+        signs = rng.choice((-1.0, 1.0), (flips, len(b)))
+        null += ((signs @ b) * signs).sum(1)
+    p = (1 + (null >= total - 1e-12).sum()) / (1 + flips)
+    return float(total / pairs), float(total / pairs - half), float(total / pairs + half), float(p)
 
 
 def read_together(family_of: pd.Series) -> dict[str, str]:
@@ -73,7 +76,7 @@ def read_together(family_of: pd.Series) -> dict[str, str]:
 
 
 def family_energy(texts: pd.DataFrame, vectors: np.ndarray, seed: int = 0) -> pd.DataFrame:
-    """One row a family of prompts, the most different first: ``COLUMNS``.
+    """One row a family of prompts, the most different first, and a last one for ``ALL`` of them: ``COLUMNS``.
 
     Small families are read as one (``read_together``), and of large ones the ``MOST`` prompts whose ids hash lowest.
     What has fewer than ``LEAST`` prompts with texts of both sides has no row.
@@ -86,16 +89,19 @@ def family_energy(texts: pd.DataFrame, vectors: np.ndarray, seed: int = 0) -> pd
     both = frame.groupby("prompt_id")["side"].nunique()
     frame = frame[frame["prompt_id"].isin(both.index[both == 2])]
     names = read_together(frame.drop_duplicates("prompt_id").set_index("prompt_id")["family"])
-    rows = []
+    rows, blocks = [], []
     for name, own in frame.groupby(frame["family"].map(names), sort=True):
         chosen = _lowest(own["prompt_id"].unique(), MOST)
         own = own[own["prompt_id"].isin(chosen)]
         number = own["prompt_id"].map({p: i for i, p in enumerate(chosen)}).to_numpy()
         if len(chosen) >= LEAST:
-            between = pair_differences(vectors[own["row"]], number, (own["side"] == "intervention").to_numpy())
-            rows.append((name, *energy_test(between, seed=seed), len(chosen)))
-    out = pd.DataFrame(rows, columns=COLUMNS)
-    return out.sort_values("energy", ascending=False, kind="stable", ignore_index=True)
+            blocks.append(pair_differences(vectors[own["row"]], number, (own["side"] == "intervention").to_numpy()))
+            rows.append((name, *energy_test(blocks[-1:], seed=seed), len(chosen)))
+    out = pd.DataFrame(rows, columns=COLUMNS).sort_values("energy", ascending=False, kind="stable")
+    if blocks:
+        everything = (ALL, *energy_test(blocks, seed=seed), sum(map(len, blocks)))
+        out = pd.concat([out, pd.DataFrame([everything], columns=COLUMNS)])
+    return out.reset_index(drop=True)
 
 
 def energy_of_prompts(families: pd.DataFrame, family_of: pd.Series) -> pd.DataFrame:
