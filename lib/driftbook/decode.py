@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -119,48 +121,30 @@ def decode_texts(
     batch_size: int | str = "auto",
     progress: Callable[[int], Any] | None = None,
     decoder: str = "local",
+    told: Collection[str] = (),
 ) -> pd.DataFrame:
     """Sample the texts that are asked for, shard by shard; finished shards come from the store.
 
     A shard's content follows from its own requests alone, so a run that was killed, or that runs on other workers,
-    gives the same texts. Row order is the order of ``asks``.
+    gives the same texts. Row order is the order of ``asks``. ``told`` are keys of shards of which ``progress`` has
+    heard already.
 
     Returns:
         a table with the columns of ``texts.parquet``, and ``seconds``: what a text took when it was decoded, so that a
         rate can be told of texts that came from the store.
     """
     engine = side.engine(store.folder.parent, decoder, batch_size)
-    # Prompts of similar length share a shard: less padding, and samples of a prompt share its prefill.
-    order = sorted(
-        range(len(asks)), key=lambda i: (asks[i].round, -len(ids[asks[i].prompt]), asks[i].prompt, asks[i].sample)
-    )
-    shards = [order[start : start + shard] for start in range(0, len(order), shard)]
-
-    def requests_of(chosen: Sequence[int]) -> list[Question]:
-        asked = [(asks[i], prompts.prompts[asks[i].prompt]) for i in chosen]
-        return [
-            Question(ids[a.prompt], text_seed(seed, side.name, p, a.sample), prompt=p, sample=a.sample)
-            for a, p in asked
-        ]
-
-    made: set[str] = set()
     if side.workers is not None:
-        todo = ((shard_key(engine, side, params, r), r) for r in map(requests_of, shards))
-        missing = ((key, [Request(q.prompt_ids, q.seed) for q in r]) for key, r in todo if not store.has_table(key))
-        work = partial(decode_into, side.name, params, store.folder, decoder, batch_size)
-        held_by_vllm = str(side.model.dtype).removeprefix("torch.") if decoder == "vllm" else None
-        for key, count in side.workers.map(work, missing, unused_weights=held_by_vllm):
-            made.add(key)
-            if progress:
-                progress(count)
+        given = (prompts, {side.name: ids}, asks, params, seed, store, shard, batch_size, progress, decoder)
+        told = {*told, *decode_ahead([side], *given)}
     pieces: list[pd.DataFrame] = []
-    for chosen in shards:
-        requests = requests_of(chosen)
+    for chosen in _shards(asks, ids, shard):
+        requests = _questions(side, prompts, ids, asks, seed, chosen)
         key = shard_key(engine, side, params, requests)
         held = store.table(key)
         if held is None:
             held = store.put_table(key, decode_shard(engine, side, requests, params, progress))
-        elif progress and key not in made:
+        elif progress and key not in told:
             progress(len(chosen))
         rows = held.to_pandas()
         pieces.append(
@@ -198,6 +182,66 @@ def decode_texts(
     return out[[*TEXT_SCHEMA.names, "seconds"]]
 
 
+def decode_ahead(
+    sides: Sequence[Side],
+    prompts: PromptSet,
+    ids: dict[str, Sequence[tuple[int, ...]]],
+    asks: Sequence[Ask],
+    params: SamplingParams,
+    seed: int,
+    store: ShardStore,
+    shard: int,
+    batch_size: int | str,
+    progress: Callable[[int], Any] | None,
+    decoder: str,
+) -> set[str]:
+    """Let workers make the shards that ``decode_texts`` would find missing, of all sides at once, so that none waits
+    for the end of a side. Sides without workers are left out. Returns the keys of what was made."""
+
+    def missing(side: Side) -> Iterator[tuple[str, str, list[Request]]]:
+        engine = side.engine(store.folder.parent, decoder, batch_size)
+        for chosen in _shards(asks, ids[side.name], shard):
+            requests = _questions(side, prompts, ids[side.name], asks, seed, chosen)
+            key = shard_key(engine, side, params, requests)
+            if not store.has_table(key):
+                yield side.name, key, [Request(q.prompt_ids, q.seed) for q in requests]
+
+    made: set[str] = set()
+    working = [side for side in sides if side.workers is not None]
+    if working:
+        held_by_vllm = str(working[0].model.dtype).removeprefix("torch.") if decoder == "vllm" else None
+        work = partial(decode_into, params, store.folder, decoder, batch_size)
+        todo = itertools.chain.from_iterable(map(missing, working))
+        for key, count in working[0].workers.map(work, todo, unused_weights=held_by_vllm):
+            made.add(key)
+            if progress:
+                progress(count)
+    return made
+
+
+def _shards(asks: Sequence[Ask], ids: Sequence[tuple[int, ...]], shard: int) -> list[list[int]]:
+    """Which requests are decoded together. Prompts of similar length share a shard: less padding, and samples of a
+    prompt share its prefill."""
+    order = sorted(
+        range(len(asks)), key=lambda i: (asks[i].round, -len(ids[asks[i].prompt]), asks[i].prompt, asks[i].sample)
+    )
+    return [order[start : start + shard] for start in range(0, len(order), shard)]
+
+
+def _questions(
+    side: Side,
+    prompts: PromptSet,
+    ids: Sequence[tuple[int, ...]],
+    asks: Sequence[Ask],
+    seed: int,
+    chosen: Sequence[int],
+) -> list[Question]:
+    asked = [(asks[i], prompts.prompts[asks[i].prompt]) for i in chosen]
+    return [
+        Question(ids[a.prompt], text_seed(seed, side.name, p, a.sample), prompt=p, sample=a.sample) for a, p in asked
+    ]
+
+
 def shard_key(engine: Engine, side: Side, params: SamplingParams, requests: Sequence[Request]) -> str:
     """What a shard of texts is kept under: everything that shapes them, and nothing of who decodes them."""
     asked = [(r.prompt_ids, r.seed) for r in requests]
@@ -231,17 +275,16 @@ def decode_shard(
 
 
 def decode_into(
-    name: str,
     params: SamplingParams,
     folder: Path,
     decoder: str,
     batch_size: int | str,
     pair: Pair,
-    shard: tuple[str, list[Request]],
+    shard: tuple[str, str, list[Request]],
 ) -> tuple[str, int]:
-    """What a worker does with one shard of side ``name``: decode it into the store. Returns its key and how many
+    """What a worker does with one shard (side, key, requests): decode it into the store. Returns its key and how many
     texts it holds."""
-    key, requests = shard
+    name, key, requests = shard
     side = getattr(pair, name)
     engine = side.engine(folder.parent, decoder, batch_size)
     ShardStore(folder).put_table(key, decode_shard(engine, side, requests, params))
@@ -328,15 +371,17 @@ def screen_divergence(
         told = pd.Series(told_by(held["log_ratio"])).groupby(scored.prompt_id.to_numpy()).mean()
         divergence["told"] = divergence.prompt_id.map(told)
     n = np.isfinite(js).sum(0)
-    profile = pd.DataFrame(
-        {
-            "position": np.arange(tokens),
-            "kl": np.nanmean(kl[along_base], 0),
-            "js": np.nanmean(js, 0),
-            "js_se": np.nanstd(js, 0) / np.sqrt(np.maximum(n, 1)),
-            "n": n,
-        }
-    )
+    with warnings.catch_warnings():  # no response may reach the last positions: NaN there
+        warnings.simplefilter("ignore", RuntimeWarning)
+        profile = pd.DataFrame(
+            {
+                "position": np.arange(tokens),
+                "kl": np.nanmean(kl[along_base], 0),
+                "js": np.nanmean(js, 0),
+                "js_se": np.nanstd(js, 0) / np.sqrt(np.maximum(n, 1)),
+                "n": n,
+            }
+        )
     return divergence, profile
 
 
@@ -497,12 +542,9 @@ def decode_rounds(run: Any, pair: Pair, prompts: PromptSet, ids: dict[str, list[
 
     def decode(asked: list[Ask], label: str) -> pd.DataFrame:
         bar = run.progress(2 * len(asked), label, "texts")
-        parts = [
-            decode_texts(
-                side, prompts, ids[side.name], asked, params, run.seed, store, d.shard, batch, bar.update, decoder
-            )
-            for side in pair
-        ]
+        how = (params, run.seed, store, d.shard, batch, bar.update, decoder)
+        told = decode_ahead(list(pair), prompts, ids, asked, *how)
+        parts = [decode_texts(side, prompts, ids[side.name], asked, *how, told) for side in pair]
         return pd.concat(parts, ignore_index=True)
 
     texts = decode(asks, "round 0")
@@ -566,7 +608,7 @@ def decode_rounds(run: Any, pair: Pair, prompts: PromptSet, ids: dict[str, list[
         divergence if divergence is not None else _no_divergence(prompts),
         profile if profile is not None else pd.DataFrame(columns=["position", "kl", "js", "js_se", "n"]),
         int(texts.token_ids.map(len).sum()),
-        float(texts.seconds.sum()),
+        float(texts.seconds.sum()) / at_once(pair),
         unscreened,
         families,
     )
@@ -637,13 +679,18 @@ def write(run: Any, prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]], p
         run.metric("kl_mean", float(decoded.divergence.kl.mean()))
 
 
+def at_once(pair: Pair) -> int:
+    """Processes of this machine that decode at the same time: their seconds overlap."""
+    return max(side.workers.at_once if side.workers is not None else 1 for side in pair)
+
+
 def made_here(pair: Pair, texts: pd.DataFrame) -> dict[str, float]:
     """Texts, tokens and seconds of the sides that answer here: a table and a server do not."""
     here = texts[texts.side.isin([side.name for side in pair if side.source is None])]
     return {
         "texts": float(len(here)),
         "tokens": float(here.token_ids.map(len).sum()),
-        "seconds": float(here.seconds.sum()),
+        "seconds": float(here.seconds.sum()) / at_once(pair),
     }
 
 

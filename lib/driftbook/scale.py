@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from driftbook.errors import DriftbookError, ModelError
+from driftbook.processes import Processes
 
 if TYPE_CHECKING:
     from driftbook.models.interventions import Pair
@@ -214,6 +215,10 @@ class Workers:
         if engine.address is not None:
             connect(engine, self.threads)
 
+    def worth(self, shards: int) -> bool:
+        """Always: who asks for a cluster has his reasons (:meth:`Processes.worth` weighs them)."""
+        return True
+
     def map(
         self, name: str, opened: Callable[[], Held], work: Callable[[Held, Item], Result], items: Iterable[Item]
     ) -> Iterator[Result]:
@@ -298,26 +303,28 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def open_workers(params: Experiment) -> Workers | None:
-    """The workers of an experiment, the same ones throughout a process; None where ``engine.kind`` is local.
+def open_workers(params: Experiment) -> Workers | Processes | None:
+    """The workers of an experiment, the same ones throughout a process; None where the work stays in this one.
 
     Raises:
         DriftbookError: as :func:`check` and :func:`connect`, for an address at once.
     """
     engine = params.engine
-    if engine.kind != "ray":
+    if engine.kind == "local":
         return None
     check(engine)
     from driftbook.models.loading import choose_device
 
-    gpu = choose_device(params.base.device, params.base.dtype)[0].type == "cuda"
-    key = f"{engine.model_dump_json()} {gpu}"
+    device = choose_device(params.base.device, params.base.dtype)[0].type
+    if engine.kind == "processes" and device != "cpu":
+        return None
+    key = f"{engine.model_dump_json()} {device}"
     if key not in _opened:
-        _opened[key] = Workers(engine, gpu)
+        _opened[key] = Processes(engine.workers) if engine.kind == "processes" else Workers(engine, device == "cuda")
     return _opened[key]
 
 
-_opened: dict[str, Workers] = {}
+_opened: dict[str, Workers | Processes] = {}
 
 
 # -------------------------------------------------------------------------------------------------- the pair, elsewhere
@@ -343,7 +350,7 @@ class PairSpec:
         for side in pair:
             if side.key != self.keys[side.name]:
                 raise ModelError(
-                    f"engine.kind ray: the worker on {socket.gethostname()} opened another {side.name} model than the "
+                    f"engine.kind: the worker on {socket.gethostname()} opened another {side.name} model than the "
                     f"driver (as {side.model.dtype}); all machines need the same files, and base.dtype must be named "
                     "where they are not of one kind"
                 )
@@ -362,8 +369,17 @@ class PairSpec:
 class PairWorkers:
     """Workers that hold the pair that ``spec`` describes."""
 
-    workers: Workers
+    workers: Workers | Processes
     spec: PairSpec
+
+    @property
+    def at_once(self) -> int:
+        """How many of them share this machine, so that its seconds are theirs divided by as many."""
+        return self.workers.count if isinstance(self.workers, Processes) else 1
+
+    def worth(self, shards: int) -> bool:
+        """Whether to start them for so many shards of reading."""
+        return self.workers.worth(shards)
 
     def map(
         self, work: Callable[[Pair, Item], Result], items: Iterable[Item], unused_weights: str | None = None
@@ -375,7 +391,7 @@ class PairWorkers:
         return self.workers.map(name, spec.open, work, items)
 
 
-def share(pair: Pair, workers: Workers, spec: PairSpec) -> None:
+def share(pair: Pair, workers: Workers | Processes, spec: PairSpec) -> None:
     """Let the sides hand their shards to workers. A side whose answers come from a server or a table keeps them here:
     there is nothing to compute."""
     for side in pair:
@@ -383,8 +399,10 @@ def share(pair: Pair, workers: Workers, spec: PairSpec) -> None:
             side.workers = PairWorkers(workers, spec)
 
 
-def describe(workers: Workers) -> dict[str, Any]:
+def describe(workers: Workers | Processes) -> dict[str, Any]:
     """For ``run.json``."""
+    if isinstance(workers, Processes):
+        return {"processes": workers.count, "each": f"{workers.threads} thread(s)"}
     where = workers.engine.address or "this machine"
     here = f"{workers.threads} thread(s)" if workers.engine.address is None else "its share of the cluster's CPUs"
     each = "1 GPU" if workers.gpu else here

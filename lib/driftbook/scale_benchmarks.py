@@ -17,6 +17,7 @@ from driftbook import decode, scale
 from driftbook.discovery.prompts import Prompt
 from driftbook.models.interventions import Pair, open_pair
 from driftbook.models.sampling import SamplingParams
+from driftbook.processes import Processes
 from driftbook.store import ShardStore
 from driftbook.workbook.parameters import Engine, ModelSpec, NoIntervention
 
@@ -29,8 +30,8 @@ GROWTH_STAGES = ("decode", "cluster", "validate")
 def worker_turns(
     model: str, prompts: Sequence[Prompt], samples: int, tokens: int, shard: int, repeats: int, seed: int, cache: Path
 ) -> tuple[pd.DataFrame, dict[str, float]]:
-    """Decode the same shards in this process, by one worker with all cores, by two that share them, and by one with
-    half of them; in turns, all models loaded before.
+    """Decode the same shards in this process, by one worker with all cores, by two that share them, by one with half of
+    them, and by two processes without Ray; in turns, all models loaded before.
 
     Returns:
         work, turn, seconds, tokens, tokens_per_s, and the share of the texts that are those of this process, word for
@@ -44,9 +45,10 @@ def worker_turns(
     half = max(1, cores // 2)
     # Workers that wait take no time: Ray counts CPUs, it does not hand them out.
     scale.connect(Engine(kind="ray", workers=3), cores + 2 * half)
-    ways: dict[str, scale.Workers | None] = {"this process": None}
+    ways: dict[str, scale.Workers | Processes | None] = {"this process": None}
     for name, count, threads in (("1 worker", 1, cores), ("2 workers", 2, half), ("1 worker, half", 1, half)):
         ways[name] = scale.Workers(Engine(kind="ray", workers=count), threads=threads)
+    ways["2 processes"] = Processes(2, half)
     rows, said = [], []
     for turn in range(-1, repeats):  # the first turn, on few texts, loads the models
         asks = decode.first_round(chosen, samples if turn >= 0 else 1, 10**9)
@@ -62,14 +64,14 @@ def worker_turns(
             same = float(np.mean([a == b for a, b in zip(texts.text, said, strict=True)]))
             count = int(texts.token_ids.map(len).sum())
             rows.append((name, turn, seconds, count, count / seconds, same))
-    memory = {n: max(w.memory().values()) for n, w in ways.items() if w is not None}
+    memory = {n: max(w.memory().values()) for n, w in ways.items() if isinstance(w, scale.Workers)}
     for workers in filter(None, ways.values()):
         workers.close()
     scale.disconnect()
     return pd.DataFrame(rows, columns=["work", "turn", "seconds", "tokens", "tokens_per_s", "same_texts"]), memory
 
 
-def _share(pair: Pair, workers: scale.Workers | None, spec: scale.PairSpec) -> None:
+def _share(pair: Pair, workers: scale.Workers | Processes | None, spec: scale.PairSpec) -> None:
     pair.base.workers = None if workers is None else scale.PairWorkers(workers, spec)
 
 

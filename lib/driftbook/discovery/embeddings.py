@@ -548,7 +548,7 @@ def embed(
     bar = progress(len(missing), "embedding", "texts") if progress and missing else None
     batches = (missing[begin : begin + commit] for begin in range(0, len(missing), commit))
     work = ((batch, [unique[d] for d in batch]) for batch in batches)
-    if workers is None:
+    if workers is None or not workers.worth(-(-len(missing) // commit)):
         encoded = ((batch, embedder.encode(said)) for batch, said in work)
     else:
         name = f"embedder {embedder.identity.digest} {embedder.device}"
@@ -571,7 +571,7 @@ def encode_batch(
     """What a worker does with a batch of texts under their digests. Raises ModelError when its embedder is another."""
     if embedder.identity != identity:
         raise ModelError(
-            f"engine.kind ray: a worker opened another embedder than the driver ({embedder.identity}, not {identity}); "
+            f"engine.kind: a worker opened another embedder than the driver ({embedder.identity}, not {identity}); "
             "all machines need the same files"
         )
     digests, texts = batch

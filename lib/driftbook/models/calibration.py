@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from driftbook.models.loading import LoadedModel, load
 from driftbook.models.local import LocalEngine, Request
@@ -24,14 +27,15 @@ _QUESTIONS = (
 @dataclass(frozen=True)
 class Measured:
     """What this machine does per second: tokens sampled (the reading of their prompts included), tokens read in a
-    forward over given text, short texts embedded; the share of ``max_new_tokens`` that answers used; and the mean
-    tokens of a prompt."""
+    forward over given text, short texts embedded; the share of ``max_new_tokens`` that answers used; the mean tokens of
+    a prompt; and tokens sampled with the threads of one of several processes, None where that was not asked."""
 
     generate: float
     read: float
     embed: float
     length: float
     prompt_tokens: float
+    of_a_process: float | None = None
 
 
 def measure(
@@ -41,6 +45,7 @@ def measure(
     cache: Path = Path("outputs/.cache"),
     embedder: str = "bundled:all-minilm-l6-v2",
     seconds: float = 3,
+    threads: int | None = None,
 ) -> Measured:
     """Speeds with the base model, its prompts and its sampling, and of the embedder.
 
@@ -48,7 +53,7 @@ def measure(
 
     Args:
         base_spec: a ``ModelSpec``; prompts: some of those that the experiment asks; cache: where converted models are
-            kept.
+            kept. threads: of a process, where several share this machine's cores.
 
     Raises:
         ModelError: the model cannot be loaded.
@@ -60,7 +65,22 @@ def measure(
     generate, length = generation_rate(model, ids, params, seconds)
     read = reading_rate(model, ids, seconds / 2)
     embed = embedding_rate(Embedder(embedder, device=base_spec.device), seconds)
-    return Measured(generate, read, embed, length, sum(map(len, ids)) / len(ids))
+    one = None
+    if threads is not None:
+        with few_threads(threads):
+            one, _ = generation_rate(model, ids, params, seconds)
+    return Measured(generate, read, embed, length, sum(map(len, ids)) / len(ids), one)
+
+
+@contextmanager
+def few_threads(threads: int) -> Iterator[None]:
+    """Torch computes with so many threads in here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def generation_rate(

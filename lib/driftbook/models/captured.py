@@ -213,8 +213,9 @@ def capture_replay(
         digest("replay", side.key, probe.key, [(s.prompt_ids, s.response_ids) for s in chosen]) for chosen in shards
     ]
     made: set[str] = set()
-    if side.workers is not None:
-        missing = ((key, list(chosen)) for key, chosen in zip(keys, shards, strict=True) if not store.has_arrays(key))
+    todo = [i for i, key in enumerate(keys) if not store.has_arrays(key)]
+    if side.workers is not None and side.workers.worth(len(todo)):
+        missing = ((keys[i], list(shards[i])) for i in todo)
         for key, count in side.workers.map(partial(replay_into, side.name, probe, store.folder), missing):
             made.add(key)
             if progress:

@@ -185,8 +185,8 @@ def open_pair(
 def open_sides(run: Any, inside: bool = False) -> Pair:
     """The pair of a run: loads the base once, and reads the traits stage where the intervention is made of a vector.
 
-    With ``engine.kind: ray`` the sides hand their shards to workers, which open the same pair. ``inside``: for a stage
-    that reads activations (see ``Pair.inside``).
+    With ``engine.kind: processes`` or ``ray`` the sides hand their shards to workers, which open the same pair.
+    ``inside``: for a stage that reads activations (see ``Pair.inside``).
     """
     p = run.params
     workers = open_workers(p)  # before the weights: an address that does not answer is known at once

@@ -131,11 +131,13 @@ Intervention = Annotated[
 class Engine(Section):
     """What runs the models. ``decoder`` is the generation engine inside a worker.
 
-    With ``kind: ray`` the shards of decoding, replay, embedding and judging go to ``workers`` processes: of the cluster
-    at ``address`` (``host:port``, or ``auto`` for the one that this machine belongs to), else started on this machine.
+    ``local``: this process. ``processes``: shards of decoding, replay, embedding and judging go to ``workers``
+    processes of this machine, which on a CPU are faster than its threads; on a GPU it is ``local``. ``ray``: to
+    ``workers`` processes of the cluster at ``address`` (``host:port``, or ``auto`` for the one that this machine
+    belongs to), else started on this machine.
     """
 
-    kind: Literal["local", "ray"] = "local"
+    kind: Literal["local", "processes", "ray"] = "local"
     decoder: Literal["local", "vllm"] = "local"
     address: str | None = None
     workers: int = Field(2, ge=1)

@@ -1,0 +1,117 @@
+"""``engine: {kind: processes}``: shards of decoding, replay, embedding and judging on processes of this machine.
+
+For CPUs. A small model's matrix products do not keep two cores busy from one process; two processes with a thread each
+do. What a shard gives follows from what it asks for alone, as with Ray (:mod:`driftbook.scale`), so the texts are the
+same. On a GPU one process fills the device, and the work stays in it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait as wait_for
+from typing import Any, TypeVar
+
+from driftbook.errors import DriftbookError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Held = TypeVar("Held")
+
+_held: dict[str, Any] = {}
+_job: tuple[int, Callable[[Any, Any], Any], str] | None = None
+
+
+class Processes:
+    """``count`` processes with ``threads`` threads each (default: the cores that this process may use, divided among
+    them), started at the first shard. They end with this process, however it ends."""
+
+    def __init__(self, count: int, threads: int | None = None):
+        from driftbook.scale import cores
+
+        self.count, self.threads = count, threads or max(1, cores() // count)
+        self._pool: ProcessPoolExecutor | None = None
+        self._jobs = itertools.count()
+
+    def worth(self, shards: int) -> bool:
+        """Whether so many shards of reading (replay, embedding, judging) are worth the seconds that a start takes."""
+        return self._pool is not None or shards >= 4 * self.count
+
+    def map(
+        self, name: str, opened: Callable[[], Held], work: Callable[[Held, Item], Result], items: Iterable[Item]
+    ) -> Iterator[Result]:
+        """``work(opened(), item)`` for every item, in the order in which they finish.
+
+        A process calls ``opened`` once per ``name`` and keeps what it gives. Items are drawn as processes get free, so
+        that those of a generator are never all in memory. All must be picklable.
+
+        Raises:
+            DriftbookError: what ``opened`` or ``work`` raised of that kind; or a process died.
+        """
+        waiting = iter(items)
+        first = next(waiting, None)
+        if first is None:
+            return
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(
+                self.count, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(self.threads,)
+            )
+        job = (next(self._jobs), pickle.dumps((name, opened, work)))
+        running: set[Future] = set()
+        try:
+            for item in itertools.chain([first], waiting):
+                running.add(self._pool.submit(_do, *job, item))
+                if len(running) > self.count:  # one is ready for whoever is free first
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    yield from (f.result() for f in done)
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (f.result() for f in done)
+        except BrokenProcessPool:
+            self.close()
+            raise DriftbookError(
+                "engine.kind processes: a worker process died. Too little memory is the usual reason: lower "
+                "engine.workers or engine.batch_size. Finished shards are kept: run again"
+            ) from None
+        finally:
+            for future in running:
+                future.cancel()
+
+    def close(self) -> None:
+        """End the processes; the next shard starts new ones."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool = None
+
+
+def _begin(threads: int) -> None:
+    """In a new process: few threads, no interrupts (they are for the notebook), and an end with the parent's."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        wait_for([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _do(number: int, job: bytes, item: Any) -> Any:
+    global _job
+    if _job is None or _job[0] != number:
+        name, opened, work = pickle.loads(job)
+        if name not in _held:
+            _held[name] = opened()
+        _job = number, work, name
+    return _job[1](_held[_job[2]], item)
