@@ -18,7 +18,7 @@ from driftbook.models.endpoint import EndpointEngine
 from driftbook.models.interventions import open_pair
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.tiny import tiny_model, tiny_tokenizer
-from driftbook.workbook.parameters import Decode, Endpoint, Engine, ModelSpec
+from driftbook.workbook.parameters import Decode, Endpoint, Experiment, ModelSpec
 
 PARAMS = SamplingParams(max_new_tokens=9, temperature=0.5, top_p=0.8)
 READER = SimpleNamespace(tokenizer=tiny_tokenizer(), context=512)
@@ -131,7 +131,7 @@ def test_a_server_that_refuses_ends_the_run_before_the_base_decodes(tmp_path, mo
     (tmp_path / "p.txt").write_text("\n".join(f"Please explain {w}." for w in ["tides", "apples", "chess", "bread"]))
     run = SimpleNamespace(
         section=Decode(samples=1, max_new_tokens=5, sampling={"max_texts": 40}),
-        params=SimpleNamespace(engine=Engine()),
+        params=Experiment(experiment="x"),
         cache=tmp_path,
         seed=0,
         progress=lambda *a: pytest.fail("nothing is decoded"),
@@ -156,7 +156,7 @@ def test_decode_puts_the_servers_answers_beside_the_bases_own(tmp_path):
     silent = SimpleNamespace(update=lambda n=1: None)
     section = Decode(samples=2, max_new_tokens=5, sampling={"max_texts": 40, "rounds": 1}, shard=8)
     run = SimpleNamespace(
-        section=section, params=SimpleNamespace(engine=Engine()), cache=tmp_path, seed=0, progress=lambda *a: silent
+        section=section, params=Experiment(experiment="x"), cache=tmp_path, seed=0, progress=lambda *a: silent
     )
     with Server(answer=said) as server:
         spec = Endpoint(base_url=server.url, model="m")

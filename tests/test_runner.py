@@ -208,6 +208,8 @@ def start(root: Path) -> tuple[subprocess.Popen[str], int]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # a shell hands its background jobs an ignored SIGINT on, and these tests may be one
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     pid = root / "kernel.pid"
     deadline = time.monotonic() + 30
