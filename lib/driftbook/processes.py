@@ -1,8 +1,8 @@
 """``engine: {kind: processes}``: shards of decoding, replay, embedding and judging on processes of this machine.
 
 For CPUs. A small model's matrix products, a few rows at a time, do not keep two cores busy from one process; two
-processes with a thread each do. What a shard gives follows from what it asks for alone, as with Ray (:mod:`driftbook.scale`), so the texts are the
-same. On a GPU one process fills the device, and the work stays in it.
+processes with a thread each do. What a shard gives follows from what it asks for alone, as with Ray
+(:mod:`driftbook.scale`), so the texts are the same. On a GPU one process fills the device, and the work stays in it.
 """
 
 from __future__ import annotations
