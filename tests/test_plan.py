@@ -64,6 +64,13 @@ def test_counting_by_likelihood_is_read_twice_where_it_is_asked_for(tmp_path):
     assert [more in written(found[c]) for c in ("auto", "always", "never")] == [True, False, False]
 
 
+def test_texts_bring_their_own_prompts_and_nothing_is_decoded():
+    found = planned("replay")
+    decode = step(found, "decode")
+    assert decode.what.startswith("96 prompts, 900 texts of both sides, 0 of them made here")
+    assert decode.generated == decode.seconds == 0 and "raise it" not in written(found)
+
+
 def test_one_side_is_captured_when_nothing_was_done_to_the_model():
     assert step(planned("null"), "capture").generated * 2 == step(planned("quickstart"), "capture").generated
 
@@ -129,7 +136,7 @@ def test_answers_of_a_server_are_not_counted_as_made_here(tmp_path):
 
 
 def test_answers_in_a_table_are_only_read(tmp_path):
-    (tmp_path / "answers.csv").write_text("side,prompt,text\nbase,a,b\n")
+    (tmp_path / "answers.csv").write_text("side,prompt,text\nbase,a,b\nintervention,a,c\n")
     found = changed(tmp_path, "{kind: texts, path: answers.csv}")
     assert step(found, "decode").generated == step(found, "capture").generated == 0 < step(found, "capture").read
     assert step(found, "decode").seconds == 0

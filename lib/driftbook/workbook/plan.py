@@ -28,6 +28,7 @@ from driftbook.workbook.parameters import (
     Experiment,
     Judge,
     ModelSpec,
+    Texts,
     expand,
     load_experiment,
     resolved,
@@ -282,10 +283,15 @@ def _capture(experiment: Experiment, root: Path, size: Size, speeds: Speeds) -> 
 
 
 def _decode_to_validate(experiment: Experiment, root: Path, speeds: Speeds, notes: list[str]) -> list[Step]:
-    decode, cluster = experiment.decode, experiment.cluster
-    here = _prompts(decode.prompts, root)
+    decode, cluster, change = experiment.decode, experiment.cluster, experiment.intervention
+    if isinstance(change, Texts):  # they bring their own prompts
+        from driftbook.models.tables import read_table
+
+        here = read_table(root / Path(change.path).expanduser(), change.change).prompts
+    else:
+        here = _prompts(decode.prompts, root)
     prompts = len(here)
-    if any(p.startswith("hf:") for p in decode.prompts):
+    if not isinstance(change, Texts) and any(p.startswith("hf:") for p in decode.prompts):
         prompts = decode.max_prompts or prompts
         counted = "decode.max_prompts" if decode.max_prompts else "the prompts that are here"
         notes.append(f"prompts on the Hub are counted when decode runs; the plan takes {counted}: {prompts:,}")
