@@ -164,7 +164,7 @@ def planted_harvest(rate: float, prompts: int = 60, samples: int = 2, kind: str 
         js,
         score_seconds=3.0,
         embed_seconds=0.01,
-        vectors=vectors,
+        embed=lambda texts: np.stack([vectors[t] for t in texts]),
     )
 
 

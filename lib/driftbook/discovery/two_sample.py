@@ -9,11 +9,12 @@ Source: Szekely and Rizzo (2013), Energy statistics, J. Stat. Plan. Inference 14
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+
+from driftbook.evidence.wins import shuffled
 
 LEAST = 4  # prompts of a family, for a distance with an interval
 MOST = 1000  # prompts of a family that are read: the distance is known well enough, and its cost is their square
@@ -91,7 +92,7 @@ def family_energy(texts: pd.DataFrame, vectors: np.ndarray, seed: int = 0) -> pd
     names = read_together(frame.drop_duplicates("prompt_id").set_index("prompt_id")["family"])
     rows, blocks = [], []
     for name, own in frame.groupby(frame["family"].map(names), sort=True):
-        chosen = _lowest(own["prompt_id"].unique(), MOST)
+        chosen = shuffled(own["prompt_id"].unique(), "two samples")[:MOST]
         own = own[own["prompt_id"].isin(chosen)]
         number = own["prompt_id"].map({p: i for i, p in enumerate(chosen)}).to_numpy()
         if len(chosen) >= LEAST:
@@ -109,9 +110,5 @@ def energy_of_prompts(families: pd.DataFrame, family_of: pd.Series) -> pd.DataFr
     nothing about a prompt. NaN where the family has none."""
     energy = dict(zip(families["family"], families["energy"], strict=True))
     names = read_together(family_of)
-    order = _lowest(family_of.index, len(family_of))
+    order = shuffled(family_of.index, "two samples")
     return pd.DataFrame({"prompt_id": order, "energy": [energy.get(names[family_of[p]], np.nan) for p in order]})
-
-
-def _lowest(ids: Iterable[str], count: int) -> list[str]:
-    return sorted(ids, key=lambda i: hashlib.sha256(f"two samples {i}".encode()).digest())[:count]

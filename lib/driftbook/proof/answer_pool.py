@@ -9,8 +9,6 @@ sampling.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +16,11 @@ import pandas as pd
 
 from driftbook.decode import PromptSet
 from driftbook.discovery import pool
-from driftbook.discovery.embeddings import Embedder, EmbeddingCache, embed
 from driftbook.discovery.prompts import Prompt, read_prompts
 from driftbook.discovery.splits import sample_prompts
 from driftbook.errors import DriftbookError
 from driftbook.evidence.intervals import bootstrap_mean
-from driftbook.proof.harvest import Design, harvest
+from driftbook.proof.harvest import Design, Lookup, harvest
 from driftbook.proof.plants import Garden, Plant
 
 COLUMNS = ("side", "change", "family", "prompt", "text", "js")
@@ -56,25 +53,6 @@ def gather(garden: Garden, plants: Sequence[Plant], design: Design, progress: Ca
     return pd.concat(parts, ignore_index=True)[list(COLUMNS)]
 
 
-@dataclass(frozen=True)
-class Lookup:
-    """Texts to vectors, out of a table that travels to other processes with the pool."""
-
-    rows: dict[str, int]
-    vectors: np.ndarray
-
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        return self.vectors[[self.rows[t] for t in texts]].astype(np.float32)
-
-
-def embedded(table: pd.DataFrame, cache: Path, embedder: str, progress: Callable[..., Any] | None = None) -> Lookup:
-    """Vectors of all texts of a pool, from the embedding cache where they are there already."""
-    texts = table["text"].drop_duplicates().tolist()
-    with EmbeddingCache(cache / "embeddings") as store:
-        vectors = embed(texts, store, Embedder(embedder), progress).vectors
-    return Lookup({t: i for i, t in enumerate(texts)}, vectors.astype(np.float16))
-
-
 def read_pools(
     table: pd.DataFrame, plants: Sequence[Plant], vectors: Lookup, seeds: Sequence[int]
 ) -> list[pool.TextPool]:
@@ -100,13 +78,13 @@ def read_pools(
         both["behaviour"] = None if shown is None else np.where(shown, plant.name, None)
         js = own.drop_duplicates("prompt").set_index("prompt")["js"]
         used = both["text"].drop_duplicates()
-        lookup = Lookup({t: i for i, t in enumerate(used)}, vectors(used))
+        own_vectors = Lookup({t: i for i, t in enumerate(used)}, vectors(used))
         for seed in seeds:
             pools.append(
                 pool.read_texts(
                     both,
                     prompts,
-                    lookup,
+                    own_vectors,
                     planted={} if shown is None else {plant.name: 1},
                     js={ids[p]: float(v) for p, v in js.items()},
                     seed=seed,

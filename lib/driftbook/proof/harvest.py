@@ -7,8 +7,9 @@ some of them is charged for those.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,24 @@ from driftbook.store import ShardStore, digest
 
 
 @dataclass(frozen=True)
+class Lookup:
+    """Texts to vectors that are known; it can be sent to another process."""
+
+    rows: dict[str, int]
+    vectors: np.ndarray
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        return self.vectors[[self.rows[t] for t in texts]]
+
+
+@dataclass(frozen=True)
 class Harvest:
     """Everything that was measured of one plant.
 
     ``texts``: one row a text with text_id, side, prompt_id, prompt, family, split, sample_index, text, tokens (number),
     seconds (of decoding it). ``fresh``: texts of the same kind that no pipeline sees. ``divergence``: prompt_id, js and
     kl (nats a token, along the base's first answer) of the discover prompts. ``score_seconds``: what that took.
-    ``embed_seconds``: what one text costs to embed. ``vectors``: text to float32 row.
+    ``embed_seconds``: what one text costs to embed. ``embed``: texts to float32 ``[n, d]``.
     """
 
     plant: Plant
@@ -41,10 +53,7 @@ class Harvest:
     divergence: pd.DataFrame
     score_seconds: float
     embed_seconds: float
-    vectors: dict[str, np.ndarray]
-
-    def embed(self, texts: Any) -> np.ndarray:
-        return np.stack([self.vectors[t] for t in texts]).astype(np.float32)
+    embed: Callable[[Sequence[str]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ def harvest(
     fresh = texts[texts["sample_index"] >= design.samples].reset_index(drop=True)
     texts = texts[texts["sample_index"] < design.samples].reset_index(drop=True)
     divergence, score_seconds = _divergence(garden, pair, prompts, texts, design)
-    vectors = _embedded(garden, pd.concat([texts, fresh])["text"], design)
+    vectors = embedded(pd.concat([texts, fresh])["text"], garden.cache, design.embedder)
     if embed_seconds is None:
         embed_seconds = embed_rate(texts["text"], design)
     return Harvest(plant, prompts, texts, fresh, divergence, score_seconds, embed_seconds, vectors)
@@ -94,10 +103,7 @@ def _decoded(garden: Garden, pair: Pair, prompts: decode.PromptSet, design: Desi
     ids = decode.encode(pair, prompts, design.max_new_tokens)
     asks = [decode.Ask(i, s, 0) for i in range(len(prompts.prompts)) for s in range(design.samples)]
     asks += [decode.Ask(i, design.samples, 1) for i, s in enumerate(prompts.splits) if s != "discover"]
-    parts = [
-        decode.decode_texts(side, prompts, ids[side.name], asks, design.params, garden.seed, store) for side in pair
-    ]
-    texts = pd.concat(parts, ignore_index=True)
+    texts = decode.decode_texts(pair, prompts, ids, asks, design.params, garden.seed, store)
     said = {p.prompt_id: p.text for p in prompts.prompts}
     texts["tokens"] = texts["token_ids"].map(len)
     return texts.assign(prompt=texts["prompt_id"].map(said))
@@ -135,11 +141,12 @@ def _divergence(
     return table, float(held["seconds"][0])
 
 
-def _embedded(garden: Garden, texts: pd.Series, design: Design) -> dict[str, np.ndarray]:
-    """Vectors by text."""
-    with EmbeddingCache(garden.cache / "embeddings") as cache:
-        found = embed(texts.tolist(), cache, Embedder(design.embedder))
-    return dict(zip(texts, found.vectors, strict=True))
+def embedded(texts: pd.Series, cache: Path, embedder: str, progress: Callable[..., Any] | None = None) -> Lookup:
+    """Vectors by text, from the embedding cache where they are there already."""
+    distinct = texts.drop_duplicates().tolist()
+    with EmbeddingCache(cache / "embeddings") as store:
+        vectors = embed(distinct, store, Embedder(embedder), progress).vectors
+    return Lookup({t: i for i, t in enumerate(distinct)}, vectors)
 
 
 def embed_rate(texts: pd.Series, design: Design, sample: int = 256) -> float:

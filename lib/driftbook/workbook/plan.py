@@ -21,7 +21,6 @@ from typing import Any
 import pandas as pd
 
 from driftbook.discovery.prompts import Prompt, read_prompts
-from driftbook.scale import cores
 from driftbook.workbook.parameters import (
     RESIDUAL_SITES,
     BenchExperiment,
@@ -35,6 +34,7 @@ from driftbook.workbook.parameters import (
 )
 from driftbook.workbook.progress import duration
 from driftbook.workbook.runs import Layout, Run, peak_rss_mb, read_json, write_json
+from driftbook.workers import cores
 
 CHARACTERS_PER_TOKEN = 4
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
@@ -231,6 +231,17 @@ def _prompts(patterns: list[str], root: Path) -> list[Prompt]:
     return list(read_prompts(here, root)) if here else []
 
 
+def _asked(experiment: Experiment, root: Path) -> tuple[list[Prompt], bool]:
+    """The prompts of decode as far as they are here, and whether there are more on the Hub. A table of texts brings its
+    own."""
+    change, patterns = experiment.intervention, experiment.decode.prompts
+    if isinstance(change, Texts):
+        from driftbook.models.tables import read_table
+
+        return read_table(root / Path(change.path).expanduser(), change.change).prompts, False
+    return _prompts(patterns, root), any(p.startswith("hf:") for p in patterns)
+
+
 def _mean_tokens(prompts: list[Prompt]) -> float:
     return sum(_tokens(p.text) for p in prompts) / max(len(prompts), 1)
 
@@ -283,15 +294,10 @@ def _capture(experiment: Experiment, root: Path, size: Size, speeds: Speeds) -> 
 
 
 def _decode_to_validate(experiment: Experiment, root: Path, speeds: Speeds, notes: list[str]) -> list[Step]:
-    decode, cluster, change = experiment.decode, experiment.cluster, experiment.intervention
-    if isinstance(change, Texts):  # they bring their own prompts
-        from driftbook.models.tables import read_table
-
-        here = read_table(root / Path(change.path).expanduser(), change.change).prompts
-    else:
-        here = _prompts(decode.prompts, root)
+    decode, cluster = experiment.decode, experiment.cluster
+    here, on_the_hub = _asked(experiment, root)
     prompts = len(here)
-    if not isinstance(change, Texts) and any(p.startswith("hf:") for p in decode.prompts):
+    if on_the_hub:
         prompts = decode.max_prompts or prompts
         counted = "decode.max_prompts" if decode.max_prompts else "the prompts that are here"
         notes.append(f"prompts on the Hub are counted when decode runs; the plan takes {counted}: {prompts:,}")
