@@ -197,12 +197,16 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------ what comes out
 
-    def metric(self, name: str, value: float | str) -> None:
-        """One number or short text of ``metrics.json``. What is not finite is kept as ``"nan"`` or ``"inf"``."""
-        value = plain(value)
-        if not isinstance(value, (int, float, str)):
-            raise TypeError(f"metric {name!r} must be a number or a text, not {value!r}")
-        self.metrics[name] = value
+    def metric(self, name: str, value: float | str, low: float | None = None, high: float | None = None) -> None:
+        """One number or short text of ``metrics.json``, and the ends of its interval as ``<name>_low`` and
+        ``<name>_high``. What is not finite is kept as ``"nan"`` or ``"inf"``."""
+        for suffix, number in (("", value), ("_low", low), ("_high", high)):
+            number = plain(number)
+            if suffix and number is None:
+                continue
+            if not isinstance(number, (int, float, str)):
+                raise TypeError(f"metric {name + suffix!r} must be a number or a text, not {number!r}")
+            self.metrics[name + suffix] = number
 
     def record(self, name: str, value: Any) -> None:
         """How the run was carried out, for ``run.json``: ``device`` and why, hashes of model files, ..."""
