@@ -47,10 +47,10 @@ def pair_of(amount: float = 3.0) -> Pair:
 
 def texts_of(folder, side=None, samples: int = 2, seed: int = 0, params=PARAMS, asks=None, **options) -> pd.DataFrame:
     side = side or pair_of().base
-    ids = decode.encode(pair_of(), PROMPTS, params.max_new_tokens)[side.name]
+    ids = decode.encode(pair_of(), PROMPTS, params.max_new_tokens)
     asks = decode.first_round(PROMPTS, samples, 10**6) if asks is None else asks
     options = {"shard": 5, "batch_size": 3, **options}
-    return decode.decode_texts(side, PROMPTS, ids, asks, params, seed, ShardStore(folder), **options)
+    return decode.decode_texts([side], PROMPTS, ids, asks, params, seed, ShardStore(folder), **options)
 
 
 def content(texts: pd.DataFrame) -> pd.DataFrame:

@@ -76,18 +76,22 @@ def test_texts_are_those_of_one_process(steered, shared, tmp_path, monkeypatch):
     assert names[0] == names[1]
 
 
-def test_both_sides_are_made_at_once_and_counted_once(shared, tmp_path):
+def test_shards_of_both_sides_are_handed_out_at_once_and_counted_once(shared, two, tmp_path, monkeypatch):
     ids = decode.encode(shared, PROMPTS, PARAMS.max_new_tokens)
     asks = decode.first_round(PROMPTS, 3, 10**6)
-    store, told = ShardStore(tmp_path), []
-    how = (PARAMS, 0, store, 7, 4, told.append, "local")
-    made = decode.decode_ahead(list(shared), PROMPTS, ids, asks, *how)
-    assert len(made) == 2 * -(-len(asks) // 7) and sum(told) == 2 * len(asks)
-    for side in shared:
-        texts = decode.decode_texts(side, PROMPTS, ids[side.name], asks, *how, made)
-        assert len(texts) == len(asks)
-    assert sum(told) == 2 * len(asks)
-    assert decode.decode_ahead(list(shared), PROMPTS, ids, asks, *how) == set()
+    asked, plain = [], two.map
+
+    def seen(name, opened, work, items):
+        asked.append(list(items))
+        return plain(name, opened, work, asked[-1])
+
+    monkeypatch.setattr(two, "map", seen)
+    for turn in range(2):
+        told: list[int] = []
+        texts = decode.decode_texts(shared, PROMPTS, ids, asks, PARAMS, 0, ShardStore(tmp_path), 7, 4, told.append)
+        assert len(texts) == sum(told) == 2 * len(asks)
+        assert len(asked[turn]) == (0 if turn else 2 * -(-len(asks) // 7))  # one call for both sides; then all is there
+    assert {item[0] for item in asked[0]} == {"base", "intervention"} and len(asked) == 2
 
 
 def test_replay_and_embeddings_are_those_of_one_process(steered, shared, two, tmp_path, monkeypatch):
@@ -223,8 +227,8 @@ def fail_not(held: int, item: int) -> int:
 def test_a_gpu_is_filled_from_one_process(monkeypatch):
     experiment = Experiment(experiment="x", engine=Engine(kind="processes", workers=3))
     opened = scale.open_workers(experiment)
-    assert isinstance(opened, Processes) and opened.count == 3 and opened is scale.open_workers(experiment)
-    assert scale.describe(opened)["processes"] == 3
+    assert isinstance(opened, Processes) and opened.at_once == 3 and opened is scale.open_workers(experiment)
+    assert opened.describe()["processes"] == 3
     monkeypatch.setattr("driftbook.models.loading.choose_device", lambda *a: (SimpleNamespace(type="cuda"), ""))
     assert scale.open_workers(experiment) is None
     assert scale.open_workers(Experiment(experiment="x")) is None

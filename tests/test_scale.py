@@ -78,10 +78,10 @@ def shared(steered):
     pair, spec = steered
     used = []
 
-    def share(workers: int) -> scale.Workers:
+    def share(workers: int) -> scale.RayWorkers:
         for other in used:  # it holds the CPUs
             other.close()
-        used.append(scale.Workers(Engine(kind="ray", workers=workers)))
+        used.append(scale.RayWorkers(Engine(kind="ray", workers=workers)))
         scale.share(pair, used[-1], spec)
         return used[-1]
 
@@ -96,11 +96,8 @@ def texts_of(pair: Pair, store: Path, samples: int = 4, progress=None, **options
     ids = decode.encode(pair, PROMPTS, PARAMS.max_new_tokens)
     asks = decode.first_round(PROMPTS, samples, 10**6)
     options = {"shard": 7, "batch_size": 4, "progress": progress, **options}
-    parts = [
-        decode.decode_texts(side, PROMPTS, ids[side.name], asks, PARAMS, 0, ShardStore(store), **options)
-        for side in pair
-    ]
-    return content(pd.concat(parts, ignore_index=True))
+    texts = decode.decode_texts(pair, PROMPTS, ids, asks, PARAMS, 0, ShardStore(store), **options)
+    return content(texts)
 
 
 # -------------------------------------------------------------------------------------------------------------- texts
@@ -180,14 +177,14 @@ def test_replay_embeddings_and_verdicts_are_those_of_this_process(ray, steered, 
         assert sum(told) == len(sequences)
         return out
 
-    def vectors_of(cache: Path, workers: scale.Workers | None) -> np.ndarray:
+    def vectors_of(cache: Path, workers: scale.RayWorkers | None) -> np.ndarray:
         with EmbeddingCache(cache) as store:
             found = embed(texts, store, Embedder(dtype="float32", device="cpu"), commit=16, workers=workers)
             assert len(store.get(Embedder(dtype="float32", device="cpu").identity, [text_digest(texts[0])])) == 1
         assert found.embedded == len(texts)
         return found.vectors
 
-    def verdicts(cache: Path, workers: scale.Workers | None) -> np.ndarray:
+    def verdicts(cache: Path, workers: scale.RayWorkers | None) -> np.ndarray:
         ledger = Ledger(cache / "answers.sqlite", 0.0)
         judge = open_local_judge(
             Judge(kind="local", model=str(folder)), "cheap", ledger, cache, "Rate it.", workers=workers
@@ -267,4 +264,4 @@ def test_more_workers_than_the_cluster_holds_are_refused(ray, tmp_path):
     with pytest.raises(
         DriftbookError, match=r"engine\.workers 64: each takes a CPU, and the cluster has \d+; lower it"
     ):
-        list(scale.Workers(Engine(kind="ray", workers=64)).map("a", dict, dict.get, [1]))
+        list(scale.RayWorkers(Engine(kind="ray", workers=64)).map("a", dict, dict.get, [1]))

@@ -20,8 +20,8 @@ from driftbook.discovery.clustering import Clustering, Stability
 from driftbook.discovery.embeddings import Embedded, Embedder, EmbeddingCache, Fidelity, embed, text_digest
 from driftbook.errors import DriftbookError
 from driftbook.evidence.intervals import resample_counts
-from driftbook.scale import Workers
 from driftbook.workbook import parameters
+from driftbook.workers import Workers
 
 SIDES = composition.SIDES
 TRUSTED = 0.6  # mean Jaccard under which a cluster is not to be trusted (Hennig 2007), and gets no label

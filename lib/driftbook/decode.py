@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -109,10 +108,44 @@ class Ask:
     propensity: float = 1.0
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What ``decode_texts`` was asked for; ``ids`` by side."""
+
+    prompts: PromptSet
+    ids: dict[str, Sequence[tuple[int, ...]]]
+    asks: Sequence[Ask]
+    params: SamplingParams
+    seed: int
+    store: ShardStore
+    shard: int
+    batch_size: int | str
+    decoder: str
+
+    def engine(self, side: Side) -> Engine:
+        return side.engine(self.store.folder.parent, self.decoder, self.batch_size)
+
+    def shards(self, side: Side) -> Iterator[tuple[str, list[int], list[Question]]]:
+        """Key, places in ``asks`` and requests of what is decoded together. Prompts of similar length share a shard:
+        less padding, and samples of a prompt share its prefill."""
+        asks, ids, engine = self.asks, self.ids[side.name], self.engine(side)
+        order = sorted(
+            range(len(asks)), key=lambda i: (asks[i].round, -len(ids[asks[i].prompt]), asks[i].prompt, asks[i].sample)
+        )
+        for start in range(0, len(order), self.shard):
+            chosen = order[start : start + self.shard]
+            asked = [(asks[i], self.prompts.prompts[asks[i].prompt]) for i in chosen]
+            requests = [
+                Question(ids[a.prompt], text_seed(self.seed, side.name, p, a.sample), prompt=p, sample=a.sample)
+                for a, p in asked
+            ]
+            yield shard_key(engine, side, self.params, requests), chosen, requests
+
+
 def decode_texts(
-    side: Side,
+    sides: Iterable[Side],
     prompts: PromptSet,
-    ids: Sequence[tuple[int, ...]],
+    ids: dict[str, Sequence[tuple[int, ...]]],
     asks: Sequence[Ask],
     params: SamplingParams,
     seed: int,
@@ -121,30 +154,51 @@ def decode_texts(
     batch_size: int | str = "auto",
     progress: Callable[[int], Any] | None = None,
     decoder: str = "local",
-    told: Collection[str] = (),
 ) -> pd.DataFrame:
-    """Sample the texts that are asked for, shard by shard; finished shards come from the store.
+    """Sample the texts that are asked for from every side, shard by shard; finished shards come from the store.
 
     A shard's content follows from its own requests alone, so a run that was killed, or that runs on other workers,
-    gives the same texts. Row order is the order of ``asks``. ``told`` are keys of shards of which ``progress`` has
-    heard already.
+    gives the same texts. Row order is that of ``sides``, then of ``asks``. Workers get the shards of all sides at
+    once, so that none waits for the end of a side.
 
     Returns:
         a table with the columns of ``texts.parquet``, and ``seconds``: what a text took when it was decoded, so that a
         rate can be told of texts that came from the store.
     """
-    engine = side.engine(store.folder.parent, decoder, batch_size)
-    if side.workers is not None:
-        given = (prompts, {side.name: ids}, asks, params, seed, store, shard, batch_size, progress, decoder)
-        told = {*told, *decode_ahead([side], *given)}
+    sides, work = list(sides), _Work(prompts, ids, asks, params, seed, store, shard, batch_size, decoder)
+    made = _made_by_workers([side for side in sides if side.workers is not None], work, progress)
+    return pd.concat([_texts_of(side, work, made, progress) for side in sides], ignore_index=True)
+
+
+def _made_by_workers(sides: Sequence[Side], work: _Work, progress: Callable[[int], Any] | None) -> set[str]:
+    """Keys of the shards that were missing and that workers put into the store."""
+    if not sides:
+        return set()
+    missing = (
+        (side.name, key, [Request(q.prompt_ids, q.seed) for q in requests])
+        for side in sides
+        for key, _, requests in work.shards(side)
+        if not work.store.has_table(key)
+    )
+    held_by_vllm = str(sides[0].model.dtype).removeprefix("torch.") if work.decoder == "vllm" else None
+    decode = partial(decode_into, work.params, work.store.folder, work.decoder, work.batch_size)
+    made: set[str] = set()
+    for key, count in sides[0].workers.map(decode, missing, unused_weights=held_by_vllm):
+        made.add(key)
+        if progress:
+            progress(count)
+    return made
+
+
+def _texts_of(side: Side, work: _Work, made: set[str], progress: Callable[[int], Any] | None) -> pd.DataFrame:
+    """One side's texts, decoded here where the store does not have them. ``progress`` has heard of ``made``."""
+    engine, store, asks = work.engine(side), work.store, work.asks
     pieces: list[pd.DataFrame] = []
-    for chosen in _shards(asks, ids, shard):
-        requests = _questions(side, prompts, ids, asks, seed, chosen)
-        key = shard_key(engine, side, params, requests)
+    for key, chosen, requests in work.shards(side):
         held = store.table(key)
         if held is None:
-            held = store.put_table(key, decode_shard(engine, side, requests, params, progress))
-        elif progress and key not in told:
+            held = store.put_table(key, decode_shard(engine, side, requests, work.params, progress))
+        elif progress and key not in made:
             progress(len(chosen))
         rows = held.to_pandas()
         pieces.append(
@@ -164,11 +218,11 @@ def decode_texts(
     if not pieces:
         return TEXT_SCHEMA.empty_table().to_pandas().assign(seconds=np.zeros(0))
     out = pd.concat(pieces).sort_values("ask", kind="stable").reset_index(drop=True)
-    asked = [prompts.prompts[a.prompt] for a in asks]
+    asked = [work.prompts.prompts[a.prompt] for a in asks]
     out["side"] = side.name
     out["prompt_id"] = [p.prompt_id for p in asked]
     out["family"] = [p.family for p in asked]
-    out["split"] = [prompts.splits[a.prompt] for a in asks]
+    out["split"] = [work.prompts.splits[a.prompt] for a in asks]
     out["sample_index"] = np.array([a.sample for a in asks], np.int32)
     out["round"] = np.array([a.round for a in asks], np.int32)
     out["propensity"] = [a.propensity for a in asks]
@@ -176,70 +230,10 @@ def decode_texts(
     out["model_key"] = side.key
     out["engine"] = engine.name
     out["text_id"] = [
-        digest(side.name, side.key, p, int(s), int(k), asdict(params))[:16]
+        digest(side.name, side.key, p, int(s), int(k), asdict(work.params))[:16]
         for p, s, k in zip(out.prompt_id, out.sample_index, out.seed, strict=True)
     ]
     return out[[*TEXT_SCHEMA.names, "seconds"]]
-
-
-def decode_ahead(
-    sides: Sequence[Side],
-    prompts: PromptSet,
-    ids: dict[str, Sequence[tuple[int, ...]]],
-    asks: Sequence[Ask],
-    params: SamplingParams,
-    seed: int,
-    store: ShardStore,
-    shard: int,
-    batch_size: int | str,
-    progress: Callable[[int], Any] | None,
-    decoder: str,
-) -> set[str]:
-    """Let workers make the shards that ``decode_texts`` would find missing, of all sides at once, so that none waits
-    for the end of a side. Sides without workers are left out. Returns the keys of what was made."""
-
-    def missing(side: Side) -> Iterator[tuple[str, str, list[Request]]]:
-        engine = side.engine(store.folder.parent, decoder, batch_size)
-        for chosen in _shards(asks, ids[side.name], shard):
-            requests = _questions(side, prompts, ids[side.name], asks, seed, chosen)
-            key = shard_key(engine, side, params, requests)
-            if not store.has_table(key):
-                yield side.name, key, [Request(q.prompt_ids, q.seed) for q in requests]
-
-    made: set[str] = set()
-    working = [side for side in sides if side.workers is not None]
-    if working:
-        held_by_vllm = str(working[0].model.dtype).removeprefix("torch.") if decoder == "vllm" else None
-        work = partial(decode_into, params, store.folder, decoder, batch_size)
-        todo = itertools.chain.from_iterable(map(missing, working))
-        for key, count in working[0].workers.map(work, todo, unused_weights=held_by_vllm):
-            made.add(key)
-            if progress:
-                progress(count)
-    return made
-
-
-def _shards(asks: Sequence[Ask], ids: Sequence[tuple[int, ...]], shard: int) -> list[list[int]]:
-    """Which requests are decoded together. Prompts of similar length share a shard: less padding, and samples of a
-    prompt share its prefill."""
-    order = sorted(
-        range(len(asks)), key=lambda i: (asks[i].round, -len(ids[asks[i].prompt]), asks[i].prompt, asks[i].sample)
-    )
-    return [order[start : start + shard] for start in range(0, len(order), shard)]
-
-
-def _questions(
-    side: Side,
-    prompts: PromptSet,
-    ids: Sequence[tuple[int, ...]],
-    asks: Sequence[Ask],
-    seed: int,
-    chosen: Sequence[int],
-) -> list[Question]:
-    asked = [(asks[i], prompts.prompts[asks[i].prompt]) for i in chosen]
-    return [
-        Question(ids[a.prompt], text_seed(seed, side.name, p, a.sample), prompt=p, sample=a.sample) for a, p in asked
-    ]
 
 
 def shard_key(engine: Engine, side: Side, params: SamplingParams, requests: Sequence[Request]) -> str:
@@ -542,10 +536,7 @@ def decode_rounds(run: Any, pair: Pair, prompts: PromptSet, ids: dict[str, list[
 
     def decode(asked: list[Ask], label: str) -> pd.DataFrame:
         bar = run.progress(2 * len(asked), label, "texts")
-        how = (params, run.seed, store, d.shard, batch, bar.update, decoder)
-        told = decode_ahead(list(pair), prompts, ids, asked, *how)
-        parts = [decode_texts(side, prompts, ids[side.name], asked, *how, told) for side in pair]
-        return pd.concat(parts, ignore_index=True)
+        return decode_texts(pair, prompts, ids, asked, params, run.seed, store, d.shard, batch, bar.update, decoder)
 
     texts = decode(asks, "round 0")
     rounds = [_round_row(0, texts)]
@@ -681,7 +672,7 @@ def write(run: Any, prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]], p
 
 def at_once(pair: Pair) -> int:
     """Processes of this machine that decode at the same time: their seconds overlap."""
-    return max(side.workers.at_once if side.workers is not None else 1 for side in pair)
+    return max(side.workers.workers.at_once if side.workers is not None else 1 for side in pair)
 
 
 def made_here(pair: Pair, texts: pd.DataFrame) -> dict[str, float]:

@@ -43,12 +43,12 @@ def sample_texts(
     shares = section.splits.model_dump(by_alias=True)
     chosen = decode.load_prompts(section.prompts, root, shares, prompts)
     pair = open_pair(ModelSpec(), NoIntervention(), cache, root)
-    ids = decode.encode(pair, chosen, max_new_tokens)["base"]
+    ids = decode.encode(pair, chosen, max_new_tokens)
     asks = [decode.Ask(p, s, 0) for p in range(len(chosen.prompts)) for s in range(samples)]
     params = SamplingParams(max_new_tokens, section.temperature, section.top_p, section.top_k, section.min_p)
     bar = progress(len(asks), "decode", "texts")
     texts = decode.decode_texts(
-        pair.base, chosen, ids, asks, params, seed, ShardStore(cache / "decode"), progress=bar.update
+        [pair.base], chosen, ids, asks, params, seed, ShardStore(cache / "decode"), progress=bar.update
     )
     bar.close()
     return texts.assign(prompt=texts["prompt_id"].map({p.prompt_id: p.text for p in chosen.prompts}))

@@ -7,68 +7,53 @@ processes with a thread each do. What a shard gives follows from what it asks fo
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for
-from typing import Any, TypeVar
+from typing import Any
 
 from driftbook.errors import DriftbookError
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-Held = TypeVar("Held")
+from driftbook.workers import Workers, cores
 
 _held: dict[str, Any] = {}
 _job: tuple[int, Callable[[Any, Any], Any], str] | None = None
 
 
-class Processes:
+class Processes(Workers):
     """``count`` processes with ``threads`` threads each (default: the cores that this process may use, divided among
     them), started at the first shard. They end with this process, however it ends."""
 
     def __init__(self, count: int, threads: int | None = None):
-        from driftbook.scale import cores
-
-        self.count, self.threads = count, threads or max(1, cores() // count)
+        super().__init__()
+        self.at_once, self.threads = count, threads or max(1, cores() // count)
         self._pool: ProcessPoolExecutor | None = None
-        self._jobs = itertools.count()
 
     def worth(self, shards: int) -> bool:
-        """Whether so many shards of reading (replay, embedding, judging) are worth the seconds that a start takes."""
-        return self._pool is not None or shards >= 4 * self.count
+        return self._pool is not None or shards >= 4 * self.at_once
 
-    def map(
-        self, name: str, opened: Callable[[], Held], work: Callable[[Held, Item], Result], items: Iterable[Item]
-    ) -> Iterator[Result]:
-        """``work(opened(), item)`` for every item, in the order in which they finish.
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool = None
 
-        A process calls ``opened`` once per ``name`` and keeps what it gives. Items are drawn as processes get free, so
-        that those of a generator are never all in memory. All must be picklable.
+    def describe(self) -> dict[str, Any]:
+        return {"processes": self.at_once, "each": f"{self.threads} thread(s)"}
 
-        Raises:
-            DriftbookError: what ``opened`` or ``work`` raised of that kind; or a process died.
-        """
-        waiting = iter(items)
-        first = next(waiting, None)
-        if first is None:
-            return
+    def _run(self, number: int, job: tuple[str, Callable, Callable], items: Iterator[Any]) -> Iterator[Any]:
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(
-                self.count, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(self.threads,)
-            )
-        job = (next(self._jobs), pickle.dumps((name, opened, work)))
-        running: set[Future] = set()
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.at_once, spawn, initializer=_begin, initargs=(self.threads,))
+        packed, running = pickle.dumps(job), set[Future]()
         try:
-            for item in itertools.chain([first], waiting):
-                running.add(self._pool.submit(_do, *job, item))
-                if len(running) > self.count:  # one is ready for whoever is free first
+            for item in items:
+                running.add(self._pool.submit(_do, number, packed, item))
+                if len(running) > self.at_once:  # one is ready for whoever is free first
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     yield from (f.result() for f in done)
             while running:
@@ -83,12 +68,6 @@ class Processes:
         finally:
             for future in running:
                 future.cancel()
-
-    def close(self) -> None:
-        """End the processes; the next shard starts new ones."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-        self._pool = None
 
 
 def _begin(threads: int) -> None:

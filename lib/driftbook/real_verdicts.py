@@ -64,12 +64,8 @@ def material(
     asks = [decode.Ask(p, 0, 0) for p in range(len(chosen.prompts))]
     params = SamplingParams(max_new_tokens, section.temperature, section.top_p, section.top_k, section.min_p)
     bar, store = progress(2 * len(asks), "decode", "texts"), ShardStore(cache / "decode")
-    tables = [
-        decode.decode_texts(side, chosen, ids[side.name], asks, params, seed, store, progress=bar.update)
-        for side in pair
-    ]
+    texts = decode.decode_texts(pair, chosen, ids, asks, params, seed, store, progress=bar.update)
     bar.close()
-    texts = pd.concat(tables, ignore_index=True)
     asked = {p.prompt_id: p.text for p in chosen.prompts}
     seen = texts[texts["split"] == "discover"]
     found = hypotheses.propose(seen, asked, limit=limit)

@@ -8,7 +8,6 @@ driver (the notebook) gets keys and counts.
 
 from __future__ import annotations
 
-import itertools
 import os
 import secrets
 import socket
@@ -16,19 +15,17 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from driftbook.errors import DriftbookError, ModelError
 from driftbook.processes import Processes
+from driftbook.workers import Item, Result, Workers, cores
 
 if TYPE_CHECKING:
     from driftbook.models.interventions import Pair
     from driftbook.models.vectors import VectorSet
     from driftbook.workbook.parameters import Engine, Experiment, ModelSpec
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-Held = TypeVar("Held")
 
 RESTARTS = (
     20  # of one worker in one run: a machine that is taken away now and then is borne, a crash at every start not
@@ -160,11 +157,6 @@ def disconnect() -> None:
     _opened.clear()
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 # ---------------------------------------------------------------------------------------------------------- the workers
 
 
@@ -200,7 +192,7 @@ class _Worker:
         return os.getpid(), peak_rss_mb()
 
 
-class Workers:
+class RayWorkers(Workers):
     """``engine.workers`` processes on a Ray cluster, started at the first shard.
 
     On CPUs each gets ``threads``, or the cores of this machine (of the cluster, where there is an address) divided by
@@ -208,43 +200,24 @@ class Workers:
     """
 
     def __init__(self, engine: Engine, gpu: bool = False, threads: int | None = None):
+        super().__init__()
         self.engine, self.gpu, self.fixed = engine, gpu, threads is not None
         self.threads = threads or max(1, cores() // engine.workers)
         self._actors: list[Any] = []
-        self._jobs = itertools.count()
         if engine.address is not None:
             connect(engine, self.threads)
 
-    def worth(self, shards: int) -> bool:
-        """Always: who asks for a cluster has his reasons (:meth:`Processes.worth` weighs them)."""
-        return True
-
-    def map(
-        self, name: str, opened: Callable[[], Held], work: Callable[[Held, Item], Result], items: Iterable[Item]
-    ) -> Iterator[Result]:
-        """``work(opened(), item)`` for every item, in the order in which they finish.
-
-        A worker calls ``opened`` once per ``name`` and keeps what it gives. Items are drawn as workers get free, so
-        that those of a generator are never all in memory. All must be picklable.
-
-        Raises:
-            DriftbookError: what ``opened`` or ``work`` raised of that kind; or workers died more often than is borne.
-        """
-        waiting = iter(items)
-        first = next(waiting, None)
-        if first is None:
-            return
+    def _run(self, number: int, job: tuple[str, Callable, Callable], items: Iterator[Any]) -> Iterator[Any]:
         self._start()
         import ray
         from ray.util import ActorPool
 
-        number, job = next(self._jobs), ray.put((name, opened, work))
-        pool = ActorPool(self._actors)
+        stored, pool = ray.put(job), ActorPool(self._actors)
         try:
-            for item in itertools.chain([first], waiting):
+            for item in items:
                 if not pool.has_free():
                     yield pool.get_next_unordered()
-                pool.submit(lambda actor, one: actor.do.remote(number, [job], one), item)
+                pool.submit(lambda actor, one: actor.do.remote(number, [stored], one), item)
             while pool.has_next():
                 yield pool.get_next_unordered()
         except ray.exceptions.RayTaskError as error:
@@ -265,12 +238,16 @@ class Workers:
         return dict(ray.get([actor.memory.remote() for actor in self._actors]))
 
     def close(self) -> None:
-        """End the worker processes; the next shard starts new ones."""
         import ray
 
         for actor in self._actors:
             ray.kill(actor)
         self._actors = []
+
+    def describe(self) -> dict[str, Any]:
+        where = self.engine.address or "this machine"
+        here = f"{self.threads} thread(s)" if self.engine.address is None else "its share of the cluster's CPUs"
+        return {"ray": where, "workers": self.engine.workers, "each": "1 GPU" if self.gpu else here}
 
     def _start(self) -> None:
         if self._actors:
@@ -303,7 +280,7 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def open_workers(params: Experiment) -> Workers | Processes | None:
+def open_workers(params: Experiment) -> Workers | None:
     """The workers of an experiment, the same ones throughout a process; None where the work stays in this one.
 
     Raises:
@@ -320,11 +297,11 @@ def open_workers(params: Experiment) -> Workers | Processes | None:
         return None
     key = f"{engine.model_dump_json()} {device}"
     if key not in _opened:
-        _opened[key] = Processes(engine.workers) if engine.kind == "processes" else Workers(engine, device == "cuda")
+        _opened[key] = Processes(engine.workers) if engine.kind == "processes" else RayWorkers(engine, device == "cuda")
     return _opened[key]
 
 
-_opened: dict[str, Workers | Processes] = {}
+_opened: dict[str, Workers] = {}
 
 
 # -------------------------------------------------------------------------------------------------- the pair, elsewhere
@@ -369,17 +346,8 @@ class PairSpec:
 class PairWorkers:
     """Workers that hold the pair that ``spec`` describes."""
 
-    workers: Workers | Processes
+    workers: Workers
     spec: PairSpec
-
-    @property
-    def at_once(self) -> int:
-        """How many of them share this machine, so that its seconds are theirs divided by as many."""
-        return self.workers.count if isinstance(self.workers, Processes) else 1
-
-    def worth(self, shards: int) -> bool:
-        """Whether to start them for so many shards of reading."""
-        return self.workers.worth(shards)
 
     def map(
         self, work: Callable[[Pair, Item], Result], items: Iterable[Item], unused_weights: str | None = None
@@ -391,19 +359,9 @@ class PairWorkers:
         return self.workers.map(name, spec.open, work, items)
 
 
-def share(pair: Pair, workers: Workers | Processes, spec: PairSpec) -> None:
+def share(pair: Pair, workers: Workers, spec: PairSpec) -> None:
     """Let the sides hand their shards to workers. A side whose answers come from a server or a table keeps them here:
     there is nothing to compute."""
     for side in pair:
         if side.source is None:
             side.workers = PairWorkers(workers, spec)
-
-
-def describe(workers: Workers | Processes) -> dict[str, Any]:
-    """For ``run.json``."""
-    if isinstance(workers, Processes):
-        return {"processes": workers.count, "each": f"{workers.threads} thread(s)"}
-    where = workers.engine.address or "this machine"
-    here = f"{workers.threads} thread(s)" if workers.engine.address is None else "its share of the cluster's CPUs"
-    each = "1 GPU" if workers.gpu else here
-    return {"ray": where, "workers": workers.engine.workers, "each": each}

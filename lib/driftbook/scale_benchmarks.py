@@ -20,6 +20,7 @@ from driftbook.models.sampling import SamplingParams
 from driftbook.processes import Processes
 from driftbook.store import ShardStore
 from driftbook.workbook.parameters import Engine, ModelSpec, NoIntervention
+from driftbook.workers import Workers, cores
 
 GROWTH_STAGES = ("decode", "cluster", "validate")
 
@@ -41,13 +42,13 @@ def worker_turns(
     pair = open_pair(base, NoIntervention(), cache, cache)
     spec = scale.PairSpec(base, NoIntervention(), cache, cache, None, {side.name: side.key for side in pair})
     chosen = decode.PromptSet(list(prompts), ["discover"] * len(prompts), pd.DataFrame())
-    cores = scale.cores()
-    half = max(1, cores // 2)
+    here = cores()
+    half = max(1, here // 2)
     # Workers that wait take no time: Ray counts CPUs, it does not hand them out.
-    scale.connect(Engine(kind="ray", workers=3), cores + 2 * half)
-    ways: dict[str, scale.Workers | Processes | None] = {"this process": None}
-    for name, count, threads in (("1 worker", 1, cores), ("2 workers", 2, half), ("1 worker, half", 1, half)):
-        ways[name] = scale.Workers(Engine(kind="ray", workers=count), threads=threads)
+    scale.connect(Engine(kind="ray", workers=3), here + 2 * half)
+    ways: dict[str, Workers | None] = {"this process": None}
+    for name, count, threads in (("1 worker", 1, here), ("2 workers", 2, half), ("1 worker, half", 1, half)):
+        ways[name] = scale.RayWorkers(Engine(kind="ray", workers=count), threads=threads)
     ways["2 processes"] = Processes(2, half)
     rows, said = [], []
     for turn in range(-1, repeats):  # the first turn, on few texts, loads the models
@@ -64,23 +65,23 @@ def worker_turns(
             same = float(np.mean([a == b for a, b in zip(texts.text, said, strict=True)]))
             count = int(texts.token_ids.map(len).sum())
             rows.append((name, turn, seconds, count, count / seconds, same))
-    memory = {n: max(w.memory().values()) for n, w in ways.items() if isinstance(w, scale.Workers)}
+    memory = {n: max(w.memory().values()) for n, w in ways.items() if isinstance(w, scale.RayWorkers)}
     for workers in filter(None, ways.values()):
         workers.close()
     scale.disconnect()
     return pd.DataFrame(rows, columns=["work", "turn", "seconds", "tokens", "tokens_per_s", "same_texts"]), memory
 
 
-def _share(pair: Pair, workers: scale.Workers | Processes | None, spec: scale.PairSpec) -> None:
+def _share(pair: Pair, workers: Workers | None, spec: scale.PairSpec) -> None:
     pair.base.workers = None if workers is None else scale.PairWorkers(workers, spec)
 
 
 def _decoded(
     pair: Pair, prompts: decode.PromptSet, asks: list[decode.Ask], tokens: int, shard: int, seed: int, folder: Path
 ) -> pd.DataFrame:
-    ids = decode.encode(pair, prompts, tokens)["base"]
+    ids = decode.encode(pair, prompts, tokens)
     params = SamplingParams(tokens, 0.7, 0.9)
-    return decode.decode_texts(pair.base, prompts, ids, asks, params, seed, ShardStore(folder), shard)
+    return decode.decode_texts([pair.base], prompts, ids, asks, params, seed, ShardStore(folder), shard)
 
 
 # ----------------------------------------------------------------------------------------------------------- the growth

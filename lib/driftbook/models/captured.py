@@ -214,7 +214,7 @@ def capture_replay(
     ]
     made: set[str] = set()
     todo = [i for i, key in enumerate(keys) if not store.has_arrays(key)]
-    if side.workers is not None and side.workers.worth(len(todo)):
+    if side.workers is not None and side.workers.workers.worth(len(todo)):
         missing = ((keys[i], list(shards[i])) for i in todo)
         for key, count in side.workers.map(partial(replay_into, side.name, probe, store.folder), missing):
             made.add(key)

@@ -22,7 +22,7 @@ from driftbook.models.loading import LoadedModel, file_hash, load
 from driftbook.models.local import LocalEngine, Tap
 from driftbook.models.steering import AblateTap, SteerTap
 from driftbook.models.vectors import VectorSet
-from driftbook.scale import PairSpec, PairWorkers, describe, open_workers, share
+from driftbook.scale import PairSpec, PairWorkers, open_workers, share
 from driftbook.store import digest
 
 SIDES = ("base", "intervention")
@@ -195,7 +195,7 @@ def open_sides(run: Any, inside: bool = False) -> Pair:
     if workers is not None:
         keys = {side.name: side.key for side in pair}
         share(pair, workers, PairSpec(p.base, p.intervention, run.cache, run.root, vectors, keys))
-        run.record("engine", describe(workers))
+        run.record("engine", workers.describe())
     pair = pair.inside() if inside else pair
     run.record("base", pair.base.model.record)
     run.record(

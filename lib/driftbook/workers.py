@@ -1,0 +1,60 @@
+"""What all workers have in common, whether Ray (:mod:`driftbook.scale`) or this machine runs them
+(:mod:`driftbook.processes`): shards go out, results come back in the order in which they finish."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Held = TypeVar("Held")
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Workers(ABC):
+    """Processes that are started at the first shard and stay."""
+
+    at_once = 1
+    """How many of them share this machine, so that its seconds are theirs divided by as many."""
+
+    def __init__(self) -> None:
+        self._jobs = itertools.count()
+
+    def map(
+        self, name: str, opened: Callable[[], Held], work: Callable[[Held, Item], Result], items: Iterable[Item]
+    ) -> Iterator[Result]:
+        """``work(opened(), item)`` for every item, in the order in which they finish.
+
+        A worker calls ``opened`` once per ``name`` and keeps what it gives. Items are drawn as workers get free, so
+        that those of a generator are never all in memory. All must be picklable. Nothing is started for no items.
+
+        Raises:
+            DriftbookError: what ``opened`` or ``work`` raised of that kind; or workers died more often than is borne.
+        """
+        waiting = iter(items)
+        for first in waiting:
+            yield from self._run(next(self._jobs), (name, opened, work), itertools.chain([first], waiting))
+
+    def worth(self, shards: int) -> bool:
+        """Whether so many shards of reading (replay, embedding, judging) are worth the seconds that a start takes."""
+        return True
+
+    @abstractmethod
+    def _run(self, number: int, job: tuple[str, Callable, Callable], items: Iterator[Any]) -> Iterator[Any]:
+        """Results of ``items``, at least one; ``number`` tells jobs apart."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the processes; the next shard starts new ones."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """For ``run.json``."""
