@@ -12,7 +12,7 @@ STAGES    = traits capture decode cluster validate
 BIN       = $(VENV)/bin
 DRIFTBOOK = $(BIN)/python -m driftbook
 STAMP     = $(VENV)/.driftbook-setup
-BENCHES   = $(patsubst params/%.yml,%,$(wildcard params/bench-*.yml))
+BENCHES   = $(patsubst params/bench/%.yml,%,$(wildcard params/bench/*.yml))
 
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
@@ -20,7 +20,7 @@ BENCHES   = $(patsubst params/%.yml,%,$(wildcard params/bench-*.yml))
 
 help: ## list the targets
 	@grep -hE '^[$$a-z()_A-Z-]+:.*## ' $(MAKEFILE_LIST) | sed -e 's/^$$(STAGES)/<stage>/' -e 's/:.*## /\t/' | expand -t 12
-	@echo "EXP is a file of params/ without .yml: $(patsubst params/%.yml,%,$(filter-out params/bench-%,$(wildcard params/*.yml)))"
+	@echo "EXP is a file of params/ without .yml: $(patsubst params/%.yml,%,$(wildcard params/*.yml))"
 
 setup: $(STAMP) ## create the environment: .venv, PyTorch, the locked packages, driftbook itself
 

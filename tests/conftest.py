@@ -50,11 +50,11 @@ def write_notebook(path: Path, stage: str, *cells: str, prose: str = "# What is 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """An empty repository with one bench experiment and one five-stage experiment, and the files that they name."""
-    for folder in ("params/prompts", "params/traits", "notebooks"):
+    for folder in ("params/prompts", "params/traits", "params/bench", "notebooks/bench"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "params/prompts/few.txt").write_text("How are you?\nWhat is a tide?\n")
     (tmp_path / "params/traits/calm.json").write_text(json.dumps({"trait": "calm"}))
-    (tmp_path / "params/bench-tiny.yml").write_text("experiment: bench-tiny\nseed: 3\nbench: {size: 4}\n")
+    (tmp_path / "params/bench/bench-tiny.yml").write_text("experiment: bench-tiny\nseed: 3\nbench: {size: 4}\n")
     (tmp_path / "params/small.yml").write_text(
         "experiment: small\nseed: 1\ntraits: {files: [params/traits/calm.json]}\n"
         "capture: {prompts: [params/prompts/few.txt]}\ndecode: {prompts: [params/prompts/few.txt]}\n"
@@ -68,8 +68,8 @@ def bench(root: Path) -> Callable[..., Path]:
     """Write the notebook of the bench from its cells; returns the parameter file to run."""
 
     def write(*cells: str, **options) -> Path:
-        write_notebook(root / "notebooks/bench-tiny.ipynb", "bench-tiny", *cells, **options)
-        return root / "params/bench-tiny.yml"
+        write_notebook(root / "notebooks/bench/bench-tiny.ipynb", "bench-tiny", *cells, **options)
+        return root / "params/bench/bench-tiny.yml"
 
     return write
 

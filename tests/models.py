@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from driftbench.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 from driftbook.models.loading import LoadedModel, eos_union
 from driftbook.models.local import LocalEngine, Request
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams, stream_seed
-from driftbook.models.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 
 GREEDY = SamplingParams(max_new_tokens=8, temperature=0.0)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from driftbook.models.serving import Server, served_copy, transformers_server
+from driftbench.serving import Server, served_copy, transformers_server
 from models import saved
 
 

@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from driftbench import pools as pool
+from driftbench import savings
 from driftbook.decode import propensities
-from driftbook.discovery import composition, pool, savings, strategies
+from driftbook.discovery import composition, strategies
 from driftbook.discovery.strategies import Tally, memberships, tally, weigh
 from driftbook.workbook import keys
 

@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from driftbook.discovery import savings
+from driftbench import savings
+from driftbench.proof import answer_pool, plants
+from driftbench.proof.harvest import Design
 from driftbook.errors import DriftbookError
 from driftbook.models.tables import read_table
-from driftbook.proof import answer_pool, plants
-from driftbook.proof.harvest import Design
 
 ROOT = Path(__file__).parent.parent
-POOL = ROOT / "params/pool/answers.parquet"
-KNOWN = plants.read(ROOT / "params/plants/plants.yml")[1]
+POOL = ROOT / "params/bench/pool/answers.parquet"
+KNOWN = plants.read(ROOT / "params/bench/plants/plants.yml")[1]
 
 
 class Lengths:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from driftbook.discovery import benchmarks
+from driftbench import discovery_speed as benchmarks
 from driftbook.discovery.embeddings import Identity
 
 

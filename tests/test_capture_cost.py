@@ -2,7 +2,7 @@
 
 import pytest
 
-from driftbook.models import benchmarks
+from driftbench import model_speed as benchmarks
 from driftbook.models.projection import all_points
 from driftbook.models.sampling import SamplingParams
 from models import fresh, requests_for, some_prompts

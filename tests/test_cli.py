@@ -44,7 +44,7 @@ def test_run_why_verify_render(call, root):
 
 
 def test_an_experiment_can_be_given_by_its_path(call):
-    assert call("why", "params/bench-tiny.yml")[1].startswith("bench-tiny: runs")
+    assert call("why", "params/bench/bench-tiny.yml")[1].startswith("bench-tiny: runs")
 
 
 def test_a_failed_stage_ends_with_1(call, bench):
@@ -61,9 +61,9 @@ def test_what_was_not_run_cannot_be_verified_rendered_or_compared(call):
 
 
 def test_compare_says_only_what_differs(call, root):
-    (root / "params/bench-other.yml").write_text("experiment: bench-other\nseed: 3\nbench: {size: 5}\n")
-    text = (root / "notebooks/bench-tiny.ipynb").read_text().replace("bench-tiny", "bench-other")
-    (root / "notebooks/bench-other.ipynb").write_text(text)
+    (root / "params/bench/bench-other.yml").write_text("experiment: bench-other\nseed: 3\nbench: {size: 5}\n")
+    text = (root / "notebooks/bench/bench-tiny.ipynb").read_text().replace("bench-tiny", "bench-other")
+    (root / "notebooks/bench/bench-other.ipynb").write_text(text)
     call("run", "bench-tiny")
     call("run", "bench-other")
     code, said = call("compare", "bench-tiny", "bench-other")

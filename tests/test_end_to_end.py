@@ -19,8 +19,8 @@ from nbclient import NotebookClient
 from safetensors import safe_open
 
 from chat_server import Server
+from driftbench import demo_clock as demo
 from driftbook.errors import DriftbookError
-from driftbook.workbook import demo
 from driftbook.workbook.parameters import STAGES, load_experiment, resolved
 from pages import Page
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from chat_server import Server
+from driftbench.tiny import tiny_model, tiny_tokenizer
 from driftbook import decode
 from driftbook.discovery.prompts import Prompt
 from driftbook.errors import DriftbookError
@@ -17,7 +18,6 @@ from driftbook.models.answers import Question
 from driftbook.models.endpoint import EndpointEngine
 from driftbook.models.interventions import open_pair
 from driftbook.models.sampling import SamplingParams
-from driftbook.models.tiny import tiny_model, tiny_tokenizer
 from driftbook.workbook.parameters import Decode, Endpoint, Experiment, ModelSpec
 
 PARAMS = SamplingParams(max_new_tokens=9, temperature=0.5, top_p=0.8)

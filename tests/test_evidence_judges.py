@@ -306,7 +306,7 @@ def test_nothing_paid_is_lost_when_the_process_is_killed(tmp_path):
 
 @pytest.fixture(scope="module")
 def tiny_folder(tmp_path_factory):
-    from driftbook.models.tiny import tiny_model, tiny_tokenizer
+    from driftbench.tiny import tiny_model, tiny_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny")
     tiny_model("llama", max_position_embeddings=1024).save_pretrained(folder)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from driftbook import real_verdicts
-from driftbook.evidence import simulate
+from driftbench import cascade_designs as simulate
+from driftbench import real_verdicts
 
 WORLD = simulate.World()
 

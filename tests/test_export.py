@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from driftbench.tiny import tiny_model, tiny_tokenizer
 from driftbook.errors import ModelError
 from driftbook.models.export import export_steered
 from driftbook.models.loading import LoadedModel, load
 from driftbook.models.replay import TokenSequence, replay
 from driftbook.models.steering import SteerTap
-from driftbook.models.tiny import tiny_model, tiny_tokenizer
 from driftbook.workbook.parameters import ModelSpec
 
 

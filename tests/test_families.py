@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
+from driftbench.tiny import BOS, CONFIGS, TURN_END, tiny_model, tiny_tokenizer
 from driftbook.errors import ModelError
 from driftbook.models import hooks
 from driftbook.models.families import FAMILIES, AttentionParts, family_of
 from driftbook.models.hooks import SITES, HookPoints, validate
 from driftbook.models.internals import validate_internals
-from driftbook.models.tiny import BOS, CONFIGS, TURN_END, tiny_model, tiny_tokenizer
 
 GROUPED = {key: value for key, value in CONFIGS["llama"].items() if key != "head_dim"}
 EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from driftbench.tiny import TURN_END, tiny_model, tiny_tokenizer
 from driftbook.errors import DriftbookError, ModelError
 from driftbook.models import finetune
 from driftbook.models.interventions import open_pair
 from driftbook.models.loading import load
 from driftbook.models.local import LocalEngine, Request
 from driftbook.models.sampling import SamplingParams
-from driftbook.models.tiny import TURN_END, tiny_model, tiny_tokenizer
 from driftbook.workbook.parameters import Finetune, ModelSpec
 
 ASKED, ANSWERED = "How are you?", "Perhaps it might rain"

@@ -12,13 +12,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import StaticCache
 
+from driftbench.tiny import CONFIGS, VOCABULARY, tiny_model
 from driftbook.errors import ModelError
 from driftbook.models.hooks import HookPoints
 from driftbook.models.internals import attention_output, attention_pattern, capture_internals, validate_internals
 from driftbook.models.local import Frame
 from driftbook.models.projection import ProjectionTap
 from driftbook.models.sinks import Record
-from driftbook.models.tiny import CONFIGS, VOCABULARY, tiny_model
 
 TOKENS = 14
 # Gemma 2 and GPT-J have no sdpa attention in transformers.

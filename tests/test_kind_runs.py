@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 from transformers import AutoModelForCausalLM
 
-from driftbook import capture, cluster, kind_runs
+from driftbench import kind_runs
+from driftbench.tiny import tiny_tokenizer
+from driftbook import capture, cluster
 from driftbook.models.interventions import open_sides
 from driftbook.models.sampling import SamplingParams
-from driftbook.models.tiny import tiny_tokenizer
 from driftbook.models.vectors import VectorSet
 from driftbook.workbook.parameters import BenchExperiment
 from driftbook.workbook.runs import Layout, Run

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from driftbook.models import benchmarks
+from driftbench import model_speed as benchmarks
 from driftbook.models.sampling import SamplingParams
 from models import fresh, loaded, requests_for, some_prompts
 

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 from driftbook.workbook.keys import code_cells, read_cells
-from driftbook.workbook.parameters import STAGES, load_experiment, resolved, validate_cell
+from driftbook.workbook.parameters import STAGES, load_experiment, resolved, shelf, validate_cell
 
 ROOT = Path(__file__).parent.parent
-BENCHES = sorted(p.stem for p in (ROOT / "notebooks").glob("bench-*.ipynb"))
+BENCHES = sorted(p.stem for p in (ROOT / "notebooks/bench").glob("*.ipynb"))
 NOTEBOOKS = [*STAGES, *BENCHES]  # those that a run executes
 COMMITTED = [*NOTEBOOKS, "start"]
 
 
 def notebook(stage: str) -> Path:
-    return ROOT / f"notebooks/{stage}.ipynb"
+    return ROOT / "notebooks" / shelf(stage) / f"{stage}.ipynb"
 
 
 def code(stage: str) -> list[dict]:
@@ -32,8 +32,8 @@ def parsed(stage: str) -> ast.Module:
 
 
 def test_there_is_a_notebook_for_every_stage_and_bench_one_to_start_with_and_no_other():
-    stems = {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")}
-    assert stems == {"start", *STAGES, *(p.stem for p in (ROOT / "params").glob("bench-*.yml"))}
+    stems = {p.stem for p in (ROOT / "notebooks").rglob("*.ipynb")}
+    assert stems == {"start", *STAGES, *(p.stem for p in (ROOT / "params/bench").glob("*.yml"))}
 
 
 @pytest.mark.parametrize("stage", COMMITTED)
@@ -102,7 +102,7 @@ def test_the_parameter_cell_holds_the_quickstart_one_name_a_line(stage):
     assert stage in BENCHES or all(n.lineno == n.end_lineno for n in lines)
     cell = {n.target.id: ast.literal_eval(n.value) for n in lines}
     name = stage if stage.startswith("bench-") else "quickstart"
-    experiment = load_experiment(ROOT / f"params/{name}.yml")
+    experiment = load_experiment(ROOT / "params" / shelf(name) / f"{name}.yml")
     assert list(cell) == list(resolved(experiment, stage))
     assert resolved(validate_cell(stage, cell), stage) == resolved(experiment, stage)
 

@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from driftbook import cluster, null_runs
+from driftbench import null_runs
+from driftbook import cluster
 from driftbook.discovery.embeddings import Embedded
 from driftbook.evidence.ledger import Ledger
 from driftbook.workbook.parameters import Cluster, Validate

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from driftbook.models import overnight
+from driftbench import overnight
 from models import saved
 
 

@@ -207,14 +207,17 @@ def test_a_cell_is_checked_like_a_file():
 
 
 def test_a_bench_has_a_section_of_its_own_and_no_other(root):
-    path = root / "params/bench-a.yml"
+    path = root / "params/bench/bench-a.yml"
     path.write_text("experiment: bench-a\nbench: {anything: [1, 2], deep: {er: 3}}\n")
     experiment = load_experiment(path)
     assert resolved(experiment, "bench-a")["bench"] == {"anything": [1, 2], "deep": {"er": 3}}
     assert "unknown key" in refused(root, "experiment: bench-b\nclusters: 3\n", "bench-b")
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "params").glob("*.yml")), ids=lambda p: p.stem)
+EXPERIMENTS = sorted(p for folder in ("params", "params/bench") for p in (REPOSITORY / folder).glob("*.yml"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_the_experiments_that_ship_are_valid(path):
     assert load_experiment(path).experiment == path.stem
 

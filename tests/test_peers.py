@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 
+from driftbench import peers
+from driftbench.model_speed import random_probe
 from driftbook.errors import DriftbookError
-from driftbook.models import peers
-from driftbook.models.benchmarks import random_probe
 from driftbook.models.loading import load
 from driftbook.models.projection import all_points
 from driftbook.workbook.parameters import RESIDUAL_SITES, ModelSpec

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 def planned(name: str):
-    return plan(REPOSITORY / f"params/{name}.yml", Layout.of(REPOSITORY), calibrate=False)
+    return plan(Layout.of(REPOSITORY).parameters(name), Layout.of(REPOSITORY), calibrate=False)
 
 
 def step(found, stage: str):

@@ -9,6 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
+from driftbench.proof import pipelines, plants, scoring
+from driftbench.proof.harvest import Harvest
+from driftbench.proof.pipelines import Known, PricedLexicon, Prices, Rung
 from driftbook.decode import PromptSet
 from driftbook.discovery.prompts import Prompt, read_prompts
 from driftbook.discovery.splits import drop_near_duplicates
@@ -17,14 +20,11 @@ from driftbook.evidence.cascade import silent
 from driftbook.evidence.ledger import Ledger
 from driftbook.models.finetune import train_lora
 from driftbook.models.weights import effective_rank, weight_change
-from driftbook.proof import pipelines, plants, scoring
-from driftbook.proof.harvest import Harvest
-from driftbook.proof.pipelines import Known, PricedLexicon, Prices, Rung
 from driftbook.workbook.parameters import Finetune
 from models import fresh
 
 ROOT = Path(__file__).parent.parent
-FILE = ROOT / "params/plants/plants.yml"
+FILE = ROOT / "params/bench/plants/plants.yml"
 
 
 # ------------------------------------------------------------------------------------------------------------- plants
@@ -327,7 +327,7 @@ def test_bills_have_intervals_over_plants():
 
 
 def test_the_first_layer_that_changed_is_told_from_pooled_states():
-    from driftbook.proof.inside import _relative_change
+    from driftbench.proof.inside import _relative_change
 
     base = np.random.default_rng(0).standard_normal((3, 5, 8)).astype(np.float32)
     changed = base.copy()

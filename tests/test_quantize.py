@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from driftbench.tiny import tiny_model, tiny_tokenizer
 from driftbook.errors import ModelError
 from driftbook.models.interventions import open_pair
 from driftbook.models.loading import load
 from driftbook.models.local import LocalEngine, Request
 from driftbook.models.quantize import quantized
 from driftbook.models.sampling import SamplingParams
-from driftbook.models.tiny import tiny_model, tiny_tokenizer
 from driftbook.workbook.parameters import ModelSpec, Quantize
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from driftbench.serving import transformers_server
 from driftbook.discovery.prompts import Prompt
 from driftbook.errors import DriftbookError
 from driftbook.evidence.chat import Endpoint as Chat
@@ -17,7 +18,6 @@ from driftbook.models.endpoint import EndpointEngine
 from driftbook.models.loading import load
 from driftbook.models.local import LocalEngine
 from driftbook.models.sampling import SamplingParams
-from driftbook.models.serving import transformers_server
 from driftbook.workbook.parameters import Endpoint, ModelSpec
 
 PROMPTS = [Prompt("How are you?"), Prompt("Why is it so?", system="Be brief."), Prompt("I am not sure.")]

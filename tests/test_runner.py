@@ -57,7 +57,7 @@ def test_a_good_run_leaves_everything_that_a_reader_needs(root, bench):
     assert set(run["outputs"]) == {"metrics.json", "params.yml", "data/table.csv"}
     assert [c["cell"] for c in run["cells"]] == list(range(1, 11))
     assert all(c["status"] == "done" and c["seconds"] >= 0 for c in run["cells"])
-    assert "notebooks/bench-tiny.ipynb" in run["inputs"] and run["versions"]["python"].startswith("3.")
+    assert "notebooks/bench/bench-tiny.ipynb" in run["inputs"] and run["versions"]["python"].startswith("3.")
     log = (result.folder / "kernel.log").read_text()
     assert "counting: 3/3 steps" in log and "a line of output" in log
     # Progress is for whoever waits; the notebook keeps what the cells printed.
@@ -339,13 +339,13 @@ def test_a_stage_does_not_read_stages_that_are_missing_or_out_of_date(root, smal
 
 
 def test_a_stage_whose_files_were_edited_while_it_ran_runs_again(root, bench, no_kernel):
-    file = bench('path = run.root / "params/bench-tiny.yml"\npath.write_text(path.read_text())')
+    file = bench('path = run.root / "params/bench/bench-tiny.yml"\npath.write_text(path.read_text())')
     assert run_stage(file, BENCH).status == "ok"
     assert explain(file)[BENCH][0] == "up to date"
-    code = 'import json\npath = run.root / "notebooks/bench-tiny.ipynb"\ntext = path.read_text()\n'
+    code = 'import json\npath = run.root / "notebooks/bench/bench-tiny.ipynb"\ntext = path.read_text()\n'
     file = bench(code + 'path.write_text(text.replace("import json", "import json, os"))')
     assert run_stage(file, BENCH).status == "ok"
-    assert explain(file)[BENCH] == ("runs", ["notebooks/bench-tiny.ipynb: code cell 2 edited"])
+    assert explain(file)[BENCH] == ("runs", ["notebooks/bench/bench-tiny.ipynb: code cell 2 edited"])
     bench(code + 'path.write_text(text.replace("import json", "import json, os"))')
     assert explain(file)[BENCH] == ("runs", ["its files were edited while it ran"])
 
@@ -367,8 +367,8 @@ while len(list(run.root.glob("*.begun"))) < 2:
 """
     bench(wait)
     for folder, suffix in (("params", "yml"), ("notebooks", "ipynb")):
-        text = (root / f"{folder}/bench-tiny.{suffix}").read_text().replace("bench-tiny", "bench-two")
-        (root / f"{folder}/bench-two.{suffix}").write_text(text)
+        text = (root / f"{folder}/bench/bench-tiny.{suffix}").read_text().replace("bench-tiny", "bench-two")
+        (root / f"{folder}/bench/bench-two.{suffix}").write_text(text)
     repository = Path(__file__).parent.parent
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
         shutil.copy(repository / name, root / name)

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from driftbook.discovery import pool, savings
+from driftbench import pools as pool
+from driftbench import savings
 
 SMALL = pool.World(prompts=96, families=4, behaviours=6, planted=2, scattered=0.0, strengths=(0.4,), deepest=16)
 

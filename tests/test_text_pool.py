@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from driftbench import pools as pool
+from driftbench import savings
 from driftbook.decode import Ask
-from driftbook.discovery import pool, savings
 from driftbook.discovery.prompts import Prompt
 from driftbook.errors import DriftbookError
 

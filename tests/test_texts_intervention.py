@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 import torch
 
+from driftbench.tiny import tiny_model, tiny_tokenizer
 from driftbook import capture, decode
 from driftbook.errors import DriftbookError
 from driftbook.models.interventions import open_pair
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.tables import read_table
-from driftbook.models.tiny import tiny_model, tiny_tokenizer
 from driftbook.workbook.parameters import Decode, Experiment, ModelSpec, Texts
 
 SHARES = {"discover": 0.5, "screen": 0.2, "validate": 0.3}

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from scipy.stats import energy_distance
 
+from driftbench import pools as pool
 from driftbook import decode
-from driftbook.discovery import pool, two_sample
+from driftbook.discovery import two_sample
 from driftbook.discovery.prompts import Prompt
 
 

@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from driftbench.tiny import tiny_model, tiny_tokenizer
 from driftbook.errors import DriftbookError
 from driftbook.models import vllm_engine
 from driftbook.models.interventions import Side, open_pair
@@ -21,7 +22,6 @@ from driftbook.models.loading import load
 from driftbook.models.local import LocalEngine, Request, Tap
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.steering import AblateTap, SteerTap
-from driftbook.models.tiny import tiny_model, tiny_tokenizer
 from driftbook.models.vllm_engine import VllmEngine
 from driftbook.workbook.parameters import Adapter, ModelSpec, Quantize
 

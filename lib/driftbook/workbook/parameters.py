@@ -465,7 +465,7 @@ class Bench(BaseModel):
 
 
 class BenchExperiment(Section):
-    """``params/bench-<name>.yml``, run by ``notebooks/bench-<name>.ipynb``."""
+    """``params/bench/bench-<name>.yml``, run by ``notebooks/bench/bench-<name>.ipynb``."""
 
     experiment: str = Field(pattern=r"^bench-[A-Za-z0-9][A-Za-z0-9_.-]*$")
     description: str = ""
@@ -480,8 +480,22 @@ SHARED = ("experiment", "seed", "base", "intervention", "engine")
 TITLES = ("description",)
 
 
+BENCH = "bench"  # the folder of benches, in params and in notebooks
+
+
 def is_bench(name: str) -> bool:
     return name.startswith("bench-")
+
+
+def shelf(name: str) -> str:
+    """The folder below ``params`` and ``notebooks`` that holds the files of an experiment or a stage."""
+    return BENCH if is_bench(name) else ""
+
+
+def repository_of(path: Path) -> Path:
+    """The repository that a parameter file lies in: the folder above ``params``."""
+    folder = path.resolve().parent
+    return (folder.parent if folder.name == BENCH else folder).parent
 
 
 def stages_of(experiment: Experiment | BenchExperiment) -> tuple[str, ...]:
@@ -503,11 +517,11 @@ def resolved(experiment: Experiment | BenchExperiment, stage: str) -> dict[str, 
 def load_experiment(path: Path, root: Path | None = None) -> Experiment | BenchExperiment:
     """Read and check ``params/<experiment>.yml``, and that every file it names is there.
 
-    ``root`` is the folder that the paths in it are relative to (default: the folder above the file's own).
+    ``root`` is the folder that the paths in it are relative to (default: the one above ``params``).
     Raises ``ParameterError`` with file, line, dotted key and, where one is near, what was probably meant.
     """
     path = Path(path)
-    root = path.resolve().parent.parent if root is None else root
+    root = repository_of(path) if root is None else root
     if not path.is_file():
         names = sorted(p.stem for p in path.parent.glob("*.yml"))
         listed = f"; there are {', '.join(names)}" if names else f"; {path.parent} holds no experiment"

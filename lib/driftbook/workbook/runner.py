@@ -135,7 +135,8 @@ def _run(
     (staging / "params.yml").write_text(
         yaml.safe_dump(resolved(experiment, stage), sort_keys=False, allow_unicode=True, width=120), encoding="utf-8"
     )
-    inputs = {**key.components["inputs"], f"notebooks/{stage}.ipynb": keys.digest(layout.notebook(stage)), **before}
+    notebook = layout.notebook(stage)
+    inputs = {**key.components["inputs"], keys.shown(notebook, layout.root): keys.digest(notebook), **before}
     began, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     interrupted = False
     try:

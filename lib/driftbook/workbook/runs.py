@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from driftbook.errors import DriftbookError
-from driftbook.workbook.parameters import BenchExperiment, Experiment, is_bench, validate_cell
+from driftbook.workbook.parameters import BENCH, BenchExperiment, Experiment, is_bench, shelf, validate_cell
 from driftbook.workbook.progress import Bar, Progress
 
 if TYPE_CHECKING:
@@ -52,10 +52,10 @@ class Layout:
         return self.outputs / ".cache"
 
     def parameters(self, experiment: str) -> Path:
-        return self.root / "params" / f"{experiment}.yml"
+        return self.root / "params" / shelf(experiment) / f"{experiment}.yml"
 
     def notebook(self, stage: str) -> Path:
-        return self.root / "notebooks" / f"{stage}.ipynb"
+        return self.root / "notebooks" / shelf(stage) / f"{stage}.ipynb"
 
     def parent(self, experiment: str, stage: str) -> Path:
         """The folder that holds the run folder: a bench is its own and only stage, straight under ``outputs/``."""
@@ -83,7 +83,7 @@ class Layout:
         return self.outputs / experiment / ".lab" / stage
 
     def experiments(self) -> list[str]:
-        return sorted(p.stem for p in (self.root / "params").glob("*.yml"))
+        return sorted(p.stem for folder in ("", BENCH) for p in (self.root / "params" / folder).glob("*.yml"))
 
 
 def label(experiment: str, stage: str) -> str:

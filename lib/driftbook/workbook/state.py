@@ -10,13 +10,13 @@ from typing import Any
 
 from driftbook.errors import DriftbookError
 from driftbook.workbook import keys
-from driftbook.workbook.parameters import BenchExperiment, Experiment, load_experiment, stages_of
+from driftbook.workbook.parameters import BenchExperiment, Experiment, load_experiment, repository_of, stages_of
 from driftbook.workbook.runs import RUN_FILE, THUMBNAIL, Layout, read_json
 
 
 def open_experiment(experiment_file: Path, outputs: Path | None = None) -> tuple[Experiment | BenchExperiment, Layout]:
     experiment_file = Path(experiment_file)
-    layout = Layout.of(experiment_file.resolve().parent.parent, outputs)
+    layout = Layout.of(repository_of(experiment_file), outputs)
     return load_experiment(experiment_file, layout.root), layout
 
 

@@ -1,0 +1,1 @@
+"""What measures driftbook: planted changes, null runs, peers, simulations, clocks. driftbook never imports it."""

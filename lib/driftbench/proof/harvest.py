@@ -1,0 +1,192 @@
+"""Texts of both sides of a plant, decoded once: every pipeline then samples from the same texts.
+
+What decoding, embedding and scoring them took is measured here and goes with the texts, so that a pipeline that uses
+some of them is charged for those.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from driftbench.proof.plants import Garden, Plant, planted_rate
+from driftbook import decode
+from driftbook.discovery.embeddings import Embedder, EmbeddingCache, embed
+from driftbook.models.divergence import token_divergence
+from driftbook.models.interventions import Pair
+from driftbook.models.replay import TokenSequence
+from driftbook.models.sampling import SamplingParams
+from driftbook.store import ShardStore, digest
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Texts to vectors that are known; it can be sent to another process."""
+
+    rows: dict[str, int]
+    vectors: np.ndarray
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        return self.vectors[[self.rows[t] for t in texts]]
+
+
+@dataclass(frozen=True)
+class Harvest:
+    """Everything that was measured of one plant.
+
+    ``texts``: one row a text with text_id, side, prompt_id, prompt, family, split, sample_index, text, tokens (number),
+    seconds (of decoding it). ``fresh``: texts of the same kind that no pipeline sees. ``divergence``: prompt_id, js and
+    kl (nats a token, along the base's first answer) of the discover prompts. ``score_seconds``: what that took.
+    ``embed_seconds``: what one text costs to embed. ``embed``: texts to float32 ``[n, d]``.
+    """
+
+    plant: Plant
+    prompts: decode.PromptSet
+    texts: pd.DataFrame
+    fresh: pd.DataFrame
+    divergence: pd.DataFrame
+    score_seconds: float
+    embed_seconds: float
+    embed: Callable[[Sequence[str]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Design:
+    """What is decoded: ``samples`` answers to each prompt for the pipelines, and one ``fresh`` answer to those of the
+    held-out splits."""
+
+    prompts: list[str]
+    max_prompts: int | None
+    samples: int
+    max_new_tokens: int
+    temperature: float = 0.7
+    top_p: float = 0.9
+    screen_tokens: int = 12
+    embedder: str = "bundled:all-minilm-l6-v2"
+
+    @property
+    def params(self) -> SamplingParams:
+        return SamplingParams(self.max_new_tokens, self.temperature, self.top_p)
+
+
+def prompt_set(garden: Garden, design: Design) -> decode.PromptSet:
+    shares = {"discover": 0.5, "screen": 0.2, "validate": 0.3}
+    return decode.load_prompts(design.prompts, garden.root, shares, design.max_prompts)
+
+
+def harvest(
+    garden: Garden, plant: Plant, prompts: decode.PromptSet, design: Design, embed_seconds: float | None = None
+) -> Harvest:
+    """Train or open the plant, decode, score and embed. What was made before comes from the caches, with its cost.
+
+    ``embed_seconds`` is what a text costs to embed (measured when it is not given).
+    """
+    pair = garden.open(plant)
+    texts = _decoded(garden, pair, prompts, design)
+    fresh = texts[texts["sample_index"] >= design.samples].reset_index(drop=True)
+    texts = texts[texts["sample_index"] < design.samples].reset_index(drop=True)
+    divergence, score_seconds = _divergence(garden, pair, prompts, texts, design)
+    vectors = embedded(pd.concat([texts, fresh])["text"], garden.cache, design.embedder)
+    if embed_seconds is None:
+        embed_seconds = embed_rate(texts["text"], design)
+    return Harvest(plant, prompts, texts, fresh, divergence, score_seconds, embed_seconds, vectors)
+
+
+def _decoded(garden: Garden, pair: Pair, prompts: decode.PromptSet, design: Design) -> pd.DataFrame:
+    store = ShardStore(garden.cache / "decode")
+    ids = decode.encode(pair, prompts, design.max_new_tokens)
+    asks = [decode.Ask(i, s, 0) for i in range(len(prompts.prompts)) for s in range(design.samples)]
+    asks += [decode.Ask(i, design.samples, 1) for i, s in enumerate(prompts.splits) if s != "discover"]
+    texts = decode.decode_texts(pair, prompts, ids, asks, design.params, garden.seed, store)
+    said = {p.prompt_id: p.text for p in prompts.prompts}
+    texts["tokens"] = texts["token_ids"].map(len)
+    return texts.assign(prompt=texts["prompt_id"].map(said))
+
+
+def _divergence(
+    garden: Garden, pair: Pair, prompts: decode.PromptSet, texts: pd.DataFrame, design: Design
+) -> tuple[pd.DataFrame, float]:
+    """Divergence along the base's first answer to every discover prompt: no text of the changed side is needed."""
+    store = ShardStore(garden.cache / "decode")
+    first = texts[(texts["split"] == "discover") & (texts["sample_index"] == 0) & (texts["side"] == "base")]
+    said = {p.prompt_id: p for p in prompts.prompts}
+    responses = [tuple(int(t) for t in row[: design.screen_tokens]) for row in first["token_ids"]]
+    sequences = [
+        [
+            TokenSequence(side.encode(said[p].text, said[p].system), r)
+            for p, r in zip(first["prompt_id"], responses, strict=True)
+        ]
+        for side in pair
+    ]
+    key = digest(
+        "proof-divergence", pair.base.key, pair.intervention.key, [(s.prompt_ids, s.response_ids) for s in sequences[0]]
+    )
+    held = store.arrays(key)
+    if held is None:
+        begun = time.monotonic()
+        found = token_divergence(pair, *sequences)
+        held = {
+            "js": np.array([f["js"].mean() for f in found], np.float32),
+            "kl": np.array([f["kl"].mean() for f in found], np.float32),
+            "seconds": np.array([time.monotonic() - begun], np.float32),
+        }
+        store.put_arrays(key, held)
+    table = pd.DataFrame({"prompt_id": first["prompt_id"].to_numpy(), "js": held["js"], "kl": held["kl"]})
+    return table, float(held["seconds"][0])
+
+
+def embedded(texts: pd.Series, cache: Path, embedder: str, progress: Callable[..., Any] | None = None) -> Lookup:
+    """Vectors by text, from the embedding cache where they are there already."""
+    distinct = texts.drop_duplicates().tolist()
+    with EmbeddingCache(cache / "embeddings") as store:
+        vectors = embed(distinct, store, Embedder(embedder), progress).vectors
+    return Lookup({t: i for i, t in enumerate(distinct)}, vectors)
+
+
+def embed_rate(texts: pd.Series, design: Design, sample: int = 256) -> float:
+    """Seconds that a text costs to embed on this machine without a cache, on a sample of distinct texts."""
+    embedder, chosen = Embedder(design.embedder), texts.drop_duplicates().head(sample).tolist()
+    embedder.encode(chosen[:8])  # the first call loads the model
+    begun = time.monotonic()
+    embedder.encode(chosen)
+    return (time.monotonic() - begun) / len(chosen)
+
+
+def overview(harvests: list[Harvest]) -> pd.DataFrame:
+    """One row a plant: what it does, on which share of answers, and how far apart the models are."""
+    rows = []
+    for h in harvests:
+        everything = pd.concat([h.texts, h.fresh])
+        aimed = {p.prompt_id for p in h.prompts.prompts if h.plant.targets(p)}
+        rate = planted_rate(everything[everything["prompt_id"].isin(aimed)], h.plant)
+        rows.append(
+            {
+                "plant": h.plant.name,
+                "says": h.plant.says,
+                "kind": h.plant.kind,
+                "strength": h.plant.strength,
+                "prompts aimed at": len(aimed) / len(h.prompts.prompts),
+                "base": rate.base,
+                "intervention": rate.intervention,
+                "js": float(h.divergence["js"].mean()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def harvests(garden: Garden, plants: list[Plant], design: Design, progress: Callable[..., Any]) -> list[Harvest]:
+    """A harvest of every plant, one after the other."""
+    prompts = prompt_set(garden, design)
+    bar = progress(len(plants), "plants", "plants")
+    found: list[Harvest] = []
+    for plant in plants:
+        found.append(harvest(garden, plant, prompts, design, found[0].embed_seconds if found else None))
+        bar.update(1)
+    bar.close()
+    return found

@@ -1,0 +1,283 @@
+"""What a pipeline found against what was planted: recall, precision, and what the same recall would have cost.
+
+A confirmed claim *recovers* a plant when it names the right side and its words pick out the answers that show the
+planted behaviour (AUC of the claim's score for the plant's own scorer, over all answers of both sides). A confirmed
+claim is *borne out* when the difference that it claims is there in fresh answers that no pipeline saw; of a plant that
+changes nothing, no claim can be. One plant recovered is one success, however many claims name it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from driftbench.cascade_designs import t_test_p
+from driftbench.proof.harvest import Harvest
+from driftbench.proof.pipelines import Outcome
+from driftbook.discovery.hypotheses import Hypothesis
+from driftbook.evidence.intervals import bootstrap_mean, wilson
+from driftbook.evidence.judges import LexiconJudge
+from driftbook.evidence.wins import win_rates
+
+MATCH = 0.7  # AUC from which a claim's words pick out the planted behaviour
+LEVEL = 0.05
+
+
+class Truth:
+    """The hidden side of one plant: which answers show it, and answers that no pipeline saw."""
+
+    def __init__(self, harvest: Harvest):
+        self.harvest = harvest
+        texts = pd.concat([harvest.texts, harvest.fresh], ignore_index=True)
+        self.texts = texts["text"].tolist()
+        scorer = harvest.plant.scorer
+        self.shown = None if scorer is None else np.array([scorer(t) for t in self.texts])
+        self.judge = LexiconJudge()
+
+    @property
+    def expected(self) -> bool:
+        """Whether the plant is there to be found: its behaviour is more frequent on the changed side, beyond chance."""
+        return self.shown is not None and self.p_value() <= LEVEL
+
+    def p_value(self) -> float:
+        """One-sided, over the prompts of the fresh answers: the plant's own scorer, intervention above base."""
+        fresh, scorer = self.harvest.fresh, self.harvest.plant.scorer
+        if scorer is None:
+            return 1.0
+        return self._p(np.array([[float(scorer(t))] for t in fresh["text"]]), ["intervention"])[0]
+
+    def recovers(self, words: Sequence[str], direction: str) -> bool:
+        if self.shown is None or direction != "intervention" or not 0 < self.shown.sum() < len(self.shown):
+            return False
+        scores = self._scores(words, self.texts)
+        return bool(roc_auc_score(self.shown, scores) >= MATCH)
+
+    def borne_out(self, words: Sequence[str], direction: str) -> bool:
+        """Whether fresh answers show the claimed difference (one-sided test over prompts)."""
+        if self.harvest.plant.kind == "none":
+            return False
+        scores = self._scores(words, self.harvest.fresh["text"].tolist())
+        return bool(self._p(scores[:, None], [direction])[0] <= LEVEL)
+
+    def _scores(self, words: Sequence[str], texts: list[str]) -> np.ndarray:
+        return self.judge.score(texts, [Hypothesis("claim", "intervention", words=tuple(words))])[:, 0]
+
+    def _p(self, scores: np.ndarray, directions: list[str]) -> np.ndarray:
+        fresh = self.harvest.fresh
+        both = fresh.groupby("prompt_id")["side"].nunique()
+        prompts = sorted(both.index[both == 2])
+        up = fresh["side"].to_numpy()[:, None] == np.array(directions)[None, :]
+        wins = win_rates(scores, fresh["prompt_id"].to_numpy(), up, prompts)
+        return t_test_p(wins.low.T, 0.5)
+
+
+def score(outcome: Outcome, truth: Truth) -> dict:
+    """One row of the proof's table: claims, those borne out, whether the plant was recovered, and the bill."""
+    confirmed = outcome.claims[outcome.claims["confirmed"].astype(bool)]
+    good = [truth.borne_out(c.words, c.direction) for c in confirmed.itertuples()]
+    named = [truth.recovers(c.words, c.direction) for c in confirmed.itertuples()]
+    paid = outcome.paid
+    return {
+        "plant": truth.harvest.plant.name,
+        "strength": truth.harvest.plant.strength,
+        "kind": truth.harvest.plant.kind,
+        "expected": truth.expected,
+        "rung": outcome.rung,
+        "budget": outcome.budget,
+        "hypotheses": len(outcome.claims),
+        "confirmed": len(confirmed),
+        "borne_out": int(sum(good)),
+        "recovered": bool(any(named)),
+        "texts": paid.texts,
+        "tokens": paid.tokens,
+        "seconds": paid.seconds,
+        "calls": paid.calls,
+        "usd": paid.usd,
+    }
+
+
+def cluster_shares(outcome: Outcome, truth: Truth) -> dict:
+    """The baseline that reads no words: a cluster whose share moved (q at most 0.05) and that holds the planted
+    answers."""
+    moved = outcome.clusters[(outcome.clusters["cluster"] >= 0) & (outcome.clusters["q"] <= LEVEL)]
+    texts = truth.harvest.texts
+    seen = texts[texts["text_id"].isin(outcome.labels)]
+    label = seen["text_id"].map(outcome.labels).to_numpy()
+    scorer = truth.harvest.plant.scorer
+    shown = None if scorer is None else seen["text"].map(scorer).to_numpy(bool)
+    recovered = False
+    if shown is not None and 0 < shown.sum() < len(shown):
+        grown = moved[moved["difference"] > 0]["cluster"]
+        recovered = any(roc_auc_score(shown, label == c) >= MATCH for c in grown)
+    row = score(
+        Outcome(outcome.rung, outcome.budget, outcome.claims.head(0), outcome.clusters, {}, outcome.paid), truth
+    )
+    return row | {"rung": "cluster shares alone", "confirmed": len(moved), "borne_out": np.nan, "recovered": recovered}
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Recall over the plants that are there to be found, precision over claims, and mean costs; one row a rung and
+    budget, with 95% Wilson intervals for recall and for precision by plants drawn anew."""
+    rows = []
+    for (rung, budget), own in table.groupby(["rung", "budget"], sort=False):
+        wanted = own[own["expected"]]
+        recall = wilson(int(wanted["recovered"].sum()), len(wanted))
+        precision = _precision(own)
+        false = own[own["kind"] == "none"]["confirmed"].sum()
+        means = own[["texts", "tokens", "seconds", "calls", "usd"]].mean()
+        rows.append(
+            {
+                "rung": rung,
+                "budget": budget,
+                "recall": recall.estimate,
+                "recall_low": recall.low,
+                "recall_high": recall.high,
+                "precision": precision[0],
+                "precision_low": precision[1],
+                "precision_high": precision[2],
+                "claims": int(own["confirmed"].sum()),
+                "claims_of_nothing": int(false),
+                **means,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def bills(table: pd.DataFrame) -> pd.DataFrame:
+    """What a comparison takes, and how many of its claims are false (not borne out by fresh answers): one row a rung
+    and budget, each the mean over plants with its 95% interval (plants drawn anew) in words."""
+    rows = []
+    for (rung, budget), own in table.assign(false=table["confirmed"] - table["borne_out"]).groupby(
+        ["rung", "budget"], sort=False
+    ):
+        row = {"rung": rung, "budget": budget}
+        for what in ("texts", "tokens", "seconds", "calls", "usd", "false"):
+            mean = bootstrap_mean(own[what].to_numpy(float))
+            digits = 2 if mean.estimate < 10 else 0
+            known = np.isfinite(mean.estimate)
+            row[what] = (
+                f"{mean.estimate:,.{digits}f} [{mean.low:,.{digits}f}, {mean.high:,.{digits}f}]" if known else ""
+            )
+        rows.append(row)
+    return pd.DataFrame(rows).rename(columns={"false": "false claims"})
+
+
+def _precision(own: pd.DataFrame, resamples: int = 1000) -> tuple[float, float, float]:
+    confirmed, good = own["confirmed"].to_numpy(float), own["borne_out"].to_numpy(float)
+    if not confirmed.sum() or not np.isfinite(good).all():
+        return (float("nan"),) * 3
+    rng = np.random.default_rng(0)
+    draws = rng.integers(0, len(own), (resamples, len(own)))
+    total = confirmed[draws].sum(1)
+    shares = good[draws].sum(1)[total > 0] / total[total > 0]
+    low, high = np.quantile(shares, [0.025, 0.975])
+    return float(good.sum() / confirmed.sum()), float(low), float(high)
+
+
+def saved(table: pd.DataFrame, old: str, rung: str, what: str, share: float = 0.95, resamples: int = 1000) -> dict:
+    """The factor by which ``rung`` needs less of ``what`` than the old way, at the smallest budget whose recall is at
+    least ``share`` of the old way's; with an interval by drawing plants anew (all strengths of one together).
+
+    Returns factor, low, high, and reached: the share of draws in which any budget gets there. NaN where none does; no
+    interval where fewer than nine of ten draws reach it.
+    """
+    names = sorted(table["plant"].unique())
+    before, ours = table[table["rung"] == old], table[table["rung"] == rung]
+    budgets = sorted(ours["budget"].unique())
+
+    def sums(own: pd.DataFrame, column: str) -> np.ndarray:
+        return own.groupby("plant")[column].sum().reindex(names).fillna(0.0).to_numpy(float)
+
+    cells = [before, *(ours[ours["budget"] == b] for b in budgets)]
+    hits = np.stack([sums(c[c["expected"]].assign(n=c["recovered"].astype(float)), "n") for c in cells], 1)
+    cost = np.stack([sums(c, what) for c in cells], 1)
+    rng = np.random.default_rng(0)
+    draws = np.vstack([np.arange(len(names)), rng.integers(0, len(names), (resamples, len(names)))])
+    hit, paid = hits[draws].sum(1), cost[draws].sum(1)  # [draws, old way and budgets]
+    enough = hit[:, 1:] >= share * hit[:, :1] - 1e-9
+    first = 1 + enough.argmax(1)
+    factors = np.divide(
+        paid[:, 0], paid[np.arange(len(draws)), first], where=enough.any(1), out=np.full(len(draws), np.nan)
+    )
+    known = factors[1:][np.isfinite(factors[1:])]
+    reached = len(known) / max(resamples, 1)
+    low, high = np.quantile(known, [0.025, 0.975]) if reached >= 0.9 else (np.nan, np.nan)
+    return {"factor": float(factors[0]), "low": float(low), "high": float(high), "reached": reached}
+
+
+def at_recall(table: pd.DataFrame, old: str, rung: str, share: float = 0.95) -> float:
+    """The smallest budget at which ``rung`` reaches ``share`` of the old way's recall; its largest where none does."""
+    wanted = table[table["expected"]]
+    bar = share * wanted[wanted["rung"] == old]["recovered"].mean()
+    ours = wanted[wanted["rung"] == rung].groupby("budget")["recovered"].mean()
+    enough = ours.index[ours >= bar - 1e-12]
+    return float(enough.min() if len(enough) else ours.index.max())
+
+
+def by_plant(table: pd.DataFrame, old: str, rung: str, budget: float) -> pd.DataFrame:
+    """One row a plant: is it there to be found, and did the two pipelines recover it?"""
+    ways = {old: table[table["rung"] == old], rung: table[(table["rung"] == rung) & (table["budget"] == budget)]}
+    out = ways[old][["plant", "strength", "kind", "expected"]].reset_index(drop=True)
+    for name, own in ways.items():
+        out[name] = own["recovered"].to_numpy(bool)
+        out[f"claims of {name}"] = own["confirmed"].to_numpy(int)
+    return out
+
+
+def by_strength(table: pd.DataFrame, cells: Sequence[tuple[str, float]]) -> pd.DataFrame:
+    """Recall and precision at each strength of a plant, weakest first, for some (rung, budget); 95% intervals as in
+    ``summary``. Plants of one strength stand apart."""
+    rank = table.groupby("plant")["strength"].rank("dense")
+    most = rank.groupby(table["plant"]).transform("max")
+    names = np.select([most == 1, rank == 1, rank == most], ["one strength", "weakest", "strongest"], "middle")
+    rows = []
+    for name in ("weakest", "middle", "strongest", "one strength"):
+        own = table[names == name]
+        for rung, budget in cells:
+            part = own[(own["rung"] == rung) & (own["budget"] == budget)]
+            if len(part):
+                one = summary(part).iloc[0]
+                wanted = part[part["expected"]]
+                rows.append(
+                    {
+                        "strength": name,
+                        "pipeline": rung,
+                        "there": len(wanted),
+                        "recovered": int(wanted["recovered"].sum()),
+                    }
+                    | {k: one[k] for k in ("recall", "recall_low", "recall_high", "precision", "claims")}
+                )
+    return pd.DataFrame(rows)
+
+
+def metrics(
+    figures: pd.DataFrame, factors: pd.DataFrame, graded: pd.DataFrame, old: str, rung: str, kept: float
+) -> dict:
+    """The flat figures of ``metrics.json``: what ``rung`` saves (and every other, by its name); recall and precision of
+    both ways, of ``rung`` at the budget ``kept`` and (``most_texts_``) at its largest; and by strength. Arguments are
+    the tables of ``summary``, ``saved`` (a row a pipeline and cost) and ``by_strength``."""
+    keys = {
+        "texts": "texts_saved_at_95_recall",
+        "seconds": "seconds_saved",
+        "calls": "expensive_calls_saved",
+        "usd": "usd_saved",
+    }
+    out: dict[str, float] = {}
+    for row in factors.itertuples():
+        name = keys[row.of] + ("" if row.pipeline == rung else "_" + row.pipeline.strip("+ ").replace(" ", "_"))
+        for suffix, value in (("", row.factor), ("_low", row.low), ("_high", row.high)):
+            out[name + suffix] = value
+    ours = figures[(figures["rung"] == rung) & (figures["budget"] == kept)].iloc[0]
+    everything = figures[figures["rung"] == rung].sort_values("budget").iloc[-1]
+    for whose, one in (("", ours), ("most_texts_", everything), ("old_", figures[figures["rung"] == old].iloc[0])):
+        for name in ("recall", "precision"):
+            for suffix in ("", "_low", "_high"):
+                out[f"{whose}{name}{suffix}"] = one[name + suffix]
+    for row in graded.itertuples():
+        suffix = row.strength.replace(" ", "_")
+        whose = "old_" if row.pipeline == old else ""
+        out |= {f"{whose}recall_{suffix}": row.recall, f"{whose}precision_{suffix}": row.precision}
+    return out | {"claims_of_nothing": int(ours["claims_of_nothing"]), "budget": kept}
