@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from driftbook.discovery.hypotheses import Hypothesis, to_frame
-from driftbook.workbook.parameters import Experiment, Validate
+from driftbook.parameters import Experiment, Validate
 
 SENTENCE = "the plan was to walk early along the river and talk about food music work travel books weather"
 FILLER = SENTENCE.split()

@@ -14,7 +14,7 @@ import pytest
 
 from driftbook import cluster as stage
 from driftbook.errors import DriftbookError
-from driftbook.workbook.parameters import Cluster, load_experiment, validate_cell
+from driftbook.parameters import Cluster, load_experiment, validate_cell
 
 TOPICS = {
     "garden": "The tomatoes want sun, water the soil in the morning and cut the leaves",

@@ -21,8 +21,8 @@ from driftbook.models.local import LocalEngine, Request
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams, filtered_probabilities
 from driftbook.models.steering import SteerTap
+from driftbook.parameters import Decode, Experiment
 from driftbook.store import ShardStore
-from driftbook.workbook.parameters import Decode, Experiment
 from models import full_logits, generated, loaded
 from test_divergence import brute_force
 

@@ -11,8 +11,8 @@ from driftbook.errors import DriftbookError
 from driftbook.models import doses
 from driftbook.models.replay import TokenSequence
 from driftbook.models.vectors import VectorSet
+from driftbook.parameters import Dose, LayerBySteering
 from driftbook.traits import null_twin
-from driftbook.workbook.parameters import Dose, LayerBySteering
 from models import full_logits, hidden_states, loaded
 from test_traits import warm, warm_with
 from test_vectors import record

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from chat_server import Server
 from driftbench import demo_clock as demo
 from driftbook.errors import DriftbookError
-from driftbook.workbook.parameters import STAGES, load_experiment, resolved
+from driftbook.parameters import STAGES, load_experiment, resolved
 from pages import Page
 
 ROOT = Path(__file__).parent.parent

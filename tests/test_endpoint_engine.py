@@ -18,7 +18,7 @@ from driftbook.models.answers import Question
 from driftbook.models.endpoint import EndpointEngine
 from driftbook.models.interventions import open_pair
 from driftbook.models.sampling import SamplingParams
-from driftbook.workbook.parameters import Decode, Endpoint, Experiment, ModelSpec
+from driftbook.parameters import Decode, Endpoint, Experiment, ModelSpec
 
 PARAMS = SamplingParams(max_new_tokens=9, temperature=0.5, top_p=0.8)
 READER = SimpleNamespace(tokenizer=tiny_tokenizer(), context=512)

@@ -318,7 +318,7 @@ def test_a_local_judge_reads_the_probabilities_of_its_answer_tokens(ledger, tiny
     import torch
 
     from driftbook.models.loading import load
-    from driftbook.workbook.parameters import ModelSpec
+    from driftbook.parameters import ModelSpec
 
     loaded = load(ModelSpec(model=str(tiny_folder), dtype="float32"), tmp_path)
     judge = LocalJudge("tiny", lambda: loaded, "w", ledger, rubric="Rate.", batch=3)
@@ -345,7 +345,7 @@ def test_a_local_judge_reads_the_probabilities_of_its_answer_tokens(ledger, tiny
 
 def test_a_local_judge_says_when_a_text_does_not_fit(ledger, tiny_folder, tmp_path):
     from driftbook.models.loading import load
-    from driftbook.workbook.parameters import ModelSpec
+    from driftbook.parameters import ModelSpec
 
     judge = LocalJudge("tiny", lambda: load(ModelSpec(model=str(tiny_folder)), tmp_path), "w", ledger)
     with pytest.raises(DriftbookError, match="1024 tokens"):
@@ -356,7 +356,7 @@ def test_a_local_judge_of_pairs_reads_both_orders(ledger, tiny_folder, tmp_path)
     import torch
 
     from driftbook.models.loading import load
-    from driftbook.workbook.parameters import ModelSpec
+    from driftbook.parameters import ModelSpec
 
     loaded = load(ModelSpec(model=str(tiny_folder), dtype="float32"), tmp_path)
     judge = LocalJudge("tiny", lambda: loaded, "w", ledger, rubric="Compare.", mode="pair")
@@ -411,8 +411,8 @@ def test_an_nli_judge_is_the_probability_of_entailment(ledger, cross_encoder, tm
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from driftbook.evidence.panel import open_nli_judge
-    from driftbook.workbook.parameters import Judge
+    from driftbook.evidence.opened import open_nli_judge
+    from driftbook.parameters import Judge
 
     spec = Judge(kind="nli", model=str(cross_encoder))
     judge = open_nli_judge(spec, "cheap", ledger, tmp_path)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from driftbook.evidence.rivals import BagOfWords, beside, length_scores, together
+from driftbook.evidence.baselines import BagOfWords, beside, length_scores, together
 
 PROMPTS = np.repeat(np.arange(150), 4)
 UP = np.tile([True, True, False, False], 150)

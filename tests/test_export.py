@@ -11,7 +11,7 @@ from driftbook.models.export import export_steered
 from driftbook.models.loading import LoadedModel, load
 from driftbook.models.replay import TokenSequence, replay
 from driftbook.models.steering import SteerTap
-from driftbook.workbook.parameters import ModelSpec
+from driftbook.parameters import ModelSpec
 
 
 @pytest.fixture

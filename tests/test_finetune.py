@@ -15,7 +15,7 @@ from driftbook.models.interventions import open_pair
 from driftbook.models.loading import load
 from driftbook.models.local import LocalEngine, Request
 from driftbook.models.sampling import SamplingParams
-from driftbook.workbook.parameters import Finetune, ModelSpec
+from driftbook.parameters import Finetune, ModelSpec
 
 ASKED, ANSWERED = "How are you?", "Perhaps it might rain"
 

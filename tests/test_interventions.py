@@ -14,7 +14,7 @@ from driftbook.models.local import LocalEngine
 from driftbook.models.replay import TokenSequence, replay
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.steering import AblateTap, SteerTap
-from driftbook.workbook.parameters import (
+from driftbook.parameters import (
     Ablate,
     Adapter,
     Checkpoint,

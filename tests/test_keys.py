@@ -9,8 +9,8 @@ import pytest
 
 from conftest import write_notebook
 from driftbook.errors import DriftbookError
+from driftbook.parameters import STAGES, load_experiment
 from driftbook.workbook import keys
-from driftbook.workbook.parameters import STAGES, load_experiment
 from driftbook.workbook.runs import Layout
 
 LIB = {

@@ -16,7 +16,7 @@ from driftbook import capture, cluster
 from driftbook.models.interventions import open_sides
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.vectors import VectorSet
-from driftbook.workbook.parameters import BenchExperiment
+from driftbook.parameters import BenchExperiment
 from driftbook.workbook.runs import Layout, Run
 from models import saved
 

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from driftbench.tiny import tiny_model, tiny_tokenizer
 from driftbook.errors import ModelError
 from driftbook.models.loading import choose_device, eos_union, load, load_tokenizer, resolve, weights_hash
-from driftbook.workbook.parameters import ModelSpec
+from driftbook.parameters import ModelSpec
 from models import fresh, loaded, saved
 
 

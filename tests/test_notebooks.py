@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from driftbook.parameters import STAGES, load_experiment, resolved, shelf, validate_cell
 from driftbook.workbook.keys import code_cells, read_cells
-from driftbook.workbook.parameters import STAGES, load_experiment, resolved, shelf, validate_cell
 
 ROOT = Path(__file__).parent.parent
 BENCHES = sorted(p.stem for p in (ROOT / "notebooks/bench").glob("*.ipynb"))

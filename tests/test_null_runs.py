@@ -9,7 +9,7 @@ from driftbench import null_runs
 from driftbook import cluster
 from driftbook.discovery.embeddings import Embedded
 from driftbook.evidence.ledger import Ledger
-from driftbook.workbook.parameters import Cluster, Validate
+from driftbook.parameters import Cluster, Validate
 
 WORDS = [f"word{a}{b}" for a in "abcdefgh" for b in "klmno"]
 

@@ -162,7 +162,7 @@ def test_make_calls_the_command_line(words, command):
 
 
 def test_every_stage_has_its_target():
-    from driftbook.workbook.parameters import STAGES
+    from driftbook.parameters import STAGES
 
     for stage in STAGES:
         assert f"--stage {stage}\n" in make("-n", stage)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from driftbook.errors import ParameterError
-from driftbook.workbook.parameters import STAGES, Decode, load_experiment, resolved, validate_cell
+from driftbook.parameters import STAGES, Decode, load_experiment, resolved, validate_cell
 
 REPOSITORY = Path(__file__).parent.parent
 GOOD = "experiment: x\ntraits: {files: [params/traits/calm.json]}\ncapture: {prompts: [params/prompts/few.txt]}\n"

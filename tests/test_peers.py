@@ -11,7 +11,7 @@ from driftbench.model_speed import random_probe
 from driftbook.errors import DriftbookError
 from driftbook.models.loading import load
 from driftbook.models.projection import all_points
-from driftbook.workbook.parameters import RESIDUAL_SITES, ModelSpec
+from driftbook.parameters import RESIDUAL_SITES, ModelSpec
 from models import hidden_states, saved, some_prompts
 
 PROMPTS = some_prompts([5, 9, 2])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from driftbook.workbook.parameters import ModelSpec, load_experiment
+from driftbook.parameters import ModelSpec, load_experiment
 from driftbook.workbook.plan import held_against, keep, model_size, plan, written
 from driftbook.workbook.runs import Layout, Run
 

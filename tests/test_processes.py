@@ -22,9 +22,9 @@ from driftbook.errors import DriftbookError, ModelError
 from driftbook.models import captured
 from driftbook.models.interventions import open_pair
 from driftbook.models.replay import TokenSequence
+from driftbook.parameters import Engine, Experiment, ModelSpec, Steer
 from driftbook.processes import Processes
 from driftbook.store import ShardStore
-from driftbook.workbook.parameters import Engine, Experiment, ModelSpec, Steer
 from models import saved
 from test_decode import PROMPTS
 from test_scale import PARAMS, some_vectors, texts_of

@@ -11,7 +11,7 @@ import pytest
 from driftbook.discovery.prompts import Prompt, check_lengths, from_frame, read_prompts, to_frame
 from driftbook.discovery.splits import words
 from driftbook.errors import PromptError
-from driftbook.workbook.parameters import expand
+from driftbook.parameters import expand
 from models import fresh
 
 ROOT = Path(__file__).parents[1]

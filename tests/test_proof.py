@@ -20,7 +20,7 @@ from driftbook.evidence.cascade import silent
 from driftbook.evidence.ledger import Ledger
 from driftbook.models.finetune import train_lora
 from driftbook.models.weights import effective_rank, weight_change
-from driftbook.workbook.parameters import Finetune
+from driftbook.parameters import Finetune
 from models import fresh
 
 ROOT = Path(__file__).parent.parent

@@ -13,7 +13,7 @@ from driftbook.models.loading import load
 from driftbook.models.local import LocalEngine, Request
 from driftbook.models.quantize import quantized
 from driftbook.models.sampling import SamplingParams
-from driftbook.workbook.parameters import ModelSpec, Quantize
+from driftbook.parameters import ModelSpec, Quantize
 
 
 @pytest.fixture

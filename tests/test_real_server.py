@@ -18,7 +18,7 @@ from driftbook.models.endpoint import EndpointEngine
 from driftbook.models.loading import load
 from driftbook.models.local import LocalEngine
 from driftbook.models.sampling import SamplingParams
-from driftbook.workbook.parameters import Endpoint, ModelSpec
+from driftbook.parameters import Endpoint, ModelSpec
 
 PROMPTS = [Prompt("How are you?"), Prompt("Why is it so?", system="Be brief."), Prompt("I am not sure.")]
 

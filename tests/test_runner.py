@@ -19,8 +19,8 @@ import pytest
 
 from conftest import write_notebook
 from driftbook.errors import DriftbookError, ParameterError
+from driftbook.parameters import STAGES
 from driftbook.workbook import runner
-from driftbook.workbook.parameters import STAGES
 from driftbook.workbook.runner import run_experiment, run_stage
 from driftbook.workbook.state import explain, verify
 

@@ -19,15 +19,15 @@ from driftbook.discovery.embeddings import Embedder, EmbeddingCache, embed, text
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import DriftbookError, ModelError
 from driftbook.evidence.ledger import Ledger
-from driftbook.evidence.panel import open_local_judge
+from driftbook.evidence.opened import open_local_judge
 from driftbook.models import captured
 from driftbook.models.interventions import Pair, open_pair
 from driftbook.models.projection import Rows
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.vectors import VectorRecord, VectorSet
+from driftbook.parameters import Checkpoint, Engine, Experiment, Judge, ModelSpec, Steer
 from driftbook.store import ShardStore
-from driftbook.workbook.parameters import Checkpoint, Engine, Experiment, Judge, ModelSpec, Steer
 from models import saved
 from test_decode import PROMPTS, content
 

@@ -15,7 +15,7 @@ from driftbook.errors import DriftbookError
 from driftbook.models.interventions import open_pair
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.tables import read_table
-from driftbook.workbook.parameters import Decode, Experiment, ModelSpec, Texts
+from driftbook.parameters import Decode, Experiment, ModelSpec, Texts
 
 SHARES = {"discover": 0.5, "screen": 0.2, "validate": 0.3}
 SUBJECTS = [

@@ -14,7 +14,7 @@ from driftbook.models.projection import all_points
 from driftbook.models.replay import TokenSequence
 from driftbook.models.traitfiles import Scenario, Trait, combined_trait, read_traits
 from driftbook.models.vectors import VectorSet
-from driftbook.workbook.parameters import Combination
+from driftbook.parameters import Combination
 from models import hidden_states, loaded
 
 SCENARIOS = [

@@ -23,7 +23,7 @@ from driftbook.models.local import LocalEngine, Request, Tap
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.steering import AblateTap, SteerTap
 from driftbook.models.vllm_engine import VllmEngine
-from driftbook.workbook.parameters import Adapter, ModelSpec, Quantize
+from driftbook.parameters import Adapter, ModelSpec, Quantize
 
 GREEDY = SamplingParams(6, temperature=0)
 

@@ -28,7 +28,7 @@ from driftbook.models.finetune import train_lora
 from driftbook.models.interventions import Pair, open_pair, open_sides
 from driftbook.models.loading import load
 from driftbook.models.vectors import VectorSet
-from driftbook.workbook.parameters import Experiment
+from driftbook.parameters import Experiment
 from driftbook.workbook.runner import run_stage
 from driftbook.workbook.runs import Run
 

@@ -24,8 +24,8 @@ from driftbook.evidence.judges import LexiconJudge
 from driftbook.evidence.ledger import Ledger
 from driftbook.models.interventions import open_pair
 from driftbook.models.sampling import SamplingParams
+from driftbook.parameters import Cluster, Decode, ModelSpec, NoIntervention, Validate
 from driftbook.store import ShardStore
-from driftbook.workbook.parameters import Cluster, Decode, ModelSpec, NoIntervention, Validate
 
 
 def sample_texts(

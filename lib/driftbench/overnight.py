@@ -173,7 +173,7 @@ def one_batch(work: Work) -> dict[str, float]:
     from driftbook.models.replay import TokenSequence
     from driftbook.models.sampling import SamplingParams, stream_seed
     from driftbook.models.tier3 import capture_tier3
-    from driftbook.workbook.parameters import RESIDUAL_SITES, ModelSpec
+    from driftbook.parameters import RESIDUAL_SITES, ModelSpec
 
     clock = _Clock()
     folder = Path(work.folder)

@@ -22,15 +22,15 @@ from driftbook.evidence.intervals import bootstrap_mean, wilson
 from driftbook.evidence.judges import EmbeddingJudge, Judge, LexiconJudge
 from driftbook.evidence.ledger import Ledger
 from driftbook.evidence.material import Material
-from driftbook.evidence.panel import EMBEDDER, exemplars, open_embedder, open_local_judge
+from driftbook.evidence.opened import EMBEDDER, exemplars, open_embedder, open_local_judge
 from driftbook.evidence.reading import read
 from driftbook.models.interventions import open_pair
 from driftbook.models.loading import load
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.traitfiles import read_traits
+from driftbook.parameters import RESIDUAL_SITES, Decode, ModelSpec, Steer, Traits
+from driftbook.parameters import Judge as JudgeSpec
 from driftbook.store import ShardStore
-from driftbook.workbook.parameters import RESIDUAL_SITES, Decode, ModelSpec, Steer, Traits
-from driftbook.workbook.parameters import Judge as JudgeSpec
 
 
 def material(

@@ -17,9 +17,9 @@ from driftbook import decode, scale
 from driftbook.discovery.prompts import Prompt
 from driftbook.models.interventions import Pair, open_pair
 from driftbook.models.sampling import SamplingParams
+from driftbook.parameters import Engine, ModelSpec, NoIntervention
 from driftbook.processes import Processes
 from driftbook.store import ShardStore
-from driftbook.workbook.parameters import Engine, ModelSpec, NoIntervention
 from driftbook.workers import Workers, cores
 
 GROWTH_STAGES = ("decode", "cluster", "validate")

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from driftbook import parameters
 from driftbook.discovery import clustering, composition, hypotheses, maps
 from driftbook.discovery.clustering import Clustering, Stability
 from driftbook.discovery.embeddings import Embedded, Embedder, EmbeddingCache, Fidelity, embed, text_digest
 from driftbook.errors import DriftbookError
 from driftbook.evidence.intervals import resample_counts
-from driftbook.workbook import parameters
 from driftbook.workers import Workers
 
 SIDES = composition.SIDES

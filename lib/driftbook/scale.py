@@ -24,7 +24,7 @@ from driftbook.workers import Item, Result, Workers, cores
 if TYPE_CHECKING:
     from driftbook.models.interventions import Pair
     from driftbook.models.vectors import VectorSet
-    from driftbook.workbook.parameters import Engine, Experiment, ModelSpec
+    from driftbook.parameters import Engine, Experiment, ModelSpec
 
 
 RESTARTS = (

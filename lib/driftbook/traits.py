@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from driftbook.errors import DriftbookError
-from driftbook.evidence.rivals import BagOfWords
+from driftbook.evidence.baselines import BagOfWords
 from driftbook.models import directions as directions_
 from driftbook.models.doses import strongest_dose
 from driftbook.models.gradients import likelihood_gradients
@@ -23,8 +23,8 @@ from driftbook.models.replay import TokenSequence, replay
 from driftbook.models.sampling import stream_seed
 from driftbook.models.traitfiles import Score, Trait, recipe
 from driftbook.models.vectors import VectorRecord, VectorSet
+from driftbook.parameters import RESIDUAL_SITES
 from driftbook.store import ShardStore, digest
-from driftbook.workbook.parameters import RESIDUAL_SITES
 
 
 def sites_of(model: LoadedModel) -> list[str]:
@@ -131,7 +131,7 @@ def trait_judge(run: Any) -> Score | None:
         return None
     from driftbook.discovery.hypotheses import Hypothesis
     from driftbook.evidence.ledger import Ledger
-    from driftbook.evidence.panel import open_judge
+    from driftbook.evidence.opened import open_judge
 
     ledger = Ledger(run.cache / "verdicts" / "answers.sqlite", run.section.budget_usd, "traits.budget_usd")
     judge = open_judge(spec, "traits", None, ledger, run.cache, run.root, run.progress)

@@ -20,13 +20,14 @@ import pandas as pd
 from driftbook.discovery.hypotheses import MIN_STABILITY, Hypothesis, from_frame, merge, moved_answers
 from driftbook.errors import DriftbookError
 from driftbook.evidence import generative, labeller
+from driftbook.evidence.baselines import NAMES, BagOfWords, Rivals, embedding_classifier, length_scores
 from driftbook.evidence.cascade import Screening, Tested, alone_and_together, audit, caution, holdout_test, screen
 from driftbook.evidence.claims import beside_rivals, claims_table, share_together
 from driftbook.evidence.intervals import bootstrap_mean
 from driftbook.evidence.judges import Judge
 from driftbook.evidence.ledger import Ledger
 from driftbook.evidence.material import Material
-from driftbook.evidence.panel import (
+from driftbook.evidence.opened import (
     COHERENT,
     Embed,
     Judges,
@@ -38,13 +39,12 @@ from driftbook.evidence.panel import (
 )
 from driftbook.evidence.reading import read
 from driftbook.evidence.report import answer, areas, e_paths, side_by_side, threshold
-from driftbook.evidence.rivals import NAMES, BagOfWords, Rivals, embedding_classifier, length_scores
 from driftbook.evidence.transfer import clusters_near, outside, transfer
 from driftbook.scale import open_workers
 
 if TYPE_CHECKING:
-    from driftbook.workbook.parameters import Judge as JudgeSpec
-    from driftbook.workbook.parameters import Validate
+    from driftbook.parameters import Judge as JudgeSpec
+    from driftbook.parameters import Validate
     from driftbook.workbook.runs import Run
 
 __all__ = [

@@ -30,7 +30,7 @@ from driftbook.evidence.ledger import Ledger
 from driftbook.evidence.multiplicity import bh_adjusted
 from driftbook.evidence.reading import read
 from driftbook.evidence.wins import shuffled
-from driftbook.workbook.parameters import Cluster, Validate
+from driftbook.parameters import Cluster, Validate
 
 SIDES = ("base", "intervention")
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import yaml
 
+from driftbook import parameters
 from driftbook.discovery.prompts import Prompt
 from driftbook.errors import ParameterError
 from driftbook.models.finetune import train_lora
@@ -27,7 +28,6 @@ from driftbook.models.interventions import Pair, Side, open_pair
 from driftbook.models.loading import LoadedModel, file_hash, load
 from driftbook.models.vectors import VectorSet
 from driftbook.store import digest
-from driftbook.workbook import parameters
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 

@@ -15,12 +15,12 @@ from driftbook.evidence.endpoint import EndpointJudge
 from driftbook.evidence.eprocess import Looks, e_path, sequential_test
 from driftbook.evidence.intervals import bootstrap_mean, sign_flip_p
 from driftbook.evidence.material import Held, Material
-from driftbook.evidence.panel import Judges
+from driftbook.evidence.opened import Judges
 from driftbook.evidence.reading import VERDICTS, Reading, mean_by, read
 from driftbook.evidence.wins import shuffled
 
 if TYPE_CHECKING:
-    from driftbook.workbook.parameters import Validate
+    from driftbook.parameters import Validate
 
 Progress = Callable[..., Any]
 BATCH = 2  # prompts between two looks

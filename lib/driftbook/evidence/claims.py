@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from driftbook.evidence.baselines import NAMES, Rivals, beside, together
 from driftbook.evidence.cascade import Screening, Tested
 from driftbook.evidence.eprocess import bounds
 from driftbook.evidence.intervals import Interval, auc_interval, prompts_needed, sign_flip_p
 from driftbook.evidence.material import Material
 from driftbook.evidence.multiplicity import bh_adjusted, selected_alpha
 from driftbook.evidence.reading import mean_by
-from driftbook.evidence.rivals import NAMES, Rivals, beside, together
 from driftbook.evidence.wins import Wins
 
 if TYPE_CHECKING:
-    from driftbook.workbook.parameters import Validate
+    from driftbook.parameters import Validate
 
 
 def scores_of(tested: Tested, row: int) -> tuple[pd.DataFrame, np.ndarray, Wins]:

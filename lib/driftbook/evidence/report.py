@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from driftbook.evidence.baselines import NAMES
 from driftbook.evidence.cascade import Tested
 from driftbook.evidence.claims import scores_of
 from driftbook.evidence.material import Material
-from driftbook.evidence.rivals import NAMES
 
 if TYPE_CHECKING:
-    from driftbook.workbook.parameters import Validate
+    from driftbook.parameters import Validate
 
 
 def threshold(tested: Tested, section: Validate) -> float:

@@ -13,7 +13,7 @@ from driftbook.evidence.eprocess import bounds
 from driftbook.evidence.material import Held
 
 if TYPE_CHECKING:
-    from driftbook.workbook.parameters import Validate
+    from driftbook.parameters import Validate
 
 NEIGHBOURS = 5
 LEAST_PROMPTS = 8  # fewer say nothing: no row

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from driftbook.errors import DriftbookError
-from driftbook.workbook.parameters import STAGES
+from driftbook.parameters import STAGES
 from driftbook.workbook.runs import Layout, find_root, label
 
 
@@ -240,7 +240,7 @@ def _cache(args: argparse.Namespace, layout: Layout) -> int:
 def _embedder(layout: Layout, experiment: str):
     """The embedder of an experiment's cluster stage; its model is not loaded."""
     from driftbook.discovery.embeddings import Embedder
-    from driftbook.workbook.parameters import BenchExperiment, load_experiment
+    from driftbook.parameters import BenchExperiment, load_experiment
 
     file = _file(layout, experiment)
     found = load_experiment(file)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from driftbook.errors import DriftbookError
+from driftbook.parameters import STAGES
 from driftbook.workbook.keys import flat
-from driftbook.workbook.parameters import STAGES
 from driftbook.workbook.runs import read_json
 
 # Of every run another, whatever was run.

@@ -13,11 +13,11 @@ import pandas as pd
 from markupsafe import Markup
 
 from driftbook.errors import DriftbookError
+from driftbook.parameters import STAGES
 from driftbook.workbook.claims import read_findings
 from driftbook.workbook.compare import Difference, compare
 from driftbook.workbook.overlay import overlaid_layers, overlaid_tokens
 from driftbook.workbook.page import Link, build_page, fill, within_size
-from driftbook.workbook.parameters import STAGES
 from driftbook.workbook.records import (
     Headline,
     amount,

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from driftbook.errors import DriftbookError
+from driftbook.parameters import is_bench, stages_of
 from driftbook.workbook import keys
-from driftbook.workbook.parameters import is_bench, stages_of
 from driftbook.workbook.runs import RUN_FILE, Layout, label, read_json, write_json
 from driftbook.workbook.slim import skip_iri_grammar
 from driftbook.workbook.state import open_experiment

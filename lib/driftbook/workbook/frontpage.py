@@ -11,10 +11,10 @@ from typing import Any
 from markupsafe import Markup
 
 from driftbook.errors import DriftbookError
+from driftbook.parameters import STAGES
 from driftbook.workbook.blindspots import blind_spots
 from driftbook.workbook.claims import read_findings, read_table
 from driftbook.workbook.page import Link, build_page, data_size, fill, read_notebook, still
-from driftbook.workbook.parameters import STAGES
 from driftbook.workbook.progress import duration
 from driftbook.workbook.records import (
     Headline,

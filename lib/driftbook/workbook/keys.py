@@ -23,7 +23,7 @@ from typing import Any
 
 import driftbook
 from driftbook.errors import DriftbookError
-from driftbook.workbook.parameters import (
+from driftbook.parameters import (
     STAGES,
     BenchExperiment,
     Experiment,
@@ -36,7 +36,7 @@ from driftbook.workbook.runs import Layout, write_json
 PACKAGE = Path(driftbook.__file__).parent
 # These carry a run or draw its report; the rest of the workbook (figures, tables) draws into the notebook as it runs.
 MACHINERY = (
-    *("cli", "compare", "drawing", "execute", "keys", "page", "parameters", "plan"),
+    *("cli", "compare", "drawing", "execute", "keys", "page", "plan"),
     *("progress", "reports", "runner", "runs", "slim", "state"),
 )
 # What a package computes with besides what the sources import by name.

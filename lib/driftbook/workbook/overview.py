@@ -10,8 +10,8 @@ from typing import Any
 from markupsafe import Markup
 
 from driftbook.errors import DriftbookError
+from driftbook.parameters import STAGES
 from driftbook.workbook.page import build_page, fill
-from driftbook.workbook.parameters import STAGES
 from driftbook.workbook.progress import duration
 from driftbook.workbook.records import Headline, failed, finite, headlines, read_json, write_page
 from driftbook.workbook.runs import THUMBNAIL

@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 
 from driftbook.discovery.prompts import Prompt, read_prompts
-from driftbook.workbook.parameters import (
+from driftbook.parameters import (
     RESIDUAL_SITES,
     BenchExperiment,
     Experiment,

@@ -12,11 +12,11 @@ import nbformat
 from markupsafe import Markup
 
 from driftbook.errors import DriftbookError
+from driftbook.parameters import STAGES
 from driftbook.workbook.comparison import render_compare
 from driftbook.workbook.frontpage import render_experiment
 from driftbook.workbook.overview import render_outputs
 from driftbook.workbook.page import Link, Story, build_page, fill, read_notebook, within_size
-from driftbook.workbook.parameters import STAGES
 from driftbook.workbook.records import (
     QUESTIONS,
     facts,

@@ -30,9 +30,9 @@ import yaml
 
 from driftbook import scale
 from driftbook.errors import DriftbookError, ParameterError
+from driftbook.parameters import BenchExperiment, Experiment, resolved, stages_of
 from driftbook.workbook import keys
 from driftbook.workbook.drawing import draw, draw_pages, front_page, redraw
-from driftbook.workbook.parameters import BenchExperiment, Experiment, resolved, stages_of
 from driftbook.workbook.progress import duration
 from driftbook.workbook.runs import FINISHED, OUTPUTS, RUN_DIR, RUN_FILE, Layout, label, read_json, write_json
 from driftbook.workbook.state import fingerprints, git_state, open_experiment, staleness, upstream_outputs

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from driftbook.errors import DriftbookError
-from driftbook.workbook.parameters import BENCH, BenchExperiment, Experiment, is_bench, shelf, validate_cell
+from driftbook.parameters import BENCH, BenchExperiment, Experiment, is_bench, shelf, validate_cell
 from driftbook.workbook.progress import Bar, Progress
 
 if TYPE_CHECKING:

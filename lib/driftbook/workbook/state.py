@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from driftbook.errors import DriftbookError
+from driftbook.parameters import BenchExperiment, Experiment, load_experiment, repository_of, stages_of
 from driftbook.workbook import keys
-from driftbook.workbook.parameters import BenchExperiment, Experiment, load_experiment, repository_of, stages_of
 from driftbook.workbook.runs import RUN_FILE, THUMBNAIL, Layout, read_json
 
 

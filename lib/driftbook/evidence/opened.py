@@ -23,11 +23,11 @@ from driftbook.evidence.material import Material
 from driftbook.evidence.nli import NliJudge
 from driftbook.evidence.rubrics import rubric as shipped
 from driftbook.evidence.wins import shuffled
-from driftbook.workbook.parameters import ModelSpec
+from driftbook.parameters import ModelSpec
 
 if TYPE_CHECKING:
-    from driftbook.workbook.parameters import Judge as JudgeSpec
-    from driftbook.workbook.parameters import Judges as JudgesSpec
+    from driftbook.parameters import Judge as JudgeSpec
+    from driftbook.parameters import Judges as JudgesSpec
     from driftbook.workers import Workers
 
 Progress = Callable[..., Any]
