@@ -202,6 +202,31 @@ def test_a_table_gives_the_same_hypotheses_back(tmp_path):
         from_frame(to_frame(found).assign(direction="left"))
 
 
+def test_a_measure_is_saved_and_is_part_of_what_is_claimed(tmp_path):
+    opens = {"kind": "words", "words": ["what a"], "place": "start", "unit": "share"}
+    said = [
+        Hypothesis('opens with "what a"', "base", words=("what a",), measure=opens),
+        Hypothesis("ends with a question", "base", measure={"kind": "panel", "name": "ends_with_question"}),
+        Hypothesis("is kind", "base"),
+        Hypothesis('says "may"', "base", words=("may",)),
+    ]
+    to_frame(said).to_parquet(tmp_path / "h.parquet")
+    table = pd.read_parquet(tmp_path / "h.parquet")
+    assert from_frame(table) == said and [h.measure for h in from_frame(table)] == [h.measure for h in said]
+    assert [h.measure["kind"] for h in said] == ["words", "panel", "judge", "words"]
+    assert said[3].measure == {"kind": "words", "words": ["may"], "place": "anywhere", "unit": "share"}
+    elsewhere = Hypothesis(said[0].text, "base", words=("what a",), measure=opens | {"place": "closing"})
+    assert elsewhere.hypothesis_id != said[0].hypothesis_id
+    assert list(table["hypothesis_id"]) == [h.hypothesis_id for h in from_frame(table)]
+
+
+def test_an_old_table_without_measures_counts_its_words():
+    old = to_frame([Hypothesis('says "may"', "base", words=("may",)), Hypothesis("is kind", "base")])
+    words, judged = from_frame(old.drop(columns="measure"))
+    assert words.measure["words"] == ["may"] and words.measure["place"] == "anywhere"
+    assert judged.measure == {"kind": "judge"}
+
+
 def test_words_that_come_with_a_move_between_clusters_are_found_there():
     """On twelve prompts answers moved from cluster 0 to 1 and began to speak of zebras, as both sides do elsewhere."""
     rows = []

@@ -12,9 +12,9 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ from driftbook.errors import DriftbookError
 
 Side = Literal["base", "intervention"]
 SIDES: tuple[Side, Side] = ("base", "intervention")
-COLUMNS = ("hypothesis_id", "text", "direction", "cluster", "evidence", "proposer", "words", "prompt")
+COLUMNS = ("hypothesis_id", "text", "direction", "cluster", "evidence", "proposer", "words", "prompt", "measure")
 
 MIN_STABILITY = 0.6  # below it a cluster dissolves when prompts are drawn anew (Hennig 2007)
 SAME_TEXTS = 0.6  # correlation over texts from which on two lexicons say one thing in other words
@@ -40,36 +40,53 @@ class Hypothesis:
     """A claim that the side ``direction`` does what ``text`` says more than the other side does.
 
     ``cluster`` is -1 for the whole split; ``words`` is the lexicon that a deterministic judge counts; ``evidence``
-    are ids of texts that led to it; ``prompt`` is what a model was asked when it proposed the text.
+    are ids of texts that led to it; ``prompt`` is what a model was asked when it proposed the text. ``measure`` is what
+    the claim is tested on, JSON-able: ``{"kind": "words", "words", "place", "unit"}``, ``{"kind": "panel", "name"}`` or
+    ``{"kind": "judge"}``. Where it is not given, it is the share of answers that hold one of ``words``, and without
+    words a judge's.
     """
 
     text: str
     direction: Side
     cluster: int = -1
     evidence: tuple[str, ...] = ()
-    proposer: Literal["keywords", "llm", "person"] = "keywords"
+    proposer: Literal["phrases", "keywords", "panel", "llm", "person"] = "phrases"
     words: tuple[str, ...] = ()
     prompt: str | None = None
+    measure: Mapping[str, Any] | None = field(default=None, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.measure is None:
+            counted = {"kind": "words", "words": list(self.words), "place": "anywhere", "unit": "share"}
+            object.__setattr__(self, "measure", counted if self.words else {"kind": "judge"})
 
     @property
     def hypothesis_id(self) -> str:
         """First 16 hex of the sha256 of what is claimed (not of how it was found)."""
-        claim = json.dumps([self.text, self.direction, sorted(self.words)], ensure_ascii=False)
+        claim = json.dumps(
+            [self.text, self.direction, sorted(self.words), self.measure], ensure_ascii=False, sort_keys=True
+        )
         return hashlib.sha256(claim.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def to_frame(hypotheses: Sequence[Hypothesis]) -> pd.DataFrame:
     """One row per hypothesis with the columns of ``hypotheses.parquet``."""
     rows = [
-        (h.hypothesis_id, h.text, h.direction, h.cluster, list(h.evidence), h.proposer, list(h.words), h.prompt)
+        (
+            *(h.hypothesis_id, h.text, h.direction, h.cluster, list(h.evidence), h.proposer, list(h.words), h.prompt),
+            json.dumps(h.measure, ensure_ascii=False, sort_keys=True),
+        )
         for h in hypotheses
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"cluster": "int32"})
 
 
 def from_frame(frame: pd.DataFrame) -> list[Hypothesis]:
-    """The hypotheses of a table. Raises DriftbookError for a missing column or an unknown direction."""
-    missing = set(COLUMNS) - set(frame.columns)
+    """The hypotheses of a table; those of a table without ``measure`` have the one that their words say.
+
+    Raises DriftbookError for a missing column or an unknown direction.
+    """
+    missing = set(COLUMNS) - {"measure"} - set(frame.columns)
     if missing:
         raise DriftbookError(f"hypotheses: columns {sorted(missing)} are missing; run the cluster stage again")
     found = []
@@ -80,9 +97,9 @@ def from_frame(frame: pd.DataFrame) -> list[Hypothesis]:
             )
         prompt = row["prompt"] if isinstance(row["prompt"], str) else None
         words, evidence = tuple(map(str, row["words"])), tuple(map(str, row["evidence"]))
-        found.append(
-            Hypothesis(row["text"], row["direction"], int(row["cluster"]), evidence, row["proposer"], words, prompt)
-        )
+        measure = json.loads(row["measure"]) if isinstance(row.get("measure"), str) else None
+        about = (row["text"], row["direction"], int(row["cluster"]), evidence, row["proposer"])
+        found.append(Hypothesis(*about, words, prompt, measure))
     return found
 
 
