@@ -1,0 +1,204 @@
+"""Words and sentences of a text by Unicode rules, the one tokenizer of every behaviour.
+
+A word is a run of letters, marks and digits (Unicode Standard Annex 29, with abbreviations such as ``e.g.`` as one
+word and hyphens between two); scripts that write no spaces give one word a character, as the annex does without a
+dictionary, and measures that need real words decline there. A sentence ends at an end mark, at the end of a line, list
+item or heading; a fenced block of code is no sentence.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import cached_property, lru_cache
+
+import regex
+
+UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ー々〆"
+WORD_CHARACTERS = r"\p{L}\p{M}\p{N}_"
+
+_MARKS = regex.compile(r"(\p{M}{30})\p{M}+")
+_QUOTES = str.maketrans({c: "'" for c in "’‘ʼ＇´"} | {c: '"' for c in "“”„«»"} | {"\u00ad": None, "\ufeff": None})
+_WORD = regex.compile(
+    rf"(?V1)(?:\p{{L}}\.){{2,}}(?!\p{{L}})|[{UNSPACED}]\p{{M}}*"
+    rf"|[{WORD_CHARACTERS}\u200c\u200d--[{UNSPACED}]]+"
+    rf"(?:(?:'(?=\p{{L}})|(?<=\d)[.,](?=\d))[{WORD_CHARACTERS}--[{UNSPACED}]]+)*"
+)
+_ASCII_WORD = regex.compile(r"(?:[a-z]\.){2,}(?![a-z])|\w+(?:(?:'(?=[a-z])|(?<=\d)[.,](?=\d))\w+)*")
+_UNSPACED = regex.compile(rf"[{UNSPACED}]")
+_LETTER = regex.compile(r"\p{L}")
+_FOREIGN = regex.compile(r"(?V1)[\p{L}--\p{Latin}]")
+
+FENCE = regex.compile(r"(?m)^[ \t]*(```+|~~~+)[^\n]*\n(?:.*?)(?:^[ \t]*\1[ \t]*$|\Z)", regex.DOTALL)
+_MARKER = regex.compile(r"^\s*(?:(?:[-*+•‣◦▪●–]|\(?\d{1,3}[.)]|\(?[a-zA-Z]\)|#{1,6}|>)\s+)*")
+_RULE = regex.compile(r"^[\s\-=_*|:+]*$")
+_END = regex.compile(r"""[.!?…]+["'”’)\]*_]*(?=\s)|[。！？｡।॥؟۔።៕]+["'”’)\]」』】]*""")
+_ABBREVIATION = regex.compile(
+    r"(?i)(?:^|[\s(\[\"'“*])"
+    r"(?:mr|mrs|ms|dr|prof|st|vs|no|fig|al|jr|sr|cf|approx|gen|col|rev|e\.g|i\.e|p\.s|\p{L})\.$"
+)
+
+# Words that English has and its neighbours in the Latin alphabet have not.
+ENGLISH = frozenset(
+    {"the", "and", "to", "of", "that", "with", "for", "you", "your", "this", "are", "from", "have", "not", "by", "be"}
+    | {"it", "as", "can", "is", "they", "their", "there", "which", "will", "would", "should", "what", "how", "when"}
+    | {"i'm", "it's", "don't", "its", "i", "my", "we"}
+)
+LEAST_WORDS = 20  # of a Latin text, below which its language is not asked for
+CLEARLY_ENGLISH = 0.2  # share of the words above which nothing else need be asked
+
+
+def stream_safe(text: str) -> str:
+    """At most 30 combining marks in a row (Unicode Standard Annex 15), so that normalization stays linear."""
+    return text if text.isascii() else _MARKS.sub(r"\1", text)
+
+
+def fold(text: str) -> str:
+    """Text as it is compared: NFKC, straight apostrophes and quotation marks, case folded."""
+    if text.isascii():
+        return text.lower()
+    return unicodedata.normalize("NFKC", stream_safe(text).translate(_QUOTES)).casefold()
+
+
+class Reading:
+    """What the measures read of one answer, each part made once."""
+
+    def __init__(self, text: str, prompt: str = "") -> None:
+        self.text = stream_safe(text.replace("\r\n", "\n").replace("\u2028", "\n").replace("\u2029", "\n"))
+        self.prompt = prompt
+
+    @cached_property
+    def folded(self) -> str:
+        return fold(self.text)
+
+    @cached_property
+    def words(self) -> list[str]:
+        return (_ASCII_WORD if self.folded.isascii() else _WORD).findall(self.folded)
+
+    @cached_property
+    def prompt_words(self) -> list[str]:
+        return words(self.prompt)
+
+    @cached_property
+    def prose(self) -> str:
+        """The text without fenced blocks of code."""
+        return FENCE.sub("\n\n", self.text) if "```" in self.text or "~~~" in self.text else self.text
+
+    @cached_property
+    def sentences(self) -> list[str]:
+        return [s for line in _lines(self.prose) for s in _split(line)]
+
+    @cached_property
+    def opening(self) -> str:
+        """First sentence, folded."""
+        return fold(self.sentences[0]) if self.sentences else ""
+
+    @cached_property
+    def closing(self) -> str:
+        """Last sentence, folded."""
+        return fold(self.sentences[-1]) if self.sentences else ""
+
+    @cached_property
+    def ending(self) -> str:
+        """Last two sentences, folded: a farewell often takes two."""
+        return fold(" ".join(self.sentences[-2:]))
+
+    @cached_property
+    def last_paragraph(self) -> str:
+        """What stands after the last blank line, folded."""
+        return fold(self.text.rstrip().rpartition("\n\n")[2])
+
+    @cached_property
+    def tail(self) -> str:
+        """The last 200 characters as written, where patterns of the very end are looked for."""
+        return self.text[-200:]
+
+    @cached_property
+    def spaced(self) -> bool:
+        """Whether its words can be told: at most a tenth of its letters are of scripts that write no spaces."""
+        unspaced = 0 if self.text.isascii() else len(_UNSPACED.findall(self.text))
+        return not unspaced or 10 * unspaced <= len(_LETTER.findall(self.text))
+
+    @cached_property
+    def latin(self) -> bool:
+        """Whether at least half of its letters are Latin, or it has none."""
+        foreign = 0 if self.text.isascii() else len(_FOREIGN.findall(self.prose))
+        return not foreign or 2 * foreign <= len(_LETTER.findall(self.prose))
+
+    @cached_property
+    def english(self) -> bool:
+        """False where the text is known to be in another language.
+
+        By script first; of Latin texts of 20 words and more, by the share of English function words, and where that is
+        low by py3langid (Lui and Baldwin 2012). Shorter Latin texts count as English.
+        """
+        if not self.latin:
+            return False
+        prose = self.words if self.prose is self.text else words(self.prose)
+        if len(prose) < LEAST_WORDS or sum(w in ENGLISH for w in prose) >= CLEARLY_ENGLISH * len(prose):
+            return True
+        return _language(" ".join(prose[:150])) == "en"
+
+
+@lru_cache(maxsize=64)
+def reading(text: str, prompt: str = "") -> Reading:
+    """The reading of an answer, shared by measures that follow each other on one text."""
+    return Reading(text, prompt)
+
+
+def words(text: str) -> list[str]:
+    """Words in order, folded: ``"It’s e.g. 3.5 cats"`` gives ``it's``, ``e.g.``, ``3.5``, ``cats``."""
+    folded = fold(text)
+    return (_ASCII_WORD if folded.isascii() else _WORD).findall(folded)
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences in order, as written, without the marks of lists and headings."""
+    return reading(text).sentences
+
+
+def opening(text: str) -> str:
+    """First sentence as written, "" where there is none."""
+    return next(iter(sentences(text)), "")
+
+
+def closing(text: str) -> str:
+    """Last sentence as written, "" where there is none."""
+    found = sentences(text)
+    return found[-1] if found else ""
+
+
+def _language(text: str) -> str:
+    import py3langid  # reads 4 MB, needed by few texts
+
+    return py3langid.classify(text)[0]
+
+
+def _lines(text: str) -> list[str]:
+    """Lines without their marks; a line that goes on in lower case belongs to the one before it."""
+    lines: list[str] = []
+    joins = False
+    for raw in text.split("\n"):
+        line = _MARKER.sub("", raw, count=1).strip()
+        if _RULE.match(line):
+            joins = False
+        elif joins and line[0].islower() and raw.lstrip().startswith(line):
+            lines[-1] += " " + line
+        else:
+            lines.append(line)
+            joins = True
+    return lines
+
+
+def _split(line: str) -> list[str]:
+    found, start = [], 0
+    for end in _END.finditer(line):
+        after = line[end.end() :].lstrip()
+        if not after:
+            break
+        before = line[start : end.end()]
+        if end.group()[0] == "." and (after[0].islower() or _ABBREVIATION.search(before[-12:])):
+            continue
+        found.append(before.strip())
+        start = end.end()
+    rest = line[start:].strip()
+    return [*found, rest] if rest else found
