@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
+from driftbook.prompts import Prompt, to_frame
 from driftbook.workbook import figures
 from driftbook.workbook.figures import Figure, Table
 
@@ -307,8 +308,8 @@ def claims(experiment: Path, confirmed: tuple[bool, ...] = (True, False, False))
         for i in range(90)
     ]
     pd.DataFrame(verdicts).to_parquet(experiment / "validate/data/verdicts.parquet")
-    asked = [f"How should I decide about {p}?" for p in prompts]
-    pd.DataFrame({"prompt_id": prompts, "text": asked}).to_parquet(experiment / "decode/data/prompts.parquet")
+    asked = to_frame([Prompt(f"How should I decide about {p}?", split="validate") for p in prompts])
+    asked.assign(prompt_id=prompts).to_parquet(experiment / "decode/data/prompts.parquet")
     pd.DataFrame(
         [
             {"text_id": f"{side}-{p}", "side": side, "prompt_id": p, "text": f"{said} {HOSTILE}"}

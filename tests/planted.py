@@ -10,6 +10,8 @@ import pandas as pd
 
 from driftbook.discovery.hypotheses import Hypothesis, to_frame
 from driftbook.parameters import Experiment, Validate
+from driftbook.prompts import Prompt
+from driftbook.prompts import to_frame as to_table
 
 SENTENCE = "the plan was to walk early along the river and talk about food music work travel books weather"
 FILLER = SENTENCE.split()
@@ -68,7 +70,7 @@ def run_of(folder, texts, proposed=HYPOTHESES, **section):
     for name in ("decode", "cluster"):
         (folder / name).mkdir(parents=True)
     ids = sorted(texts["prompt_id"].unique())
-    asked = pd.DataFrame({"prompt_id": ids, "text": [f"Tell me about {p}" for p in ids], "system": None})
+    asked = to_table([Prompt(f"Tell me about {p}") for p in ids]).assign(prompt_id=ids)
     asked.to_parquet(folder / "decode" / "prompts.parquet")
     texts.to_parquet(folder / "decode" / "texts.parquet")
     to_frame(proposed).to_parquet(folder / "cluster" / "hypotheses.parquet")

@@ -10,7 +10,6 @@ import torch
 from safetensors import safe_open
 
 from driftbook import capture
-from driftbook.discovery.prompts import Prompt
 from driftbook.errors import BudgetError, DriftbookError, ModelError, PromptError
 from driftbook.evidence.dynamics import MEASURES
 from driftbook.evidence.shifts import prompt_means
@@ -24,6 +23,7 @@ from driftbook.models.sampling import SamplingParams
 from driftbook.models.steering import SteerTap
 from driftbook.models.tier3 import capture_tier3, read_internals, tier3_bytes, top_neurons
 from driftbook.models.vectors import VectorSet
+from driftbook.prompts import Prompt
 from driftbook.traits import sites_of
 from models import fresh, hidden_states, hook_count, loaded
 from test_vectors import some_vectors

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from driftbook import decode
-from driftbook.discovery.prompts import Prompt
 from driftbook.errors import BudgetError, PromptError
 from driftbook.models.interventions import Pair, Side
 from driftbook.models.local import LocalEngine, Request
@@ -22,12 +21,13 @@ from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams, filtered_probabilities
 from driftbook.models.steering import SteerTap
 from driftbook.parameters import Decode, Experiment
+from driftbook.prompts import Prompt, load_saved, save_prompts
 from driftbook.store import ShardStore
 from models import full_logits, generated, loaded
 from test_divergence import brute_force
 
 SPLITS = ["discover", "discover", "screen", "validate"]
-PROMPTS = decode.PromptSet(
+PROMPTS = decode.PromptSet.of(
     [
         Prompt(f"{word} and tea, {i} of them?", family="ab"[i % 2])
         for i, word in enumerate(["rain", "drums", "plans"] * 4)
@@ -170,17 +170,18 @@ def test_prompts_keep_their_splits_and_the_limit_is_a_sample(tmp_path):
     assert set(whole.splits) == set(shares)
     some = decode.load_prompts(["p.txt"], tmp_path, shares, limit=20)
     assert len(some.prompts) + len(some.dropped) == 20
-    table = whole.table(range(len(whole.prompts)))
-    assert table.columns.tolist() == [
+    save_prompts(tmp_path, whole.prompts, range(len(whole)))
+    assert load_saved(tmp_path) == whole.by_id()
+    assert pd.read_parquet(tmp_path / "prompts.parquet").columns.tolist() == [
         *("prompt_id", "text", "system", "messages", "family", "source", "split", "n_tokens")
     ]
     decode.no_prompts(whole)
     with pytest.raises(PromptError, match="no prompt fell into the split 'validate'"):
-        decode.no_prompts(decode.PromptSet(whole.prompts, ["discover"] * len(whole.prompts), whole.dropped))
+        decode.no_prompts(decode.PromptSet.of(whole.prompts, ["discover"] * len(whole.prompts), whole.dropped))
 
 
 def test_a_prompt_that_leaves_no_room_is_named():
-    long = decode.PromptSet([Prompt("tea " * 400, source="p.txt:7")], ["discover"], pd.DataFrame())
+    long = decode.PromptSet.of([Prompt("tea " * 400, source="p.txt:7")], ["discover"], pd.DataFrame())
     with pytest.raises(PromptError, match=r"p\.txt:7"):
         decode.encode(pair_of(), long, 300)
 

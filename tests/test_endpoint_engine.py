@@ -11,7 +11,6 @@ import pytest
 from chat_server import Server
 from driftbench.tiny import tiny_model, tiny_tokenizer
 from driftbook import decode
-from driftbook.discovery.prompts import Prompt
 from driftbook.errors import DriftbookError
 from driftbook.models import endpoint
 from driftbook.models.answers import Question
@@ -19,6 +18,7 @@ from driftbook.models.endpoint import EndpointEngine
 from driftbook.models.interventions import open_pair
 from driftbook.models.sampling import SamplingParams
 from driftbook.parameters import Decode, Endpoint, Experiment, ModelSpec
+from driftbook.prompts import Prompt
 
 PARAMS = SamplingParams(max_new_tokens=9, temperature=0.5, top_p=0.8)
 READER = SimpleNamespace(tokenizer=tiny_tokenizer(), context=512)

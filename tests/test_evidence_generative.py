@@ -11,6 +11,7 @@ from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.evidence.chat import Endpoint
 from driftbook.evidence.generative import preferred, written_by_labeller, written_with_words
 from driftbook.evidence.ledger import Ledger
+from driftbook.prompts import Prompt
 from planted import FILLER
 
 HEDGES = Hypothesis("hedges", "intervention", words=("might", "perhaps", "/may(be)?/"))
@@ -68,10 +69,11 @@ def test_a_labeller_writes_both_texts_and_is_asked_again_for_what_cannot_be_read
     with Server(script=["garbage"], answer=write) as server:
         ledger = Ledger(tmp_path / "a.sqlite", 1.0)
         endpoint = Endpoint("labeller", "m", server.url, ledger, pause=0.001)
-        written = written_by_labeller(endpoint, HEDGES, {"p1": "Will it rain?", "p2": "Is it late?"})
-        assert [w.prompt_id for w in written] == ["p1", "p2"] and len(server.bodies) == 3
+        prompts = [Prompt("Will it rain?"), Prompt("Is it late?")]
+        written = written_by_labeller(endpoint, HEDGES, prompts)
+        assert [w.prompt_id for w in written] == [p.prompt_id for p in prompts] and len(server.bodies) == 3
         assert all(w.shows.startswith("perhaps") and w.shows_not == "surely" for w in written)
-        assert written_by_labeller(endpoint, Hypothesis("x", "base"), {"p1": "Will it rain?"}) == []
+        assert written_by_labeller(endpoint, Hypothesis("x", "base"), prompts[:1]) == []
 
 
 def test_likelihoods_are_those_of_the_logits():

@@ -13,6 +13,7 @@ from driftbook.errors import DriftbookError
 from driftbook.evidence.labeller import Reading, pairs_to_show, parse, propose
 from driftbook.evidence.ledger import Answer, Ledger
 from driftbook.evidence.local_chat import LocalChat
+from driftbook.prompts import Prompt
 from models import GREEDY, generated, loaded, requests_for
 
 
@@ -50,7 +51,7 @@ def texts(prompts=20, samples=2):
 
 
 WHOLE = {"base": -1, "intervention": -1}
-PROMPTS = {f"p{p}": f"question {p}" for p in range(20)}
+PROMPTS = {f"p{p}": Prompt(f"question {p}") for p in range(20)}
 
 
 def test_the_direction_is_right_whichever_side_is_shown_first():

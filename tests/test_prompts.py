@@ -8,10 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from driftbook.discovery.prompts import Prompt, check_lengths, from_frame, read_prompts, to_frame
 from driftbook.discovery.splits import words
 from driftbook.errors import PromptError
 from driftbook.parameters import expand
+from driftbook.prompt_files import check_lengths, read_prompts
+from driftbook.prompts import Prompt, from_frame, to_frame
 from models import fresh
 
 ROOT = Path(__file__).parents[1]

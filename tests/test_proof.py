@@ -12,8 +12,6 @@ import torch
 from driftbench.proof import pipelines, plants, scoring
 from driftbench.proof.harvest import Harvest
 from driftbench.proof.pipelines import Known, PricedLexicon, Prices, Rung
-from driftbook.decode import PromptSet
-from driftbook.discovery.prompts import Prompt, read_prompts
 from driftbook.discovery.splits import drop_near_duplicates
 from driftbook.errors import ModelError, ParameterError
 from driftbook.evidence.cascade import silent
@@ -21,6 +19,8 @@ from driftbook.evidence.ledger import Ledger
 from driftbook.models.finetune import train_lora
 from driftbook.models.weights import effective_rank, weight_change
 from driftbook.parameters import Finetune
+from driftbook.prompt_files import read_prompts
+from driftbook.prompts import Prompt, PromptSet
 from models import fresh
 
 ROOT = Path(__file__).parent.parent
@@ -158,7 +158,7 @@ def planted_harvest(rate: float, prompts: int = 60, samples: int = 2, kind: str 
     plant = plants.Plant("tea", "tea", 1.0, kind, lambda t: "tea" in t.split(), lambda p: True)
     return Harvest(
         plant,
-        PromptSet(asked, splits, []),
+        PromptSet.of(asked, splits, []),
         texts[texts.sample_index < samples].reset_index(drop=True),
         texts[texts.sample_index >= samples].reset_index(drop=True),
         js,

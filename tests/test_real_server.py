@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from driftbench.serving import transformers_server
-from driftbook.discovery.prompts import Prompt
 from driftbook.errors import DriftbookError
 from driftbook.evidence.chat import Endpoint as Chat
 from driftbook.evidence.ledger import Ledger
@@ -19,6 +18,7 @@ from driftbook.models.loading import load
 from driftbook.models.local import LocalEngine
 from driftbook.models.sampling import SamplingParams
 from driftbook.parameters import Endpoint, ModelSpec
+from driftbook.prompts import Prompt
 
 PROMPTS = [Prompt("How are you?"), Prompt("Why is it so?", system="Be brief."), Prompt("I am not sure.")]
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from driftbook.discovery.prompts import Prompt, read_prompts
 from driftbook.discovery.splits import SPLITS, drop_near_duplicates, sample_prompts, split_prompts, words
 from driftbook.errors import PromptError
+from driftbook.prompt_files import read_prompts
+from driftbook.prompts import Prompt
 
 ROOT = Path(__file__).parents[1]
 SHARES = {"discover": 0.5, "screen": 0.2, "validate": 0.3}

@@ -6,11 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from driftbook.decode import PromptSet
-from driftbook.discovery.prompts import Prompt
 from driftbook.discovery.strategies import State, allocate, asks, plan_round, weights
+from driftbook.prompts import Prompt, PromptSet
 
-PROMPTS = PromptSet(
+PROMPTS = PromptSet.of(
     [Prompt(f"prompt {i}") for i in range(12)], ["discover", "screen", "discover", "validate"] * 3, pd.DataFrame()
 )
 DISCOVER = [i for i, s in enumerate(PROMPTS.splits) if s == "discover"]
@@ -58,7 +57,7 @@ def test_rounds_spend_the_budget_on_discover_prompts_alone(strategy):
 
 def test_nothing_is_planned_without_a_budget_or_prompts():
     assert plan_round(sampling("uniform"), state(), 0) == []
-    none = PromptSet(PROMPTS.prompts, ["validate"] * 12, pd.DataFrame())
+    none = PromptSet.of(PROMPTS.prompts, ["validate"] * 12, pd.DataFrame())
     assert plan_round(sampling("uniform"), state(prompts=none), 50) == []
 
 

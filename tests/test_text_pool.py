@@ -9,8 +9,8 @@ import pytest
 from driftbench import pools as pool
 from driftbench import savings
 from driftbook.decode import Ask
-from driftbook.discovery.prompts import Prompt
 from driftbook.errors import DriftbookError
+from driftbook.prompts import Prompt
 
 PROMPTS = [Prompt(f"question {i}", f"family {i % 4}") for i in range(40)]
 

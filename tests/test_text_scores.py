@@ -2,9 +2,9 @@
 
 import pandas as pd
 
-from driftbook.discovery.prompts import Prompt, to_frame
 from driftbook.models import captured
 from driftbook.models.interventions import Pair, Side
+from driftbook.prompts import Prompt
 from models import loaded
 from test_vectors import some_vectors
 
@@ -24,7 +24,7 @@ def scores(prompts, tmp_path):
         for side in ("base", "intervention")
         for i, p in enumerate(prompts)
     ]
-    return captured.text_scores(pair, pd.DataFrame(rows), to_frame(prompts), some_vectors(), tmp_path)
+    return captured.text_scores(pair, pd.DataFrame(rows), {p.prompt_id: p for p in prompts}, some_vectors(), tmp_path)
 
 
 def test_a_text_is_read_behind_the_whole_conversation_that_it_answered(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from scipy.stats import energy_distance
 from driftbench import pools as pool
 from driftbook import decode
 from driftbook.discovery import two_sample
-from driftbook.discovery.prompts import Prompt
+from driftbook.prompts import Prompt
 
 
 def answers(prompts: int, samples: int, shift: float, seed: int, width: int = 1):

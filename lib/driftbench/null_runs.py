@@ -25,6 +25,7 @@ from driftbook.evidence.ledger import Ledger
 from driftbook.models.interventions import open_pair
 from driftbook.models.sampling import SamplingParams
 from driftbook.parameters import Cluster, Decode, ModelSpec, NoIntervention, Validate
+from driftbook.prompts import Prompt
 from driftbook.store import ShardStore
 
 
@@ -51,7 +52,7 @@ def sample_texts(
         [pair.base], chosen, ids, asks, params, seed, ShardStore(cache / "decode"), progress=bar.update
     )
     bar.close()
-    return texts.assign(prompt=texts["prompt_id"].map({p.prompt_id: p.text for p in chosen.prompts}))
+    return texts.assign(prompt=texts["prompt_id"].map({p.prompt_id: p.said() for p in chosen.prompts}))
 
 
 def deal(texts: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -97,7 +98,7 @@ def null_run(ground: Ground, sections: Sequence[Validate], ledger: Ledger, seed:
     seen = dealt[dealt["split"] == "discover"].reset_index(drop=True)
     compared = cluster.compose(seen, ground.found, ground.stability, ground.keywords, ground.section, seed)
     proposed = from_frame(cluster.propose(seen, ground.found, compared.table, ground.section, ground.embedding))
-    prompts = dict(zip(dealt["prompt_id"], dealt["prompt"], strict=True))
+    prompts = {p: Prompt(said) for p, said in zip(dealt["prompt_id"], dealt["prompt"], strict=True)}
     material = validate.Material(dealt, prompts, proposed, seed)
     judges = validate.Judges(LexiconJudge(), None, ledger)
     rows = []

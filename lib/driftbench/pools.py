@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 
 from driftbook.discovery import composition, two_sample
-from driftbook.discovery.prompts import Prompt
 from driftbook.discovery.strategies import State, plan_round
 from driftbook.errors import DriftbookError
+from driftbook.prompts import Prompt
 
 SIDES = composition.SIDES
 
@@ -206,7 +206,7 @@ def wording_of(js: np.ndarray) -> np.ndarray:
 class TextPool:
     """Texts that exist already, in the place of decoding.
 
-    ``prompts``: ``.prompts`` (of ``discovery.prompts.Prompt``) and ``.splits``. ``table``: one row a text, sorted by
+    ``prompts``: ``.prompts`` (of ``driftbook.prompts.Prompt``) and ``.splits``. ``table``: one row a text, sorted by
     prompt, side and ``sample_index``, with ``row`` its number. ``js`` ``[prompts]``: divergence in nats a token, NaN
     where it is not known. ``behaviours``: the names behind the numbers that ``truth`` gives. ``planted``: behaviour
     (number), sign (+1: the intervention does it more), strength, prompts, scattered.

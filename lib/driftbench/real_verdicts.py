@@ -66,12 +66,11 @@ def material(
     bar, store = progress(2 * len(asks), "decode", "texts"), ShardStore(cache / "decode")
     texts = decode.decode_texts(pair, chosen, ids, asks, params, seed, store, progress=bar.update)
     bar.close()
-    asked = {p.prompt_id: p.text for p in chosen.prompts}
     seen = texts[texts["split"] == "discover"]
-    found = hypotheses.propose(seen, asked, limit=limit)
+    found = hypotheses.propose(seen, {p.prompt_id: p.said() for p in chosen.prompts}, limit=limit)
     if not found:
         raise DriftbookError("no word tells the two sides apart: raise prompts, max_new_tokens or coefficient")
-    return Material(texts, asked, found, seed)
+    return Material(texts, chosen.by_id(), found, seed)
 
 
 def judges(found: Material, cache: Path, ledger: Ledger, progress: Callable[..., Any]) -> dict[str, Judge]:

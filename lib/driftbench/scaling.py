@@ -14,11 +14,11 @@ import pandas as pd
 import yaml
 
 from driftbook import decode, scale
-from driftbook.discovery.prompts import Prompt
 from driftbook.models.interventions import Pair, open_pair
 from driftbook.models.sampling import SamplingParams
 from driftbook.parameters import Engine, ModelSpec, NoIntervention
 from driftbook.processes import Processes
+from driftbook.prompts import Prompt
 from driftbook.store import ShardStore
 from driftbook.workers import Workers, cores
 
@@ -41,7 +41,7 @@ def worker_turns(
     base = ModelSpec(model=model)
     pair = open_pair(base, NoIntervention(), cache, cache)
     spec = scale.PairSpec(base, NoIntervention(), cache, cache, None, {side.name: side.key for side in pair})
-    chosen = decode.PromptSet(list(prompts), ["discover"] * len(prompts), pd.DataFrame())
+    chosen = decode.PromptSet.of(list(prompts), ["discover"] * len(prompts), pd.DataFrame())
     here = cores()
     half = max(1, here // 2)
     # Workers that wait take no time: Ray counts CPUs, it does not hand them out.

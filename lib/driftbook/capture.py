@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from driftbook.discovery.prompts import Prompt, check_lengths, read_prompts
 from driftbook.discovery.splits import sample_prompts
 from driftbook.errors import BudgetError, DriftbookError
 from driftbook.evidence.dynamics import MEASURES, dynamics, dynamics_summary, null_ranges
@@ -31,6 +30,8 @@ from driftbook.models.projection import Rows
 from driftbook.models.replay import TokenSequence
 from driftbook.models.tier3 import Inside, capture_tier3, look_inside, read_internals, tier3_bytes, too_large
 from driftbook.models.vectors import VectorSet
+from driftbook.prompt_files import check_lengths, read_prompts
+from driftbook.prompts import Prompt
 
 __all__ = [
     "capture_live",

@@ -21,6 +21,7 @@ from driftbook.discovery.clustering import Clustering, Stability
 from driftbook.discovery.embeddings import Embedded, Embedder, EmbeddingCache, Fidelity, embed, text_digest
 from driftbook.errors import DriftbookError
 from driftbook.evidence.intervals import resample_counts
+from driftbook.prompts import load_saved
 from driftbook.workers import Workers
 
 SIDES = composition.SIDES
@@ -43,7 +44,7 @@ COLUMNS_TO_READ = [
 
 
 def load_texts(decode: Path, split: str = "discover") -> pd.DataFrame:
-    """The texts of one split with ``prompt``, the text of the prompt, beside each; sorted by text id.
+    """The texts of one split with ``prompt``, what was said in the prompt, beside each; sorted by text id.
 
     ``decode`` is the data folder of the decode stage. Raises DriftbookError when a side is missing.
     """
@@ -67,9 +68,8 @@ def load_texts(decode: Path, split: str = "discover") -> pd.DataFrame:
                 f"{decode / 'texts.parquet'} holds no text of side {side} in split {split}: "
                 "raise decode.sampling.max_texts or decode.splits.discover"
             )
-    prompts = pd.read_parquet(decode / "prompts.parquet", columns=["prompt_id", "text"])
-    known = dict(zip(prompts["prompt_id"], prompts["text"], strict=True))
-    return texts.assign(prompt=texts["prompt_id"].map(known).fillna(""))
+    said = {name: prompt.said() for name, prompt in load_saved(decode).items()}
+    return texts.assign(prompt=[said[p] for p in texts["prompt_id"]])
 
 
 # --------------------------------------------------------------------------------------------------------------- embed
@@ -519,7 +519,7 @@ def measure_trait_shift(run: Any, texts: pd.DataFrame, found: Clustering) -> pd.
 
     chosen = trait_sample(texts, found, run.section.trait_shift_texts, run.seed)
     bar = run.progress(len(chosen), "replay of texts", "texts")
-    prompts = pd.read_parquet(run.input("decode") / "prompts.parquet")
+    prompts = load_saved(run.input("decode"))
     vectors = VectorSet.load(run.input("traits"))
     scores = text_scores(open_sides(run, inside=True), chosen, prompts, vectors, run.cache, bar.update)
     return trait_shift(chosen[chosen["text_id"].isin(scores["text_id"])], scores, seed=run.seed)

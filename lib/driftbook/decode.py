@@ -15,7 +15,6 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
-from driftbook.discovery.prompts import Prompt, check_lengths, read_prompts, to_frame
 from driftbook.discovery.splits import drop_near_duplicates, sample_prompts, split_prompts
 from driftbook.discovery.two_sample import COLUMNS as FAMILY_COLUMNS
 from driftbook.discovery.two_sample import energy_of_prompts, family_energy
@@ -27,6 +26,8 @@ from driftbook.models.interventions import SIDES, Pair, Side, taps_of
 from driftbook.models.local import Request
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams, stream_seed
+from driftbook.prompt_files import check_lengths, read_prompts
+from driftbook.prompts import Prompt, PromptSet, save_prompts
 from driftbook.store import ShardStore, digest
 
 TEXT_SCHEMA = pa.schema(
@@ -53,18 +54,6 @@ TEXT_SCHEMA = pa.schema(
 # -------------------------------------------------------------------------------------------------------------- prompts
 
 
-@dataclass
-class PromptSet:
-    """The prompts of an experiment in one fixed order, with the split of each, and what was dropped on the way."""
-
-    prompts: list[Prompt]
-    splits: list[str]
-    dropped: pd.DataFrame
-
-    def table(self, n_tokens: Sequence[int]) -> pd.DataFrame:
-        return to_frame(self.prompts).assign(split=self.splits, n_tokens=list(n_tokens))
-
-
 def load_prompts(
     patterns: Sequence[str],
     root: Path,
@@ -80,7 +69,7 @@ def load_prompts(
     splits = split_prompts(prompts, shares)
     keep, dropped = drop_near_duplicates(prompts, splits)
     kept = [i for i, k in enumerate(keep) if k]
-    return PromptSet([prompts[i] for i in kept], [splits[i] for i in kept], dropped)
+    return PromptSet.of([prompts[i] for i in kept], [splits[i] for i in kept], dropped)
 
 
 def encode(pair: Pair, prompts: PromptSet, max_new_tokens: int) -> dict[str, list[tuple[int, ...]]]:
@@ -644,7 +633,7 @@ def _no_divergence(prompts: PromptSet) -> pd.DataFrame:
 
 def write(run: Any, prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]], pair: Pair, decoded: Decoded) -> None:
     """The stage's tables and metrics."""
-    prompts.table([len(i) for i in ids["base"]]).to_parquet(run.data / "prompts.parquet", compression="zstd")
+    save_prompts(run.data, prompts.prompts, [len(i) for i in ids["base"]])
     decoded.texts[TEXT_SCHEMA.names].to_parquet(
         run.data / "texts.parquet", compression="zstd", schema=TEXT_SCHEMA, index=False
     )
@@ -712,12 +701,13 @@ def speed_caption(pair: Pair, made: dict[str, float], busy: dict[str, float]) ->
     )
 
 
-def side_by_side(texts: pd.DataFrame, prompts: pd.DataFrame, order: Sequence[str], samples: int = 1) -> pd.DataFrame:
+def side_by_side(texts: pd.DataFrame, prompts: PromptSet, order: Sequence[str], samples: int = 1) -> pd.DataFrame:
     """Prompts in the given order with one text of each side, for reading."""
     texts = texts[texts.sample_index < samples]
     wide = texts.drop_duplicates(["prompt_id", "side"]).pivot(index="prompt_id", columns="side", values="text")
-    asked = prompts.set_index("prompt_id").text
-    return pd.DataFrame({"prompt": [asked[p] for p in order], **{s: [wide.loc[p, s] for p in order] for s in SIDES}})
+    asked = prompts.by_id()
+    said = {side: [wide.loc[p, side] for p in order] for side in SIDES}
+    return pd.DataFrame({"prompt": [asked[p].shown() for p in order], **said})
 
 
 def no_prompts(prompts: PromptSet) -> None:
@@ -807,7 +797,7 @@ def most_divergent(decoded: Decoded, prompts: PromptSet, count: int) -> pd.DataF
     compared), with one answer of each side."""
     by = "energy" if len(decoded.families) else "js"
     order = decoded.divergence.sort_values(by, ascending=False, kind="stable").prompt_id.head(count).tolist()
-    out = side_by_side(decoded.texts, prompts.table([0] * len(prompts.prompts)), order)
+    out = side_by_side(decoded.texts, prompts, order)
     size = decoded.divergence.set_index("prompt_id")[by]
     out.insert(0, by, [size[p] for p in order])
     return out

@@ -719,7 +719,7 @@ def expand(patterns: list[str], root: Path) -> list[Path]:
     A pattern is a path or glob below ``root``, or absolute; what follows a ``#`` are options of its reader, which may
     name a file, too.
     """
-    from driftbook.discovery.prompts import files_beside
+    from driftbook.prompt_files import files_beside
 
     named = (path for pattern in patterns for path in (*_matches(pattern, root), *files_beside(pattern, root)))
     return list(dict.fromkeys(named))
@@ -782,7 +782,7 @@ def _check_files(experiment: Experiment, root: Path, where: Where) -> None:
 
 
 def _unreadable(patterns: list[str], keys: tuple[str, ...], root: Path, where: Where) -> list[str]:
-    from driftbook.discovery.prompts import read_prompts
+    from driftbook.prompt_files import read_prompts
 
     problems = []
     for index, pattern in enumerate(patterns):

@@ -40,6 +40,7 @@ from driftbook.evidence.opened import (
 from driftbook.evidence.reading import read
 from driftbook.evidence.report import answer, areas, e_paths, side_by_side, threshold
 from driftbook.evidence.transfer import clusters_near, outside, transfer
+from driftbook.prompts import load_saved
 from driftbook.scale import open_workers
 
 if TYPE_CHECKING:
@@ -107,12 +108,10 @@ def load(run: Run) -> Material:
     texts = pd.read_parquet(
         decode / "texts.parquet", columns=["text_id", "side", "prompt_id", "family", "split", "propensity", "text"]
     ).sort_values("text_id", kind="stable", ignore_index=True)
-    prompts = pd.read_parquet(decode / "prompts.parquet", columns=["prompt_id", "text", "system"])
-    systems = {p: s for p, s in zip(prompts["prompt_id"], prompts["system"], strict=True) if isinstance(s, str)}
     proposed = from_frame(pd.read_parquet(cluster / "hypotheses.parquet"))
     check_held_out(texts)
     found = merge([*person_hypotheses(run.section), *proposed])
-    return Material(texts, dict(zip(prompts["prompt_id"], prompts["text"], strict=True)), found, run.seed, systems)
+    return Material(texts, load_saved(decode), found, run.seed)
 
 
 def check_held_out(texts: pd.DataFrame) -> None:
@@ -220,8 +219,7 @@ def bill(material: Material, judges: Judges, section: Validate) -> pd.DataFrame:
     for step, split, judge, hypotheses in steps:
         held = material.held_out(split)
         texts = held.texts if step == split or not judge.paid else held.of(held.order[:PROMPTS_BESIDE])
-        prompts = [held.prompts.get(p, "") for p in texts["prompt_id"]]
-        quote = asdict(judge.quote(texts["text"].tolist(), hypotheses, prompts))
+        quote = asdict(judge.quote(texts["text"].tolist(), hypotheses, held.asked(texts["prompt_id"])))
         rows.append({"step": step, "judge": judge.name, "texts": len(texts), "hypotheses": len(hypotheses), **quote})
     return pd.DataFrame(rows).assign(budget_usd=section.budget_usd)
 
@@ -240,7 +238,7 @@ def rivals(material: Material, embed: Embed, more: Mapping[str, Mapping[str, flo
         raise DriftbookError("split discover holds texts of one side only: there is nothing for a rival to learn from")
 
     def pairs(table: pd.DataFrame) -> list[tuple[str, str]]:
-        return [(t, material.prompts.get(p, "")) for t, p in zip(table["text"], table["prompt_id"], strict=True)]
+        return [(t, material.prompts[p].said()) for t, p in zip(table["text"], table["prompt_id"], strict=True)]
 
     ids, seen, held = test_["text_id"].tolist(), train["text"].tolist(), test_["text"].tolist()
     scored = {
@@ -322,7 +320,7 @@ def generative_check(run: Run, material: Material, judges: Judges, claims: pd.Da
     for name in ids:
         if section.labeller == "llm" and spec is not None:
             writer, endpoint = spec.model, open_labeller(spec, judges.ledger, run.cache, run.progress)
-            prompts = {p: material.prompts.get(p, "") for p in asked}
+            prompts = [material.prompts[p] for p in asked]
             written[name] = generative.written_by_labeller(endpoint, by_id[name], prompts)
         else:
             writer = "its words"
@@ -338,7 +336,8 @@ def generative_check(run: Run, material: Material, judges: Judges, claims: pd.Da
         found = {}
         for side in pair:
             ids = [tuple(side.model.tokenizer(t, add_special_tokens=False)["input_ids"]) for _, t in texts]
-            prompts = [side.encode(material.prompts.get(p, ""), material.systems.get(p)) for p, _ in texts]
+            asked = (material.prompts[p] for p, _ in texts)
+            prompts = [side.encode(p.text, p.system, p.chat() if p.messages else None) for p in asked]
             found[side.name] = log_likelihood(side, list(map(TokenSequence, prompts, ids)))
         return found["intervention"] - found["base"]
 

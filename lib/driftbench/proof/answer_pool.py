@@ -17,11 +17,11 @@ import pandas as pd
 from driftbench import pools as pool
 from driftbench.proof.harvest import Design, Lookup, harvest
 from driftbench.proof.plants import Garden, Plant
-from driftbook.decode import PromptSet
-from driftbook.discovery.prompts import Prompt, read_prompts
 from driftbook.discovery.splits import sample_prompts
 from driftbook.errors import DriftbookError
 from driftbook.evidence.intervals import bootstrap_mean
+from driftbook.prompt_files import read_prompts
+from driftbook.prompts import Prompt, PromptSet
 
 COLUMNS = ("side", "change", "family", "prompt", "text", "js")
 
@@ -29,7 +29,7 @@ COLUMNS = ("side", "change", "family", "prompt", "text", "js")
 def asked(garden: Garden, design: Design) -> PromptSet:
     """The prompts of a pool, all of them to be searched: nothing is held out."""
     prompts = sample_prompts(list(read_prompts(list(design.prompts), garden.root)), design.max_prompts)
-    return PromptSet(prompts, ["discover"] * len(prompts), pd.DataFrame())
+    return PromptSet.of(prompts, ["discover"] * len(prompts), pd.DataFrame())
 
 
 def gather(garden: Garden, plants: Sequence[Plant], design: Design, progress: Callable[..., Any]) -> pd.DataFrame:

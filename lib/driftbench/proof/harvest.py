@@ -104,7 +104,7 @@ def _decoded(garden: Garden, pair: Pair, prompts: decode.PromptSet, design: Desi
     asks = [decode.Ask(i, s, 0) for i in range(len(prompts.prompts)) for s in range(design.samples)]
     asks += [decode.Ask(i, design.samples, 1) for i, s in enumerate(prompts.splits) if s != "discover"]
     texts = decode.decode_texts(pair, prompts, ids, asks, design.params, garden.seed, store)
-    said = {p.prompt_id: p.text for p in prompts.prompts}
+    said = {p.prompt_id: p.said() for p in prompts.prompts}
     texts["tokens"] = texts["token_ids"].map(len)
     return texts.assign(prompt=texts["prompt_id"].map(said))
 
@@ -115,7 +115,7 @@ def _divergence(
     """Divergence along the base's first answer to every discover prompt: no text of the changed side is needed."""
     store = ShardStore(garden.cache / "decode")
     first = texts[(texts["split"] == "discover") & (texts["sample_index"] == 0) & (texts["side"] == "base")]
-    said = {p.prompt_id: p for p in prompts.prompts}
+    said = prompts.by_id()
     responses = [tuple(int(t) for t in row[: design.screen_tokens]) for row in first["token_ids"]]
     sequences = [
         [

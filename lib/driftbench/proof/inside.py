@@ -77,7 +77,7 @@ def _aimed(harvest: Harvest, answers: int) -> pd.DataFrame:
 
 
 def _sequences(side: Any, harvest: Harvest, texts: pd.DataFrame) -> list[TokenSequence]:
-    said = {p.prompt_id: p for p in harvest.prompts.prompts}
+    said = harvest.prompts.by_id()
     return [
         TokenSequence(side.encode(said[p].text, said[p].system), tuple(map(int, ids)))
         for p, ids in zip(texts["prompt_id"], texts["token_ids"], strict=True)

@@ -31,6 +31,7 @@ from driftbook.evidence.multiplicity import bh_adjusted
 from driftbook.evidence.reading import read
 from driftbook.evidence.wins import shuffled
 from driftbook.parameters import Cluster, Validate
+from driftbook.prompts import Prompt
 
 SIDES = ("base", "intervention")
 
@@ -214,12 +215,17 @@ def label_every_cluster(texts: pd.DataFrame, found: Any, words: int = 8) -> list
 # -------------------------------------------------------------------------------------------------------------- tests
 
 
+def _prompts(texts: pd.DataFrame) -> dict[str, Prompt]:
+    asked = texts.drop_duplicates("prompt_id")
+    return {p: Prompt(said) for p, said in zip(asked["prompt_id"], asked["prompt"], strict=True)}
+
+
 def fixed(
     texts: pd.DataFrame, found: list[Hypothesis], judge: PricedLexicon, alpha: float, margin: float
 ) -> list[bool]:
     """Every hypothesis on every held-out text; t-test over prompts and Benjamini-Hochberg."""
     held = texts[texts["split"] != "discover"].assign(split="validate")
-    material = validate.Material(held, {}, found, 0)
+    material = validate.Material(held, _prompts(held), found, 0)
     part = material.held_out("validate")
     if not found or not part.order:
         return [False] * len(found)
@@ -233,8 +239,7 @@ def cascade(
     """driftbook's own: screen by the free judge on split screen, then sequential tests with closed e-BH."""
     if not found:
         return []
-    prompts = dict(zip(texts["prompt_id"], texts["prompt"], strict=True))
-    material = validate.Material(texts, prompts, found, seed)
+    material = validate.Material(texts, _prompts(texts), found, seed)
     judges = validate.Judges(LexiconJudge(), judge, ledger)
     screening = validate.screen(material, judges, section)
     tested = validate.holdout_test(material, judges, screening.survivors, section, silent)

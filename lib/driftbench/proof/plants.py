@@ -21,12 +21,12 @@ import torch
 import yaml
 
 from driftbook import parameters
-from driftbook.discovery.prompts import Prompt
 from driftbook.errors import ParameterError
 from driftbook.models.finetune import train_lora
 from driftbook.models.interventions import Pair, Side, open_pair
 from driftbook.models.loading import LoadedModel, file_hash, load
 from driftbook.models.vectors import VectorSet
+from driftbook.prompts import Prompt
 from driftbook.store import digest
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")

@@ -12,16 +12,13 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
 from driftbook.errors import PromptError
-
-if TYPE_CHECKING:
-    from driftbook.discovery.prompts import Prompt
+from driftbook.prompts import Prompt
 
 SPLITS = ("discover", "screen", "validate")
 """In the order in which a look-alike is kept: a later split loses what resembles an earlier one."""
@@ -167,12 +164,8 @@ def drop_near_duplicates(
     return keep, pd.DataFrame(rows, columns=columns)
 
 
-def _all_turns(prompt: Prompt) -> str:
-    return prompt.text if prompt.messages is None else "\n".join(content for _, content in prompt.messages)
-
-
 def _words_key(prompt: Prompt) -> str:
-    text = _all_turns(prompt)
+    text = prompt.said()
     return " ".join(words(text)) or text  # a prompt of signs alone is its own key
 
 
@@ -191,7 +184,7 @@ def _word_matrices(prompts: Sequence[Prompt]) -> tuple[np.ndarray, sparse.csr_ma
     indices: list[int] = []
     starts = [0]
     for prompt in prompts:
-        text = _all_turns(prompt)
+        text = prompt.said()
         for word in dict.fromkeys(words(text) or [text]):
             indices.append(vocabulary.setdefault(word, len(vocabulary)))
         starts.append(len(indices))

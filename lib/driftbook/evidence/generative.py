@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from driftbook.evidence.chat import Chat
 from driftbook.evidence.intervals import bootstrap_mean
 from driftbook.evidence.ledger import Answer
 from driftbook.evidence.rubrics import rubric
+from driftbook.prompts import Prompt
 
 SCHEMA = 1
 OPENING = 8  # words of an answer before the word that is put in
@@ -76,8 +77,7 @@ class Writing:
 
     endpoint: Chat
     hypothesis: Hypothesis
-    prompt_id: str
-    prompt: str
+    prompt: Prompt
     retries: int = 2
     asked: int = 0
     found: list[Written] = field(default_factory=list)
@@ -85,7 +85,7 @@ class Writing:
     def next(self) -> dict[str, Any] | None:
         if self.found or self.asked > self.retries:
             return None
-        user = f"<prompt>\n{self.prompt}\n</prompt>\nStatement: the answer {self.hypothesis.text}."
+        user = f"<prompt>\n{self.prompt.shown()}\n</prompt>\nStatement: the answer {self.hypothesis.text}."
         messages = [{"role": "system", "content": rubric("write")}, {"role": "user", "content": user}]
         return self.endpoint.request(messages, self.asked, 0.7) | {"schema": SCHEMA}
 
@@ -98,12 +98,12 @@ class Writing:
             return
         texts = [pair.get(k) for k in ("shows", "shows_not")] if isinstance(pair, dict) else []
         if len(texts) == 2 and all(isinstance(t, str) and t.strip() for t in texts):
-            self.found = [Written(self.prompt_id, *texts)]
+            self.found = [Written(self.prompt.prompt_id, *texts)]
 
 
-def written_by_labeller(endpoint: Chat, hypothesis: Hypothesis, prompts: Mapping[str, str]) -> list[Written]:
-    """Two answers to each prompt (id to text), in the words of the labeller."""
-    asked = [Writing(endpoint, hypothesis, p, text) for p, text in prompts.items()]
+def written_by_labeller(endpoint: Chat, hypothesis: Hypothesis, prompts: Sequence[Prompt]) -> list[Written]:
+    """Two answers to each prompt, in the words of the labeller."""
+    asked = [Writing(endpoint, hypothesis, p) for p in prompts]
     endpoint.converse(asked)
     return [written for one in asked for written in one.found]
 

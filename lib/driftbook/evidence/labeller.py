@@ -20,6 +20,7 @@ from driftbook.errors import DriftbookError
 from driftbook.evidence.chat import Chat
 from driftbook.evidence.ledger import Answer
 from driftbook.evidence.rubrics import rubric as shipped
+from driftbook.prompts import Prompt
 
 SCHEMA = 1
 
@@ -94,7 +95,7 @@ class Reading:
         return result
 
 
-def pairs_to_show(texts: pd.DataFrame, prompts: Mapping[str, str], count: int, salt: str) -> pd.DataFrame:
+def pairs_to_show(texts: pd.DataFrame, prompts: Mapping[str, Prompt], count: int, salt: str) -> pd.DataFrame:
     """``count`` prompts with one answer of each side, chosen by a salted hash: the same texts in any order of rows."""
 
     def rank(text_id: str) -> bytes:
@@ -107,7 +108,7 @@ def pairs_to_show(texts: pd.DataFrame, prompts: Mapping[str, str], count: int, s
     both = both.assign(rank=[rank(p) for p in both["prompt_id"]]).sort_values("rank").head(count)
     return pd.DataFrame(
         {
-            "prompt": [prompts.get(p, "") for p in both["prompt_id"]],
+            "prompt": [prompts[p].shown() for p in both["prompt_id"]],
             "base": both["text_base"].tolist(),
             "intervention": both["text_intervention"].tolist(),
             "base_id": both["text_id_base"].tolist(),
@@ -119,7 +120,7 @@ def pairs_to_show(texts: pd.DataFrame, prompts: Mapping[str, str], count: int, s
 def propose(
     endpoint: Chat,
     texts: pd.DataFrame,
-    prompts: Mapping[str, str],
+    prompts: Mapping[str, Prompt],
     clusters: Mapping[int, pd.DataFrame] | None = None,
     moved: Mapping[tuple[int, int], pd.DataFrame] | None = None,
     rounds: int = 3,

@@ -1,14 +1,18 @@
-"""What is validated: answers of both sides with their split, and what was claimed about them."""
+"""What is validated: answers of both sides with their split, and what was claimed about them.
+
+A prompt is shown to judges, the labeller and a reader in one way (``Prompt.shown``): a conversation with all its turns.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.evidence.wins import shuffled
+from driftbook.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -16,10 +20,9 @@ class Material:
     """All that is validated: answers of both sides with their split, prompts by id, and the hypotheses."""
 
     texts: pd.DataFrame  # text_id, side, prompt_id, family, split, text
-    prompts: dict[str, str]
+    prompts: Mapping[str, Prompt]
     hypotheses: list[Hypothesis]
     seed: int
-    systems: Mapping[str, str] = field(default_factory=dict)  # prompt id to system prompt, where there is one
 
     def held_out(self, split: str) -> Held:
         """The texts of a split, on prompts that both sides answered, with the prompts in their one shuffled order."""
@@ -37,7 +40,11 @@ class Held:
     split: str
     texts: pd.DataFrame
     order: list[str]
-    prompts: Mapping[str, str]
+    prompts: Mapping[str, Prompt]
+
+    def asked(self, prompt_ids: Iterable[str]) -> list[str]:
+        """What a judge is given as the prompt of each text."""
+        return [self.prompts[p].shown() for p in prompt_ids]
 
     def of(self, prompt_ids: Sequence[str]) -> pd.DataFrame:
         return self.texts[self.texts["prompt_id"].isin(set(prompt_ids))]

@@ -75,14 +75,14 @@ def read(judge: Judge, held: Held, prompts: Sequence[str], hypotheses: Sequence[
         first, second = (texts[texts["side"] == side] for side in ("intervention", "base"))
         pairs = first.merge(second, on=["prompt_id", "place"], suffixes=("_i", "_b"))
         prompt = pairs["prompt_id"].to_numpy()
-        asked = [held.prompts.get(p, "") for p in prompt]
+        asked = held.asked(prompt)
         more = judge.compare(pairs["text_i"].tolist(), pairs["text_b"].tolist(), hypotheses, asked)
         wins = matched_win_rates(np.where(claimed == "intervention", more, 1 - more), prompt, prompts)
         texts = texts.set_index("text_id").loc[[*pairs["text_id_i"], *pairs["text_id_b"]]].reset_index()
         return Reading(
             judge.name, held.split, list(prompts), list(hypotheses), texts, np.concatenate([more, 1 - more]), wins
         )
-    asked = [held.prompts.get(p, "") for p in texts["prompt_id"]]
+    asked = held.asked(texts["prompt_id"])
     scores = judge.score(texts["text"].tolist(), hypotheses, asked)
     up = texts["side"].to_numpy()[:, None] == claimed
     wins = win_rates(scores, texts["prompt_id"].to_numpy(), up, prompts)

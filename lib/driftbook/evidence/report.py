@@ -66,7 +66,7 @@ def side_by_side(
                 {
                     "claim": claim.text,
                     "direction": claim.direction,
-                    "prompt": material.prompts.get(prompt_id, prompt_id),
+                    "prompt": material.prompts[prompt_id].shown(),
                     "base": pair.loc["base", "text"],
                     "intervention": pair.loc["intervention", "text"],
                     "score_base": pair.loc["base", "score"],

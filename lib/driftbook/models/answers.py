@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from driftbook.discovery.prompts import Prompt
 from driftbook.models.loading import LoadedModel
 from driftbook.models.local import Completion, LocalEngine, Request, Tap
 from driftbook.models.sampling import SamplingParams
+from driftbook.prompts import Prompt
 
 
 @dataclass(frozen=True)

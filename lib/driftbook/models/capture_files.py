@@ -11,11 +11,11 @@ import pandas as pd
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from driftbook.discovery.prompts import Prompt
 from driftbook.errors import DriftbookError
 from driftbook.evidence.shifts import Grid, Scale
 from driftbook.models.captured import Probe, Sample
 from driftbook.models.loading import LoadedModel
+from driftbook.prompts import Prompt
 
 ROWS, SCALE = "projections.safetensors", "scale.parquet"
 

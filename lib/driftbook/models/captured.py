@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from driftbook.discovery.prompts import Prompt, from_frame
 from driftbook.models.answers import Question, read_tokens
 from driftbook.models.interventions import Pair, Side, taps_of
 from driftbook.models.loading import LoadedModel
@@ -22,6 +21,7 @@ from driftbook.models.projection import ProjectionTap, Rows, all_points
 from driftbook.models.replay import TokenSequence, replay
 from driftbook.models.sampling import SamplingParams, stream_seed
 from driftbook.models.vectors import VectorSet
+from driftbook.prompts import Prompt
 from driftbook.store import ShardStore, digest
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ def replay_into(
 def text_scores(
     pair: Pair,
     texts: pd.DataFrame,
-    prompts: pd.DataFrame,
+    prompts: Mapping[str, Prompt],
     vectors: VectorSet,
     cache: Path,
     progress: Callable[[int], Any] | None = None,
@@ -279,7 +279,7 @@ def text_scores(
 
     Args:
         texts: ``text_id``, ``side``, ``prompt_id``, ``token_ids``, and ``text`` for a side that answers in words.
-        prompts: the table of prompts, as the decode stage wrote it.
+        prompts: by id.
 
     Returns:
         ``text_id`` and one column per trait; texts without a token are left out.
@@ -293,13 +293,12 @@ def text_scores(
     null = torch.from_numpy(np.ascontiguousarray(vectors.null_matrix(points)))
     names = [*vectors.traits, *(f"null {i}" for i in range(null.shape[-1]))]
     probe = Probe(points, torch.cat([traits, null], -1), names, [p[0] for p in points], [])
-    asked = from_frame(prompts)
     means, ids, base_nulls = [], [], []
     for side in pair:
         mine = texts[texts.side == side.name]
         sequences, read = [], []
         for row in mine.itertuples():
-            p = asked[row.prompt_id]
+            p = prompts[row.prompt_id]
             encoded = side.encode(p.text, p.system, p.chat() if p.messages else None)
             response = [int(t) for t in row.token_ids]
             if side.source is not None:

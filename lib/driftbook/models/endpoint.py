@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from driftbook.discovery.prompts import Prompt
 from driftbook.errors import CacheError, DriftbookError
 from driftbook.models.answers import Answer, Question, read_tokens
 from driftbook.models.loading import LoadedModel
 from driftbook.models.local import Tap
 from driftbook.models.sampling import SamplingParams
+from driftbook.prompts import Prompt
 from driftbook.store import digest
 
 ATTEMPTS = 6  # of one answer, before the run stops

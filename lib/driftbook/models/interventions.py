@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from driftbook.discovery.prompts import Prompt
 from driftbook.errors import DriftbookError, ModelError
 from driftbook.models.answers import Engine, ModelInWords
 from driftbook.models.loading import LoadedModel, file_hash, load
 from driftbook.models.local import LocalEngine, Tap
 from driftbook.models.steering import AblateTap, SteerTap
 from driftbook.models.vectors import VectorSet
+from driftbook.prompts import Prompt
 from driftbook.scale import PairSpec, PairWorkers, open_workers, share
 from driftbook.store import digest
 

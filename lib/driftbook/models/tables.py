@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from driftbook.discovery.prompts import Prompt
 from driftbook.errors import DriftbookError
 from driftbook.models.answers import Answer, Question, read_tokens
 from driftbook.models.loading import LoadedModel
 from driftbook.models.local import Tap
 from driftbook.models.sampling import SamplingParams
+from driftbook.prompts import Prompt
 
 NEEDED = ("side", "prompt", "text")
 OPTIONAL = ("family", "system")

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from driftbook.errors import DriftbookError
+from driftbook.prompts import load_saved
 from driftbook.workbook.records import finite
 from driftbook.workbook.wording import format_number
 
@@ -134,7 +135,6 @@ def _exemplars(experiment: Path, wanted: list[str]) -> dict[str, list[Exemplar]]
         experiment / "validate" / "data" / "verdicts.parquet",
         experiment / "decode" / "data" / "texts.parquet",
     )
-    prompts = experiment / "decode" / "data" / "prompts.parquet"
     if not wanted or not verdicts.is_file() or not texts.is_file():
         return {}
     table = read_table(verdicts)
@@ -149,10 +149,10 @@ def _exemplars(experiment: Path, wanted: list[str]) -> dict[str, list[Exemplar]]
     answers = read_table(texts)
     answers = answers[answers["prompt_id"].isin(ids)].drop_duplicates(["prompt_id", "side"])
     said = {(a.prompt_id, a.side): a.text for a in answers.itertuples()}
-    asked = {p.prompt_id: p.text for p in read_table(prompts).itertuples()} if prompts.is_file() else {}
+    asked = load_saved(texts.parent)
     return {
         name: [
-            Exemplar(str(asked.get(p, p)), str(said[p, "base"]), str(said[p, "intervention"]), float(v))
+            Exemplar(asked[p].shown(), str(said[p, "base"]), str(said[p, "intervention"]), float(v))
             for p, v in x.items()
             if (p, "base") in said and (p, "intervention") in said
         ]

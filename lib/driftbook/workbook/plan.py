@@ -20,7 +20,6 @@ from typing import Any
 
 import pandas as pd
 
-from driftbook.discovery.prompts import Prompt, read_prompts
 from driftbook.parameters import (
     RESIDUAL_SITES,
     BenchExperiment,
@@ -32,6 +31,8 @@ from driftbook.parameters import (
     load_experiment,
     resolved,
 )
+from driftbook.prompt_files import read_prompts
+from driftbook.prompts import Prompt
 from driftbook.workbook.progress import duration
 from driftbook.workbook.runs import Layout, Run, peak_rss_mb, read_json, write_json
 from driftbook.workers import cores

@@ -1,28 +1,19 @@
-"""Prompt sets: one reader for the formats that people in the field keep prompts in.
-
-A prompt is known by its content (``Prompt.prompt_id``), never by its place in a file: moving, reordering or renaming
-files
-changes no id, so splits and caches hold.
-"""
+"""Reading prompts: one reader for the formats that people in the field keep them in (docs/prompts.md)."""
 
 from __future__ import annotations
 
 import csv
 import difflib
 import glob
-import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from driftbook.errors import PromptError
-
-if TYPE_CHECKING:
-    import pandas as pd
+from driftbook.prompts import Prompt
 
 COLUMNS = ("messages", "prompt", "question", "text")
 """Columns that hold the prompt, by preference: where ``prompt`` or ``question`` stand beside ``text``, ``text`` is
@@ -30,130 +21,6 @@ something else (the bare statement in model-written evals, the passage or the an
 
 OPTIONS = ("column", "family", "min_confidence", "system", "config", "revision")
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What both models are asked.
-
-    ``text`` is the user's turn, the last one of a conversation. ``messages`` is None for a single turn; for a
-    conversation it holds the (role, content) pairs from the first user turn to the last, without the system prompt.
-    ``source`` says where the prompt came from (``file:line``) and ``name`` the id that the file itself gave; neither
-    takes part in ``prompt_id``.
-    """
-
-    text: str
-    family: str = "default"
-    system: str | None = None
-    source: str = ""
-    messages: tuple[tuple[str, str], ...] | None = None
-    name: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.text.strip():
-            raise PromptError(f"{self.source or 'prompt'}: the prompt is empty")
-        if any("\ud800" <= character <= "\udfff" for character in self.text + (self.system or "")):
-            raise PromptError(f"{self.source or 'prompt'}: half of a surrogate pair (\\ud8xx) is not text")
-        if self.system == "":  # an empty system prompt and none render alike, so they must not get two ids
-            object.__setattr__(self, "system", None)
-        if self.messages is not None:
-            if self.messages[-1] != ("user", self.text):
-                raise PromptError(f"{self.source or 'prompt'}: text must be the last user turn of messages")
-            blank = [i for i, (_, content) in enumerate(self.messages) if not content.strip()]
-            if blank:
-                role = self.messages[blank[0]][0]
-                raise PromptError(
-                    f"{self.source or 'prompt'}: turn {blank[0] + 1} of the conversation ({role}) is empty; fill it, "
-                    "or begin the conversation after it"
-                )
-            if len(self.messages) == 1:
-                object.__setattr__(self, "messages", None)
-
-    @classmethod
-    def from_messages(
-        cls,
-        messages: Sequence[dict[str, str]],
-        *,
-        family: str = "default",
-        system: str | None = None,
-        source: str = "",
-        name: str | None = None,
-    ) -> Prompt:
-        """A prompt from chat messages. Assistant turns at the end are answers, not prompt, and are left off.
-
-        Raises:
-            PromptError: the messages are not a list of {"role", "content"} with roles system (first only), user,
-            assistant,
-                or hold no user turn.
-        """
-        where = source or "messages"
-        expected = f'{where}: expected "messages": [{{"role": "system|user|assistant", "content": "..."}}, ...]'
-        if not isinstance(messages, list | tuple) or not messages:
-            raise PromptError(expected)
-        turns: list[tuple[str, str]] = []
-        for index, message in enumerate(messages):
-            if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-                raise PromptError(f"{expected}, but message {index + 1} has no role or content that is a string")
-            role, content = message["role"], message["content"]
-            if role == "system" and index == 0:
-                system = content
-            elif role in ("user", "assistant"):
-                turns.append((role, content))
-            else:
-                raise PromptError(f"{expected}, but message {index + 1} has role {role!r}")
-        while turns and turns[-1][0] == "assistant":
-            turns.pop()
-        if not turns:
-            raise PromptError(f"{expected}, but there is no user turn")
-        return cls(turns[-1][1], family, system, source, tuple(turns), name)
-
-    @cached_property
-    def prompt_id(self) -> str:
-        """The first 16 hex digits of sha256 over system prompt, ``\\x1f`` and text.
-
-        A conversation hashes its turns as JSON pairs, behind a second ``\\x1f`` so that no single-turn text shares its
-        id.
-        """
-        content = self.text
-        if self.messages is not None:
-            content = "\x1f" + json.dumps(self.messages, ensure_ascii=False, separators=(",", ":"))
-        return hashlib.sha256(f"{self.system or ''}\x1f{content}".encode()).hexdigest()[:16]
-
-    def chat(self) -> list[dict[str, str]]:
-        """The messages that a chat template or an endpoint takes, system prompt first."""
-        head = [("system", self.system)] if self.system else []
-        turns = self.messages or (("user", self.text),)
-        return [{"role": role, "content": content} for role, content in (*head, *turns)]
-
-
-def to_frame(prompts: Sequence[Prompt]) -> pd.DataFrame:
-    """prompt_id, text, system, messages, family, source: what ``from_frame`` makes the same prompts of.
-
-    ``messages`` is None for a single turn, else the (role, content) pairs as JSON.
-    """
-    import pandas as pd
-
-    return pd.DataFrame(
-        {
-            "prompt_id": [p.prompt_id for p in prompts],
-            "text": [p.text for p in prompts],
-            "system": [p.system for p in prompts],
-            "messages": [p.messages and json.dumps(p.messages, ensure_ascii=False) for p in prompts],
-            "family": [p.family for p in prompts],
-            "source": [p.source for p in prompts],
-        }
-    )
-
-
-def from_frame(table: pd.DataFrame) -> dict[str, Prompt]:
-    """The prompts of a table such as ``prompts.parquet``, by id."""
-    found = {}
-    for row in table.to_dict("records"):
-        turns = row["messages"] if isinstance(row["messages"], str) else None
-        messages = tuple((role, content) for role, content in json.loads(turns)) if turns else None
-        system = row["system"] if isinstance(row["system"], str) else None
-        found[row["prompt_id"]] = Prompt(row["text"], row["family"], system, row["source"], messages)
-    return found
 
 
 class PromptList(list[Prompt]):

@@ -1,0 +1,204 @@
+"""What both models are asked: one record of a prompt, from the file that it stands in to the claims about its answers.
+
+A prompt is known by its content (``Prompt.prompt_id``), never by its place in a file: moving, reordering or renaming
+files changes no id, so splits and caches hold. ``prompts.parquet`` of the decode stage is written and read here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from driftbook.errors import PromptError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What both models are asked.
+
+    ``text`` is the user's turn, the last one of a conversation. ``messages`` is None for a single turn; for a
+    conversation it holds the (role, content) pairs from the first user turn to the last, without the system prompt.
+    ``source`` says where the prompt came from (``file:line``), ``name`` the id that the file itself gave, and ``split``
+    where it was put (empty before that); none of the three takes part in ``prompt_id``.
+    """
+
+    text: str
+    family: str = "default"
+    system: str | None = None
+    source: str = ""
+    messages: tuple[tuple[str, str], ...] | None = None
+    name: str | None = None
+    split: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise PromptError(f"{self.source or 'prompt'}: the prompt is empty")
+        if any("\ud800" <= character <= "\udfff" for character in self.text + (self.system or "")):
+            raise PromptError(f"{self.source or 'prompt'}: half of a surrogate pair (\\ud8xx) is not text")
+        if self.system == "":  # an empty system prompt and none render alike, so they must not get two ids
+            object.__setattr__(self, "system", None)
+        if self.messages is not None:
+            if self.messages[-1] != ("user", self.text):
+                raise PromptError(f"{self.source or 'prompt'}: text must be the last user turn of messages")
+            blank = [i for i, (_, content) in enumerate(self.messages) if not content.strip()]
+            if blank:
+                role = self.messages[blank[0]][0]
+                raise PromptError(
+                    f"{self.source or 'prompt'}: turn {blank[0] + 1} of the conversation ({role}) is empty; fill it, "
+                    "or begin the conversation after it"
+                )
+            if len(self.messages) == 1:
+                object.__setattr__(self, "messages", None)
+
+    @classmethod
+    def from_messages(
+        cls,
+        messages: Sequence[dict[str, str]],
+        *,
+        family: str = "default",
+        system: str | None = None,
+        source: str = "",
+        name: str | None = None,
+    ) -> Prompt:
+        """A prompt from chat messages. Assistant turns at the end are answers, not prompt, and are left off.
+
+        Raises:
+                PromptError: the messages are not a list of {"role", "content"} with roles system (first only), user and
+                assistant, or hold no user turn.
+        """
+        where = source or "messages"
+        expected = f'{where}: expected "messages": [{{"role": "system|user|assistant", "content": "..."}}, ...]'
+        if not isinstance(messages, list | tuple) or not messages:
+            raise PromptError(expected)
+        turns: list[tuple[str, str]] = []
+        for index, message in enumerate(messages):
+            if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+                raise PromptError(f"{expected}, but message {index + 1} has no role or content that is a string")
+            role, content = message["role"], message["content"]
+            if role == "system" and index == 0:
+                system = content
+            elif role in ("user", "assistant"):
+                turns.append((role, content))
+            else:
+                raise PromptError(f"{expected}, but message {index + 1} has role {role!r}")
+        while turns and turns[-1][0] == "assistant":
+            turns.pop()
+        if not turns:
+            raise PromptError(f"{expected}, but there is no user turn")
+        return cls(turns[-1][1], family, system, source, tuple(turns), name)
+
+    @cached_property
+    def prompt_id(self) -> str:
+        """The first 16 hex digits of sha256 over system prompt, ``\\x1f`` and text.
+
+        A conversation hashes its turns as JSON pairs, behind a second ``\\x1f`` so that no single-turn text shares its
+        id.
+        """
+        content = self.text
+        if self.messages is not None:
+            content = "\x1f" + json.dumps(self.messages, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.sha256(f"{self.system or ''}\x1f{content}".encode()).hexdigest()[:16]
+
+    @property
+    def turns(self) -> tuple[tuple[str, str], ...]:
+        """(role, content) of every turn, without the system prompt."""
+        return self.messages or (("user", self.text),)
+
+    def chat(self) -> list[dict[str, str]]:
+        """The messages that a chat template or an endpoint takes, system prompt first."""
+        head = [("system", self.system)] if self.system else []
+        return [{"role": role, "content": content} for role, content in (*head, *self.turns)]
+
+    def shown(self) -> str:
+        """The prompt for a judge or a person to read: the text, or the turns of a conversation with their roles.
+
+        The system prompt is left out: it is the same for both sides, and an answer is judged by what was asked.
+        """
+        if self.messages is None:
+            return self.text
+        return "\n".join(f"{role.capitalize()}: {content}" for role, content in self.messages)
+
+    def said(self) -> str:
+        """What was said in all turns, without roles: whose words an answer may take up, and look-alikes share."""
+        return "\n".join(content for _, content in self.turns)
+
+
+@dataclass
+class PromptSet:
+    """The prompts of an experiment in one fixed order, each with its split, and what was dropped on the way."""
+
+    prompts: list[Prompt]
+    dropped: pd.DataFrame = field(repr=False)
+
+    @classmethod
+    def of(cls, prompts: Sequence[Prompt], splits: Sequence[str], dropped: pd.DataFrame) -> PromptSet:
+        """``prompts`` with a split each."""
+        return cls([replace(p, split=s) for p, s in zip(prompts, splits, strict=True)], dropped)
+
+    @property
+    def splits(self) -> list[str]:
+        return [p.split for p in self.prompts]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def by_id(self) -> dict[str, Prompt]:
+        return {p.prompt_id: p for p in self.prompts}
+
+
+# ---------------------------------------------------------------------------------------------------------- as a table
+
+TABLE = "prompts.parquet"
+
+
+def to_frame(prompts: Sequence[Prompt]) -> pd.DataFrame:
+    """prompt_id, text, system, messages, family, source, split: what ``from_frame`` makes the same prompts of.
+
+    ``messages`` is None for a single turn, else the (role, content) pairs as JSON.
+    """
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "prompt_id": [p.prompt_id for p in prompts],
+            "text": [p.text for p in prompts],
+            "system": [p.system for p in prompts],
+            "messages": [p.messages and json.dumps(p.messages, ensure_ascii=False) for p in prompts],
+            "family": [p.family for p in prompts],
+            "source": [p.source for p in prompts],
+            "split": [p.split for p in prompts],
+        }
+    )
+
+
+def from_frame(table: pd.DataFrame) -> dict[str, Prompt]:
+    """The prompts of such a table, by id."""
+    found = {}
+    for row in table.to_dict("records"):
+        turns = row["messages"] if isinstance(row["messages"], str) else None
+        messages = tuple((role, content) for role, content in json.loads(turns)) if turns else None
+        system = row["system"] if isinstance(row["system"], str) else None
+        found[row["prompt_id"]] = Prompt(
+            row["text"], row["family"], system, row["source"], messages, split=row["split"]
+        )
+    return found
+
+
+def save_prompts(folder: Path, prompts: Sequence[Prompt], n_tokens: Sequence[int]) -> None:
+    """Write ``prompts.parquet``; ``n_tokens`` of each prompt as the base gets it."""
+    to_frame(prompts).assign(n_tokens=list(n_tokens)).to_parquet(folder / TABLE, compression="zstd")
+
+
+def load_saved(folder: Path) -> dict[str, Prompt]:
+    """The prompts of a decode stage's data folder, by id."""
+    import pandas as pd
+
+    return from_frame(pd.read_parquet(folder / TABLE))
