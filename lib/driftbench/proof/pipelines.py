@@ -215,7 +215,7 @@ def label_every_cluster(texts: pd.DataFrame, found: Any, words: int = 8) -> list
 # -------------------------------------------------------------------------------------------------------------- tests
 
 
-def _prompts(texts: pd.DataFrame) -> dict[str, Prompt]:
+def _by_id(texts: pd.DataFrame) -> dict[str, Prompt]:
     asked = texts.drop_duplicates("prompt_id")
     return {p: Prompt(said) for p, said in zip(asked["prompt_id"], asked["prompt"], strict=True)}
 
@@ -225,7 +225,7 @@ def fixed(
 ) -> list[bool]:
     """Every hypothesis on every held-out text; t-test over prompts and Benjamini-Hochberg."""
     held = texts[texts["split"] != "discover"].assign(split="validate")
-    material = validate.Material(held, _prompts(held), found, 0)
+    material = validate.Material(held, _by_id(held), found, 0)
     part = material.held_out("validate")
     if not found or not part.order:
         return [False] * len(found)
@@ -239,7 +239,7 @@ def cascade(
     """driftbook's own: screen by the free judge on split screen, then sequential tests with closed e-BH."""
     if not found:
         return []
-    material = validate.Material(texts, _prompts(texts), found, seed)
+    material = validate.Material(texts, _by_id(texts), found, seed)
     judges = validate.Judges(LexiconJudge(), judge, ledger)
     screening = validate.screen(material, judges, section)
     tested = validate.holdout_test(material, judges, screening.survivors, section, silent)
