@@ -16,8 +16,8 @@ from driftbook.evidence.eprocess import Looks, e_path, sequential_test
 from driftbook.evidence.intervals import bootstrap_mean, sign_flip_p
 from driftbook.evidence.material import Held, Material
 from driftbook.evidence.opened import Judges
-from driftbook.evidence.reading import VERDICTS, Reading, mean_by, read
-from driftbook.evidence.wins import shuffled
+from driftbook.evidence.reading import VERDICTS, Reading, read
+from driftbook.evidence.wins import mean_by, shuffled
 
 if TYPE_CHECKING:
     from driftbook.parameters import Validate

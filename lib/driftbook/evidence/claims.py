@@ -13,8 +13,7 @@ from driftbook.evidence.eprocess import bounds
 from driftbook.evidence.intervals import Interval, auc_interval, prompts_needed, sign_flip_p
 from driftbook.evidence.material import Material
 from driftbook.evidence.multiplicity import bh_adjusted, selected_alpha
-from driftbook.evidence.reading import mean_by
-from driftbook.evidence.wins import Wins
+from driftbook.evidence.wins import Wins, mean_by
 
 if TYPE_CHECKING:
     from driftbook.parameters import Validate

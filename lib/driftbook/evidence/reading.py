@@ -11,7 +11,7 @@ import pandas as pd
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.evidence.judges import Judge, PairJudge
 from driftbook.evidence.material import Held
-from driftbook.evidence.wins import Wins, matched_win_rates, win_rates
+from driftbook.evidence.wins import Wins, matched_win_rates, mean_by, win_rates
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,6 @@ VERDICTS = (
     *("hypothesis_id", "prompt_id", "split", "judge", "x", "x_low", "x_high"),
     *("score_base", "score_intervention", "texts", "missing"),
 )
-
-
-def mean_by(values: np.ndarray, prompt: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-    """Mean of the known values per prompt, [prompts, hypotheses]; NaN where none is known."""
-    return pd.DataFrame(values).groupby(prompt).mean().reindex(list(prompts)).to_numpy(dtype=np.float64)
 
 
 def read(judge: Judge, held: Held, prompts: Sequence[str], hypotheses: Sequence[Hypothesis]) -> Reading:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 
 class Wins(NamedTuple):
@@ -16,6 +17,11 @@ class Wins(NamedTuple):
     x: np.ndarray  # average over pairs of texts: win 1, tie 1/2, loss 0
     low: np.ndarray  # the same with every missing verdict against the hypothesis
     high: np.ndarray  # and with every missing verdict for it
+
+
+def mean_by(values: np.ndarray, prompt: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+    """Mean of the known values per prompt, [prompts, hypotheses]; NaN where none is known."""
+    return pd.DataFrame(values).groupby(prompt).mean().reindex(list(prompts)).to_numpy(dtype=np.float64)
 
 
 def shuffled(prompt_ids: Sequence[str], seed: int | str) -> list[str]:
