@@ -15,12 +15,16 @@ PROMPTS = PromptSet.of(
 DISCOVER = [i for i, s in enumerate(PROMPTS.splits) if s == "discover"]
 
 
+def never(texts):
+    pytest.fail("a strategy that fixes its shares before a text is read has read one")
+
+
 def state(**changes) -> State:
     texts = pd.DataFrame(
         [(side, p.prompt_id, k) for side in ("base", "intervention") for p in PROMPTS.prompts for k in range(2)],
         columns=["side", "prompt_id", "sample_index"],
     )
-    defaults = dict(prompts=PROMPTS, texts=texts, divergence=None, seed=0, round=1, rounds=3, run=None)
+    defaults = dict(prompts=PROMPTS, texts=texts, divergence=None, seed=0, round=1, rounds=3, embed=never)
     return State(**{**defaults, **changes})
 
 

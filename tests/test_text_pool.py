@@ -8,7 +8,7 @@ import pytest
 
 from driftbench import pools as pool
 from driftbench import savings
-from driftbook.decode import Ask
+from driftbook.discovery.strategies import Ask
 from driftbook.errors import DriftbookError
 from driftbook.prompts import Prompt
 

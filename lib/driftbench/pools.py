@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from driftbook.discovery import composition, two_sample
-from driftbook.discovery.strategies import State, plan_round
+from driftbook.discovery.screen import keep_divergent
+from driftbook.discovery.strategies import Ask, State, plan_round, propensities
 from driftbook.errors import DriftbookError
 from driftbook.prompts import Prompt
 
@@ -76,8 +77,6 @@ class Pool:
 
     def divergence(self, keep: float, floor: float) -> pd.DataFrame:
         """The decode stage's table, as far as strategies read it."""
-        from driftbook.decode import keep_divergent
-
         return keep_divergent(pd.DataFrame({"prompt_id": self.ids, "js": self.js}), keep, floor)
 
     def texts(self, asked: Sequence) -> pd.DataFrame:
@@ -227,8 +226,6 @@ class TextPool:
 
     def divergence(self, keep: float, floor: float) -> pd.DataFrame | None:
         """The decode stage's table, as far as strategies read it; None where nothing was screened."""
-        from driftbook.decode import keep_divergent
-
         if not np.isfinite(self.js).any():
             return None
         return keep_divergent(pd.DataFrame({"prompt_id": self.ids, "js": self.js}), keep, floor)
@@ -333,8 +330,6 @@ def sample(
     """The texts that ``strategy`` ends up with: round 0 with ``samples`` a prompt and side, then rounds as the decode
     stage plans them.
     """
-    from driftbook.decode import Ask, keep_divergent
-
     sampling = SimpleNamespace(strategy=strategy, max_texts=max_texts, rounds=rounds, quality=quality)
     divergence = pool.divergence(keep, floor)
     texts = pool.texts([Ask(i, s, 0) for i in range(len(pool.ids)) for s in range(samples)])
@@ -344,7 +339,7 @@ def sample(
         table = two_sample.energy_of_prompts(families, family_of).assign(js=np.nan)
         divergence = keep_divergent(table, keep, floor)
     for number in range(1, rounds + 1):
-        state = State(pool.prompts, texts, divergence, seed, number, rounds, None, pool.embed)
+        state = State(pool.prompts, texts, divergence, seed, number, rounds, pool.embed)
         planned = plan_round(sampling, state, (max_texts - len(texts)) // 2)
         if not planned:
             break
@@ -367,8 +362,6 @@ def found(
     Without weights every text counts once. Under no difference both tests hold, because the sides have equal numbers in
     each prompt; only the weighted difference estimates the share over all prompts.
     """
-    from driftbook.decode import propensities
-
     chance = propensities(texts) if weighted else None
     log_ratio = texts.log_ratio.to_numpy() if likelihood else None
     kinds = texts.family if families else None

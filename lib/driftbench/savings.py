@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from driftbench.pools import TextPool, World, draw, found, jensen_shannon, recall, sample
-from driftbook.decode import propensities
 from driftbook.discovery import clustering
+from driftbook.discovery.strategies import propensities
 from driftbook.evidence.intervals import bootstrap_mean
 
 READINGS: dict[str, dict[str, bool]] = {

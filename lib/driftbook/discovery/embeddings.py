@@ -512,6 +512,10 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
 # --------------------------------------------------------------------------------------------------------------- embed
 
 
+Embed = Callable[[Sequence[str]], np.ndarray]
+"""Texts to vectors of unit length, float32 ``[n, d]``."""
+
+
 @dataclass(frozen=True)
 class Embedded:
     """``vectors`` float32 ``[n, d]`` in the order of the texts; ``embedded`` + ``cache_hits`` + ``duplicates`` = n."""
@@ -563,6 +567,23 @@ def embed(
     for index, digest in enumerate(digests):
         out[index] = rows[digest]
     return Embedded(out, len(missing), hits, len(texts) - len(unique), time.perf_counter() - start)
+
+
+def through_cache(
+    folder: Path,
+    model: str,
+    instruction: str = "",
+    device: str = "auto",
+    progress: Callable[[int, str, str], Any] | None = None,
+) -> Embed:
+    """``embed`` with the cache in ``folder``; embedder and cache are opened when the first texts come."""
+    embedder = lru_cache(maxsize=1)(lambda: Embedder(model, instruction=instruction, device=device))
+
+    def vectors(texts: Sequence[str]) -> np.ndarray:
+        with EmbeddingCache(folder) as cache:
+            return embed(texts, cache, embedder(), progress).vectors
+
+    return vectors
 
 
 def encode_batch(

@@ -10,19 +10,19 @@ texts between rounds (see ``look``).
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from driftbook.discovery import clustering
+from driftbook.discovery.embeddings import Embed
+from driftbook.errors import BudgetError
 from driftbook.models.sampling import stream_seed
-
-if TYPE_CHECKING:
-    from driftbook.decode import Ask, PromptSet
+from driftbook.prompts import PromptSet
 
 DEFENSIVE = 0.3  # of the texts of an active round, the share that is spread as the screen alone would spread it
 LEVEL = 0.05  # at which a cluster counts as different, over all clusters together
@@ -32,10 +32,21 @@ EFFECTS = (0.05, 0.1, 0.2, 0.4, 0.8)  # by how many standard deviations of one t
 
 
 @dataclass(frozen=True)
+class Ask:
+    """One text to be decoded: which prompt (index in the set), which sample of it, and why it is asked for."""
+
+    prompt: int
+    sample: int
+    round: int
+    propensity: float = 1.0
+
+
+@dataclass(frozen=True)
 class State:
     """What is known when a round is planned. ``texts`` and ``divergence`` are the tables of the decode stage so far.
 
-    ``embed`` maps texts to float32 ``[n, d]``; without it, the cluster stage's own embedder and cache are used.
+    ``active`` reads the texts: by ``embed`` they become vectors, and ``clusters`` is how many groups it looks for
+    ("auto": as many as the texts show).
     """
 
     prompts: PromptSet
@@ -44,8 +55,24 @@ class State:
     seed: int
     round: int
     rounds: int
-    run: Any
-    embed: Callable[[Sequence[str]], np.ndarray] | None = None
+    embed: Embed
+    clusters: int | Literal["auto"] = 40
+
+
+def first_round(prompts: PromptSet, samples: int, max_texts: int) -> list[Ask]:
+    """Round 0: the same number of samples for every prompt of every split (per side).
+
+    Raises:
+        BudgetError: the budget does not even hold this.
+    """
+    need = 2 * samples * len(prompts.prompts)
+    if need > max_texts:
+        raise BudgetError(
+            f"decode.sampling.max_texts {max_texts} is less than the {need} texts of the first round "
+            f"({len(prompts.prompts)} prompts x "
+            f"{samples} samples x 2 sides); raise it, or lower decode.samples or decode.max_prompts"
+        )
+    return [Ask(i, s, 0) for i in range(len(prompts.prompts)) for s in range(samples)]
 
 
 def plan_round(sampling: Any, state: State, budget: int) -> list[Ask]:
@@ -107,14 +134,22 @@ def allocate(weight: np.ndarray, budget: int, state: State) -> np.ndarray:
 
 def asks(state: State, counts: np.ndarray, discover: list[int]) -> list[Ask]:
     """Requests for that many further samples of each discover prompt, numbered on from those it has."""
-    from driftbook.decode import Ask
-
     have = state.texts[state.texts.side == "base"].groupby("prompt_id").size()
     out = []
     for i, n in zip(discover, counts, strict=True):
         first = int(have.get(state.prompts.prompts[i].prompt_id, 0))
         out += [Ask(i, first + k, state.round) for k in range(int(n))]
     return out
+
+
+def propensities(texts: pd.DataFrame) -> np.ndarray:
+    """How often a text's prompt was sampled on its side, relative to the prompt sampled most in that split.
+
+    Weighting texts by the inverse makes every prompt count once, however the rounds spread the budget.
+    """
+    n = texts.groupby(["split", "side", "prompt_id"]).text_id.transform("size")
+    most = n.groupby(texts.split).transform("max")
+    return (n / most).to_numpy(float)
 
 
 # --------------------------------------------------------------------------------------------------------------- active
@@ -152,48 +187,28 @@ class Tally:
 def look(sampling: Any, state: State, discover: list[int], left: int) -> View:
     """Cluster the texts so far and weigh the prompts; ``left`` texts a side are still to be spent."""
     texts = state.texts[state.texts.split == "discover"].reset_index(drop=True)
-    vectors = (state.embed or cached_embed(state.run))(texts.text.tolist())
+    vectors = state.embed(texts.text.tolist())
     ids = [state.prompts.prompts[i].prompt_id for i in discover]
     families = [state.prompts.prompts[i].family for i in discover]
     js = None
     if state.divergence is not None and state.divergence.js.notna().any():
         js = state.divergence.set_index("prompt_id").js.reindex(ids).to_numpy(float)
-    clusters = state.run.params.cluster.clusters if state.run is not None else 40
-    belongs = memberships(vectors, warm_centres(vectors, texts["round"].to_numpy(), clusters, state.seed))
+    belongs = memberships(vectors, warm_centres(vectors, texts["round"].to_numpy(), state.clusters, state.seed))
     number = {p: i for i, p in enumerate(ids)}
     unit = texts.prompt_id.map(number).to_numpy(int)
     found = tally(unit, (texts.side == "intervention").to_numpy(), belongs, len(ids))
     return weigh(found, families, js, weights(sampling, state, discover), left)
 
 
-def cached_embed(run: Any) -> Callable[[Sequence[str]], np.ndarray]:
-    """The cluster stage's embedder with its cache: texts to float32 ``[n, d]``."""
-    # The name is put together when the code runs, so that the run key of decode does not hold the embedding and
-    # clustering modules: an edit there must not decode the texts of a screened experiment again. Of an active one the
-    # key then misses it too: its texts would be spread a little differently, and stay what their recorded propensities
-    # say that they are.
-    module = importlib.import_module(f"{__package__}.embeddings")
-    embedder = module.Embedder(
-        run.params.cluster.embedder, instruction=run.params.cluster.instruction, device=run.params.base.device
-    )
-
-    def embed(texts: Sequence[str]) -> np.ndarray:
-        with module.EmbeddingCache(run.cache / "embeddings") as cache:
-            return module.embed(texts, cache, embedder, run.progress).vectors
-
-    return embed
-
-
 def warm_centres(vectors: np.ndarray, rounds: np.ndarray, clusters: int | str, seed: int) -> np.ndarray:
     """Centres ``[k, d]``: k-means of the first round's texts, then from there once over all texts so far."""
-    module = importlib.import_module(f"{__package__}.clustering")  # by name: see cached_embed
     first = vectors[rounds == rounds.min()]
     if clusters != "auto":
-        clusters = max(2, min(clusters, len(first) // TEXTS_PER_CLUSTER, len(np.unique(module.row_keys(first)))))
-    centres = module.fit("minibatch_kmeans", first, clusters, seed).centres
+        clusters = max(2, min(clusters, len(first) // TEXTS_PER_CLUSTER, len(np.unique(clustering.row_keys(first)))))
+    centres = clustering.fit("minibatch_kmeans", first, clusters, seed).centres
     if len(first) == len(vectors):
         return centres
-    return module.fit("minibatch_kmeans", vectors, len(centres), seed, warm_start=centres).centres
+    return clustering.fit("minibatch_kmeans", vectors, len(centres), seed, warm_start=centres).centres
 
 
 def memberships(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:

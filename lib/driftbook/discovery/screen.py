@@ -1,0 +1,223 @@
+"""The screen: on which prompts do the two sides part, before the rest of the budget is spent?
+
+Where both have next-token distributions over the same tokens, exact divergence along the responses of round 0; else the
+energy distance between their embedded answers. The same reading tells how likely each side was to write a text.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from driftbook.discovery.embeddings import Embed
+from driftbook.discovery.two_sample import energy_of_prompts, family_energy
+from driftbook.models.divergence import token_divergence
+from driftbook.models.interventions import Pair
+from driftbook.models.replay import TokenSequence
+from driftbook.models.sampling import SamplingParams
+from driftbook.prompts import PromptSet
+from driftbook.store import ShardStore, digest
+
+
+def screen_divergence(
+    pair: Pair,
+    prompts: PromptSet,
+    ids: dict[str, list[tuple[int, ...]]],
+    texts: pd.DataFrame,
+    tokens: int,
+    samples: int,
+    store: ShardStore,
+    progress: Callable[[int], Any] | None = None,
+    sampling: SamplingParams | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Exact KL and JS per discover prompt along the first tokens of its sampled responses.
+
+    Returns:
+        ``divergence`` (one row a prompt: kl, js in nats a token, intervals by t over its responses, NaN where there is
+        one; with ``sampling`` also told, see :func:`told_by`) and ``profile`` (position in the response: mean kl and js
+        with standard errors over prompts).
+    """
+    index = {p.prompt_id: i for i, p in enumerate(prompts.prompts)}
+    scored = texts[(texts.split == "discover") & (texts.sample_index < samples)].reset_index(drop=True)
+    responses = [tuple(int(t) for t in row[:tokens]) for row in scored.token_ids]
+    where = [index[p] for p in scored.prompt_id]
+    key = digest(
+        "divergence",
+        tokens,  # how wide the arrays are, also where every response is shorter
+        pair.base.key,
+        pair.intervention.key,
+        [ids["base"][w] for w in where],
+        [ids["intervention"][w] for w in where],
+        responses,
+        None if sampling is None else asdict(sampling),
+    )
+    held = store.arrays(key)
+    if held is None:
+        found = token_divergence(
+            pair,
+            [TokenSequence(ids["base"][w], r) for w, r in zip(where, responses, strict=True)],
+            [TokenSequence(ids["intervention"][w], r) for w, r in zip(where, responses, strict=True)],
+            progress=progress,
+            sampling=sampling,
+        )
+        held = {k: np.full((len(found), tokens), np.nan, np.float32) for k in ("kl", "js")}
+        for row, f in enumerate(found):
+            for k in held:
+                held[k][row, : len(f[k])] = f[k]
+        if sampling is not None:
+            held["log_ratio"] = log_ratios(found, scored.side)
+        store.put_arrays(key, held)
+    elif progress:
+        progress(len(scored))
+    kl, js = held["kl"], held["js"]
+    along_base = (scored.side == "base").to_numpy()
+    rows = []
+    for prompt_id, group in scored.groupby("prompt_id", sort=False):
+        r = group.index.to_numpy()
+        on_base = r[along_base[r]]
+        # KL(base || intervention) is an expectation over the base's own responses; JS is symmetric and takes both.
+        rows.append(
+            (
+                prompt_id,
+                *_mean_interval(np.nanmean(kl[on_base], 1)),
+                *_mean_interval(np.nanmean(js[r], 1)),
+                int(np.isfinite(js[r]).sum()),
+            )
+        )
+    divergence = pd.DataFrame(
+        rows, columns=["prompt_id", "kl", "kl_low", "kl_high", "js", "js_low", "js_high", "n_tokens"]
+    ).assign(energy=np.nan)
+    if sampling is not None:
+        told = pd.Series(told_by(held["log_ratio"])).groupby(scored.prompt_id.to_numpy()).mean()
+        divergence["told"] = divergence.prompt_id.map(told)
+    n = np.isfinite(js).sum(0)
+    with warnings.catch_warnings():  # no response may reach the last positions: NaN there
+        warnings.simplefilter("ignore", RuntimeWarning)
+        profile = pd.DataFrame(
+            {
+                "position": np.arange(tokens),
+                "kl": np.nanmean(kl[along_base], 0),
+                "js": np.nanmean(js, 0),
+                "js_se": np.nanstd(js, 0) / np.sqrt(np.maximum(n, 1)),
+                "n": n,
+            }
+        )
+    return divergence, profile
+
+
+def log_ratios(found: Sequence[dict[str, np.ndarray]], sides: Sequence[str]) -> np.ndarray:
+    """Log-likelihood of every text under the intervention minus that under the base, float64 ``[n]``; infinite where
+    one of them never draws one of its tokens. A text that by rounding neither would draw is that of its own side."""
+    with np.errstate(invalid="ignore"):
+        out = np.array(
+            [float(f["intervention"].sum(dtype=np.float64) - f["base"].sum(dtype=np.float64)) for f in found]
+        )
+    own = np.where(np.asarray(sides, dtype=str) == "intervention", np.inf, -np.inf)
+    return np.where(np.isnan(out), own, out)
+
+
+def told_by(log_ratio: np.ndarray) -> np.ndarray:
+    """How much a text tells about the side that wrote it, tanh^2(log ratio / 2): 0 where both were as likely to, 1
+    where only one could have. Its mean is what is left of the chance in a difference of shares once texts are counted
+    by likelihood instead of by side."""
+    return np.tanh(log_ratio / 2) ** 2
+
+
+def score_texts(
+    pair: Pair,
+    prompts: PromptSet,
+    ids: dict[str, list[tuple[int, ...]]],
+    texts: pd.DataFrame,
+    sampling: SamplingParams,
+    store: ShardStore,
+    shard: int = 256,
+    progress: Callable[[int], Any] | None = None,
+) -> np.ndarray:
+    """``log_ratio`` of every text, float64 ``[n]``: both sides read it, and nothing is generated. Finished shards come
+    from the store."""
+    index = {p.prompt_id: i for i, p in enumerate(prompts.prompts)}
+    out = np.empty(len(texts))
+    for start in range(0, len(texts), shard):
+        rows = texts.iloc[start : start + shard]
+        where = [index[p] for p in rows.prompt_id]
+        responses = [tuple(int(t) for t in row) for row in rows.token_ids]
+        both = {s.name: [(ids[s.name][w], r) for w, r in zip(where, responses, strict=True)] for s in pair}
+        keys = (pair.base.key, pair.intervention.key)
+        key = digest("log_ratio", *keys, both["base"], both["intervention"], asdict(sampling), rows.side.tolist())
+        held = store.arrays(key)
+        if held is None:
+            sequences = [[TokenSequence(*s) for s in both[side.name]] for side in pair]
+            found = token_divergence(pair, *sequences, progress=progress, first=0, sampling=sampling)
+            held = {"log_ratio": log_ratios(found, rows.side)}
+            store.put_arrays(key, held)
+        elif progress:
+            progress(len(rows))
+        out[start : start + len(rows)] = held["log_ratio"]
+    return out
+
+
+def _mean_interval(x: np.ndarray) -> tuple[float, float, float]:
+    """Mean with a 95% t interval (NaN bounds for fewer than two values), never below zero."""
+    x = x[np.isfinite(x)]
+    if len(x) < 2:
+        return (float(x.mean()) if len(x) else float("nan"), float("nan"), float("nan"))
+    half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+    return float(x.mean()), max(0.0, float(x.mean()) - half), float(x.mean()) + half
+
+
+def screen_answers(
+    prompts: PromptSet, texts: pd.DataFrame, samples: int, embed: Embed, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The screen where next tokens cannot be compared: energy distance between the answers of the sides, per family.
+
+    Returns:
+        ``divergence`` (one row a discover prompt: ``energy`` is that of its family; kl and js are NaN) and the families
+        (``two_sample.family_energy``).
+    """
+    seen = texts[(texts.split == "discover") & (texts.sample_index < samples)].reset_index(drop=True)
+    families = family_energy(seen, embed(seen.text.tolist()), seed)
+    family_of = seen.drop_duplicates("prompt_id").set_index("prompt_id")["family"]
+    energy = energy_of_prompts(families, family_of).set_index("prompt_id")["energy"]
+    unknown = no_divergence(prompts).set_index("prompt_id").drop(columns=["kept", "propensity"])
+    return unknown.loc[energy.index].assign(energy=energy).reset_index(), families
+
+
+def keep_divergent(divergence: pd.DataFrame, keep: float, floor: float) -> pd.DataFrame:
+    """Mark the share ``keep`` of prompts with the largest JS (``energy`` of their family, where only texts could be
+    compared), and give every prompt its propensity: 1 when kept, else ``floor``.
+
+    No prompt is made invisible: what is not kept is sampled at the floor rate and weighted up by it. Where nothing
+    tells prompts apart, all are kept.
+    """
+    out = divergence.copy()
+    by_family = "energy" in out and out.js.isna().all()
+    size = out.energy if by_family else out.js
+    n = len(out) if by_family and size.nunique() < 2 else max(1, round(keep * len(out)))
+    kept = np.zeros(len(out), bool)
+    kept[np.argsort(-size.to_numpy(), kind="stable")[:n]] = True
+    out["kept"] = kept
+    out["propensity"] = np.where(kept, 1.0, floor)
+    return out
+
+
+def no_divergence(prompts: PromptSet) -> pd.DataFrame:
+    """Every discover prompt kept, when nothing was screened."""
+    chosen = [p.prompt_id for p, s in zip(prompts.prompts, prompts.splits, strict=True) if s == "discover"]
+    out = pd.DataFrame({"prompt_id": chosen})
+    for column in ("kl", "kl_low", "kl_high", "js", "js_low", "js_high", "energy"):
+        out[column] = np.nan
+    return out.assign(n_tokens=0, kept=True, propensity=1.0)
+
+
+def worth_scoring(wanted: str, divergence: pd.DataFrame) -> bool:
+    """Whether both sides shall read every discover text: under ``auto`` where the screen's responses told less than
+    half of their sides, so that counting by likelihood at least halves the variance of a difference."""
+    if "told" not in divergence:
+        return False
+    return wanted == "always" or float(divergence.told.mean()) < 0.5
