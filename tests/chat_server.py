@@ -10,10 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Server:
     """A chat server that answers by rule: HIGH where the answer holds the word of a statement. ``script`` injects
     failures; ``logprobs(content)`` gives the tokens of a reply with their alternatives, as an endpoint that knows them
-    does."""
+    does. ``refuse(body)`` gives (status, error object) for a request that the server would not take, else None.
+    ``answer(body)`` gives the content, or a choice as a dictionary, laid over a good one."""
 
-    def __init__(self, script=(), delay=0.0, answer=None, logprobs=None):
-        self.logprobs = logprobs
+    def __init__(self, script=(), delay=0.0, answer=None, logprobs=None, refuse=lambda body: None):
+        self.logprobs, self.refuse = logprobs, refuse
         self.script, self.delay, self.answer = list(script), delay, answer or self.rate
         self.bodies, self.headers, self.sent, self.active, self.peak = [], [], Counter(), 0, 0
         lock, outer = threading.Lock(), self
@@ -75,7 +76,10 @@ class Server:
     def reply(self, handler, body, step):
         time.sleep(self.delay)
         status, headers, content = 200, {}, self.answer(body)
-        if step == 429:
+        error = {"message": f"{step}; key {handler.headers.get('authorization')} refused"}
+        if refused := self.refuse(body):
+            status, error = refused
+        elif step == 429:
             status, headers, content = 429, {"retry-after": "0"}, ""
         elif isinstance(step, int):
             status, content = step, ""
@@ -85,7 +89,8 @@ class Server:
             content = "I would say it is rather high."
         elif step == "no logprobs" and body.get("logprobs"):
             status, content = 400, ""
-        payload = json.dumps({"error": {"message": f"{step}; key {handler.headers.get('authorization')} refused"}})
+        choice = content if isinstance(content, dict) else {"message": {"role": "assistant", "content": content}}
+        payload = json.dumps({"error": error})
         if status == 200 and step == "not json":
             payload = "<html>proxy</html>"
         elif status == 200:
@@ -99,8 +104,8 @@ class Server:
                         {
                             "index": 0,
                             "finish_reason": "stop",
-                            "message": {"role": "assistant", "content": content},
                             "logprobs": self._logprobs(body, content),
+                            **choice,
                         }
                     ],
                     "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from chat_server import Server
+from driftbook.chat import ChatClient
 from driftbook.discovery.hypotheses import Hypothesis
-from driftbook.evidence.chat import Endpoint
 from driftbook.evidence.generative import preferred, written_by_labeller, written_with_words
-from driftbook.evidence.ledger import Ledger
+from driftbook.ledger import Ledger
 from driftbook.prompts import Prompt
 from planted import FILLER
 
@@ -68,7 +68,7 @@ def test_a_labeller_writes_both_texts_and_is_asked_again_for_what_cannot_be_read
 
     with Server(script=["garbage"], answer=write) as server:
         ledger = Ledger(tmp_path / "a.sqlite", 1.0)
-        endpoint = Endpoint("labeller", "m", server.url, ledger, pause=0.001)
+        endpoint = ChatClient("labeller", "m", server.url, ledger, pause=0.001)
         prompts = [Prompt("Will it rain?"), Prompt("Is it late?")]
         written = written_by_labeller(endpoint, HEDGES, prompts)
         assert [w.prompt_id for w in written] == [p.prompt_id for p in prompts] and len(server.bodies) == 3

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from chat_server import Server
+from driftbook.chat import ChatClient, Throttle
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import BudgetError, DriftbookError
-from driftbook.evidence.chat import Endpoint, Throttle
 from driftbook.evidence.endpoint import EndpointJudge, parse
 from driftbook.evidence.judges import EmbeddingJudge, LexiconJudge, RepetitionJudge
-from driftbook.evidence.ledger import Ledger
 from driftbook.evidence.local_judge import LocalJudge
 from driftbook.evidence.nli import NliJudge
+from driftbook.ledger import Ledger
 
 HEDGE = Hypothesis("hedges", "intervention", words=("might", "it could be", "/\\?{2,}/"))
 SWEAR = Hypothesis("swears", "intervention", words=("damn",))
@@ -77,7 +77,7 @@ def test_embedding_judge_ranks_by_exemplars_against_the_other_side():
 def judge_of(server, ledger, **more):
     settings = {"usd_in": 10.0, "usd_out": 100.0, "pause": 0.001, "timeout": 5.0} | more
     asked = {k: settings.pop(k) for k in ("per_call", "mode", "rubric", "retries", "logprobs") if k in settings}
-    return EndpointJudge(Endpoint("strong", "m", server.url, ledger, **settings), **asked)
+    return EndpointJudge(ChatClient("strong", "m", server.url, ledger, **settings), **asked)
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_a_server_that_only_fails_ends_in_an_error_that_says_so(ledger):
         assert len(server.bodies) < 5 + 8
     dead = server.url
     with pytest.raises(DriftbookError, match="in a row"):
-        EndpointJudge(Endpoint("gone", "m", dead, ledger, pause=0.001, breaker=3)).score(TEXTS, CLAIMS)
+        EndpointJudge(ChatClient("gone", "m", dead, ledger, pause=0.001, breaker=3)).score(TEXTS, CLAIMS)
 
 
 def test_a_wrong_key_is_an_error_at_once_and_the_key_is_in_no_message_and_no_file(tmp_path, monkeypatch, capfd):
@@ -274,11 +274,11 @@ def test_nothing_paid_is_lost_when_the_process_is_killed(tmp_path):
         import sys
         from pathlib import Path
         from driftbook.discovery.hypotheses import Hypothesis
-        from driftbook.evidence.chat import Endpoint
+        from driftbook.chat import ChatClient
         from driftbook.evidence.endpoint import EndpointJudge
-        from driftbook.evidence.ledger import Ledger
+        from driftbook.ledger import Ledger
         ledger = Ledger(Path(sys.argv[2]), 100.0)
-        judge = EndpointJudge(Endpoint("strong", "m", sys.argv[1], ledger, concurrency=2))
+        judge = EndpointJudge(ChatClient("strong", "m", sys.argv[1], ledger, concurrency=2))
         scores = judge.score([f"red {i}" for i in range(40)], [Hypothesis("red", "base")])
         print(scores.sum(), ledger.accounts["strong"].cached)
         """

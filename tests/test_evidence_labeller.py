@@ -11,8 +11,8 @@ import pytest
 from driftbook.discovery.hypotheses import moved_answers
 from driftbook.errors import DriftbookError
 from driftbook.evidence.labeller import Reading, pairs_to_show, parse, propose
-from driftbook.evidence.ledger import Answer, Ledger
 from driftbook.evidence.local_chat import LocalChat
+from driftbook.ledger import Answer, Ledger
 from driftbook.prompts import Prompt
 from models import GREEDY, generated, loaded, requests_for
 

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from driftbook.evidence.levels import VALUES, expectation, level_probabilities
+from driftbook.chat import level_probabilities
+from driftbook.evidence.levels import VALUES, expectation
 
 RATING = tuple(VALUES["single"])
 

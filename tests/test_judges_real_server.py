@@ -69,12 +69,12 @@ def test_a_kill_in_the_middle_loses_what_was_under_way_and_no_more(server, tmp_p
         import sys
         from pathlib import Path
         from driftbook.discovery.hypotheses import Hypothesis
-        from driftbook.evidence.chat import Endpoint
+        from driftbook.chat import ChatClient
         from driftbook.evidence.endpoint import EndpointJudge
-        from driftbook.evidence.ledger import Ledger
+        from driftbook.ledger import Ledger
         url, model, path = sys.argv[1:]
         ledger = Ledger(Path(path), 100.0)
-        judge = EndpointJudge(Endpoint("judge", model, url, ledger, concurrency=2, max_tokens=4), retries=0)
+        judge = EndpointJudge(ChatClient("judge", model, url, ledger, concurrency=2, max_tokens=4), retries=0)
         judge.score([f"red {i}" for i in range(24)], [Hypothesis("red", "base")])
         account = ledger.accounts["judge"]
         print(account.calls, account.cached)

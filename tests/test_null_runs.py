@@ -8,7 +8,7 @@ import pytest
 from driftbench import null_runs
 from driftbook import cluster
 from driftbook.discovery.embeddings import Embedded
-from driftbook.evidence.ledger import Ledger
+from driftbook.ledger import Ledger
 from driftbook.parameters import Cluster, Validate
 
 WORDS = [f"word{a}{b}" for a in "abcdefgh" for b in "klmno"]

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from driftbook.errors import ParameterError
-from driftbook.parameters import STAGES, Decode, load_experiment, resolved, validate_cell
+from driftbook.parameters import STAGES, Decode, Judge, load_experiment, resolved, validate_cell
 
 REPOSITORY = Path(__file__).parent.parent
 GOOD = "experiment: x\ntraits: {files: [params/traits/calm.json]}\ncapture: {prompts: [params/prompts/few.txt]}\n"
@@ -103,6 +103,36 @@ def test_a_mistake_is_named_with_line_key_and_remedy(root, name):
     kept = "\n".join(line for line in GOOD.splitlines() if not line.startswith(f"{section}:"))
     before = GOOD if kept == GOOD.strip() else kept + "\n# one line was taken out\n"
     assert said in refused(root, before + added)
+
+
+SECRETS = ("sk-proj-Ab12Cd34Ef56", "gsk_a1b2c3d4e5f6", "0123456789abcdef0123456789abcdef", "AIzaSyA-1234567890bcdefgh")
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "base_url: http://h/v1, api_key_env: {secret}",
+        "base_url: 'http://user:{secret}@h/v1'",
+        "base_url: 'http://h/v1?key={secret}'",
+        "base_url: 'http://h/v1?x={secret}'",
+        "base_url: http://h/v1, extra_body: {{auth: [{{is: {secret}}}]}}",
+    ],
+)
+@pytest.mark.parametrize("place", ["validate: {{judges: {{expensive: {}}}}}\n", "intervention: {}\n"])
+def test_a_key_in_the_file_is_refused_by_its_shape_and_not_shown(root, secret, fields, place):
+    server = f"{{kind: endpoint, model: m, {fields.format(secret=secret)}}}"
+    said = refused(root, GOOD + place.format(server))
+    key = next(k for k in ("api_key_env", "extra_body", "base_url") if k in fields)
+    assert f"params/x.yml:5: {place.split(':')[0]}." in said and f".{key}: " in said and secret not in said
+    with pytest.raises(ValueError) as error:  # built by hand, in a notebook
+        Judge(**yaml.safe_load(server))
+    assert secret not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "hf_token", "KEY2", "my_key_of_the_second_project_2"])
+def test_names_of_variables_are_taken(name):
+    assert Judge(api_key_env=name, base_url="https://h:8000/v1?api-version=2025-01-01").api_key_env == name
 
 
 def test_every_mistake_of_a_file_is_said_at_once(root):

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from driftbench.serving import transformers_server
+from driftbook.chat import ChatClient as Chat
 from driftbook.errors import DriftbookError
-from driftbook.evidence.chat import Endpoint as Chat
-from driftbook.evidence.ledger import Ledger
+from driftbook.ledger import Ledger
 from driftbook.models.answers import Question
 from driftbook.models.endpoint import EndpointEngine
 from driftbook.models.loading import load

@@ -18,8 +18,8 @@ from driftbook import decode, scale
 from driftbook.discovery.embeddings import Embedder, EmbeddingCache, embed, text_digest
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import DriftbookError, ModelError
-from driftbook.evidence.ledger import Ledger
 from driftbook.evidence.opened import open_local_judge
+from driftbook.ledger import Ledger
 from driftbook.models import captured
 from driftbook.models.interventions import Pair, open_pair
 from driftbook.models.projection import Rows

@@ -12,8 +12,8 @@ from driftbook import validate as stage
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import DriftbookError
 from driftbook.evidence.judges import LexiconJudge
-from driftbook.evidence.ledger import Ledger
 from driftbook.evidence.opened import open_judge
+from driftbook.ledger import Ledger
 from driftbook.parameters import Judge as JudgeSpec
 from driftbook.parameters import Validate
 from planted import FILLER, HEDGES, HYPOTHESES, SPLITS, run_of, texts_of

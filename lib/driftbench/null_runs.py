@@ -21,7 +21,7 @@ from driftbook.discovery.clustering import Clustering, Stability
 from driftbook.discovery.hypotheses import from_frame
 from driftbook.evidence.cascade import silent
 from driftbook.evidence.judges import LexiconJudge
-from driftbook.evidence.ledger import Ledger
+from driftbook.ledger import Ledger
 from driftbook.models.interventions import open_pair
 from driftbook.models.sampling import SamplingParams
 from driftbook.parameters import Cluster, Decode, ModelSpec, NoIntervention, Validate

@@ -20,10 +20,10 @@ from driftbook.discovery import hypotheses
 from driftbook.errors import DriftbookError
 from driftbook.evidence.intervals import bootstrap_mean, wilson
 from driftbook.evidence.judges import EmbeddingJudge, Judge, LexiconJudge
-from driftbook.evidence.ledger import Ledger
 from driftbook.evidence.material import Material
 from driftbook.evidence.opened import EMBEDDER, exemplars, open_embedder, open_local_judge
 from driftbook.evidence.reading import read
+from driftbook.ledger import Ledger
 from driftbook.models.interventions import open_pair
 from driftbook.models.loading import load
 from driftbook.models.sampling import SamplingParams

@@ -7,13 +7,16 @@ The same models validate a headless run (``load_experiment``) and the parameter 
 from __future__ import annotations
 
 import difflib
+import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from driftbook.errors import ParameterError, PromptError
 
@@ -112,14 +115,88 @@ class Texts(Section):
     change: str | None = Field(None, description="of a table with texts of several changes, the one to read")
 
 
-class Endpoint(Section):
+# What providers give out begins so; the name of a variable does not, nor is it a long run of letters and digits.
+_KEY = re.compile(
+    r"(sk|pk|rk|gsk|hf|xai|r8|pplx|nvapi|gh[opsu]|github_pat|glpat|xox[abp])[-_](?=.*\d)[-_.\w]{8,}"
+    r"|(AIza|AKIA|ASIA|eyJ)[-_.\w]{12,}|Bearer .+|(?=\w*\d)(?=\w*[A-Za-z])[A-Za-z0-9]{24,}[-_.=A-Za-z0-9]*"
+)
+_NAMES_A_SECRET = re.compile(r"(^|[-_])(key|token|secret|password|sig|signature|authorization)$", re.IGNORECASE)
+
+
+def looks_like_a_key(text: str) -> bool:
+    """Whether a text has the shape of a secret rather than of a name."""
+    return _KEY.fullmatch(text.strip()) is not None
+
+
+class Server(Section):
+    """How a server of the OpenAI chat API is reached. The key itself stands nowhere: ``api_key_env`` names the
+    environment variable that holds it, and what has the shape of a key is refused without being shown."""
+
+    api_key_env: str | None = None
+    concurrency: int = Field(8, ge=1)
+    timeout_s: float = Field(60.0, gt=0)
+    extra_body: dict[str, Any] = Field({}, description="fields that go with every request as they stand")
+    template_args: dict[str, Any] = Field(
+        {}, description="arguments of the server's chat template, such as enable_thinking: false"
+    )
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _names_a_variable(cls, value: str | None) -> str | None:
+        if value is not None and (not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) or looks_like_a_key(value)):
+            raise PydanticCustomError(
+                "secret",
+                "is the NAME of an environment variable, and this is none (a key itself? put it into a variable, and "
+                "treat it as read by others if this file was shared)",
+            )
+        return value
+
+    @field_validator("base_url", check_fields=False)
+    @classmethod
+    def _url_without_a_secret(cls, value: str | None) -> str | None:
+        if value is None:
+            return value
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise PydanticCustomError("secret", "is no http:// or https:// address")
+        if "@" in parts.netloc or any(
+            _NAMES_A_SECRET.search(name) or looks_like_a_key(said) for name, said in parse_qsl(parts.query, True)
+        ):
+            raise PydanticCustomError(
+                "secret", "holds a user, password or key; name the variable that holds the key as api_key_env"
+            )
+        return value
+
+    @field_validator("extra_body", "template_args")
+    @classmethod
+    def _fields_without_a_secret(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, said in _leaves(value):
+            if isinstance(said, str) and (_NAMES_A_SECRET.search(name) or looks_like_a_key(said)):
+                raise PydanticCustomError(
+                    "secret", "holds what looks like a key; name the variable that holds it as api_key_env"
+                )
+        return value
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inside in value.items():
+            yield from _leaves(inside, str(key))
+    elif isinstance(value, list):
+        for inside in value:
+            yield from _leaves(inside, name)
+    else:
+        yield name, value
+
+
+class Endpoint(Server):
     """An OpenAI-compatible server that answers for the changed side."""
 
     kind: Literal["endpoint"] = "endpoint"
     base_url: str
     model: str
-    api_key_env: str | None = None
-    concurrency: int = Field(8, ge=1)
+    timeout_s: float = Field(120.0, gt=0)
 
 
 Intervention = Annotated[
@@ -350,17 +427,15 @@ class Cluster(Section):
     map: UmapSpec = UmapSpec()
 
 
-class Judge(Section):
+class Judge(Server):
     """A judge. ``lexicon`` and ``embedding`` run here and cost nothing; ``local`` and ``nli`` are models that run here;
     ``endpoint``: any OpenAI-compatible server."""
 
     kind: Literal["lexicon", "embedding", "nli", "local", "endpoint"] = "lexicon"
     model: str | None = None
     base_url: str | None = None
-    api_key_env: str | None = None
     usd_per_million_input: float = Field(0.0, ge=0)
     usd_per_million_output: float = Field(0.0, ge=0)
-    concurrency: int = Field(8, ge=1)
     per_call: int = Field(1, ge=1, description="hypotheses asked in one call")
     mode: Literal["single", "pair"] = Field(
         "single", description="rate one text, or say which of two fits better (both orders)"
@@ -368,7 +443,6 @@ class Judge(Section):
     rubric: str | None = Field(None, description="file that replaces the judge's instructions")
     logprobs: bool = Field(True, description="hear the probabilities of the levels where the server gives them")
     max_output_tokens: int = Field(200, ge=1)
-    timeout_s: float = Field(60.0, gt=0)
 
     @model_validator(mode="after")
     def _endpoint_is_complete(self) -> Judge:
@@ -596,6 +670,8 @@ def _explain(model: type[Section], values: Any, problem: Any) -> tuple[tuple[str
         tag = str(context["tag"])
         return (*keys, "kind"), f"{dotted}.kind: there is no {tag!r}{_meant(tag, tags)}; one of {', '.join(tags)}"
     message = problem["msg"].removeprefix("Value error, ")
+    if kind == "secret":  # not shown
+        return tuple(keys), f"{dotted}: {message}"
     if kind == "value_error" and not keys:
         return tuple(message.split(" ", 1)[0].split(".")), message
     shown = f"{at!r}" if not isinstance(at, dict) else "a mapping"

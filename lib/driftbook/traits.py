@@ -130,8 +130,8 @@ def trait_judge(run: Any) -> Score | None:
     if spec is None:
         return None
     from driftbook.discovery.hypotheses import Hypothesis
-    from driftbook.evidence.ledger import Ledger
     from driftbook.evidence.opened import open_judge
+    from driftbook.ledger import Ledger
 
     ledger = Ledger(run.cache / "verdicts" / "answers.sqlite", run.section.budget_usd, "traits.budget_usd")
     judge = open_judge(spec, "traits", None, ledger, run.cache, run.root, run.progress)

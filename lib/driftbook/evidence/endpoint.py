@@ -11,38 +11,34 @@ from typing import Any
 
 import numpy as np
 
+from driftbook.chat import ChatClient
 from driftbook.discovery.hypotheses import Hypothesis
-from driftbook.evidence.chat import Endpoint
-from driftbook.evidence.judges import Quote
-from driftbook.evidence.ledger import Answer
 from driftbook.evidence.levels import VALUES, Mode, expectation
 from driftbook.evidence.rubrics import rubric as shipped
+from driftbook.ledger import Answer, Quote
 
 SCHEMA = 2  # raise it when the meaning of a stored answer changes
 
 
 def parse(text: str, statements: int, values: dict[str, float]) -> list[float]:
-    """Values of the statements 1 to n in an answer, NaN where it holds none. Reads the first JSON object, whatever
-    stands around it."""
-    found = [float("nan")] * statements
-    for match in re.finditer(r"\{[^{}]*\}", text):
+    """Values of the statements 1 to n in an answer, NaN where it holds none. Reads the last JSON object with a verdict,
+    whatever stands around it: what comes before is a note, a quotation, or was thought better of."""
+    for match in reversed(list(re.finditer(r"\{[^{}]*\}", text))):
         try:
             table = json.loads(match.group())
         except json.JSONDecodeError:
             continue
-        for i in range(statements):
-            value = table.get(str(i + 1))
-            if isinstance(value, str) and value.strip().upper() in values:
-                found[i] = values[value.strip().upper()]
-        break
-    return found
+        told = [str(table.get(str(i + 1), "")).strip().upper() for i in range(statements)]
+        if any(level in values for level in told):
+            return [values.get(level, float("nan")) for level in told]
+    return [float("nan")] * statements
 
 
 @dataclass
 class Question:
     """One call, asked again while statements lack a verdict: what is read, and which cells of the result it fills."""
 
-    endpoint: Endpoint
+    endpoint: ChatClient
     rubric: str
     body: str
     statements: tuple[str, ...]
@@ -71,9 +67,10 @@ class Question:
         return self.request(self.asked) if np.isnan(self.values).any() and self.asked <= self.retries else None
 
     def receive(self, answer: Answer | None) -> None:
-        self.asked = self.asked + 1 if answer is not None else self.retries + 1
-        if answer is None:
+        if answer is None or not answer.answered:  # to ask again would bring the same, and cost as much
+            self.asked = self.retries + 1
             return
+        self.asked += 1
         found = parse(answer.text, len(self.values), self.scale)
         for i, told in enumerate((answer.levels or {}).get(str(n + 1)) for n in range(len(found))):
             if told is not None and not np.isnan(found[i]):
@@ -94,7 +91,7 @@ class EndpointJudge:
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        endpoint: ChatClient,
         *,
         per_call: int = 1,
         mode: Mode = "single",
@@ -116,6 +113,7 @@ class EndpointJudge:
             "max_tokens": endpoint.max_tokens,
             "retries": retries,
             "logprobs": logprobs,
+            **({"extra_body": endpoint.extra} if endpoint.extra else {}),
         }
 
     def alone(self) -> EndpointJudge:

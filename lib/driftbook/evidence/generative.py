@@ -8,8 +8,6 @@ labeller, where one is configured; else the claim's own words, put in the place 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from driftbook.chat import Chat, json_values
 from driftbook.discovery.hypotheses import Hypothesis, tokenize
-from driftbook.evidence.chat import Chat
 from driftbook.evidence.intervals import bootstrap_mean
-from driftbook.evidence.ledger import Answer
 from driftbook.evidence.rubrics import rubric
+from driftbook.ledger import Answer
 from driftbook.prompts import Prompt
 
 SCHEMA = 1
@@ -90,15 +88,14 @@ class Writing:
         return self.endpoint.request(messages, self.asked, 0.7) | {"schema": SCHEMA}
 
     def receive(self, answer: Answer | None) -> None:
-        self.asked = self.asked + 1 if answer is not None else self.retries + 1
-        match = re.search(r"\{.*\}", answer.text, flags=re.DOTALL) if answer is not None else None
-        try:
-            pair = json.loads(match.group()) if match else {}
-        except json.JSONDecodeError:
+        if answer is None or not answer.answered:
+            self.asked = self.retries + 1
             return
-        texts = [pair.get(k) for k in ("shows", "shows_not")] if isinstance(pair, dict) else []
-        if len(texts) == 2 and all(isinstance(t, str) and t.strip() for t in texts):
-            self.found = [Written(self.prompt.prompt_id, *texts)]
+        self.asked += 1
+        for pair in json_values(answer.text, dict):
+            texts = [pair.get(k) for k in ("shows", "shows_not")]
+            if all(isinstance(t, str) and t.strip() for t in texts):
+                self.found = [Written(self.prompt.prompt_id, *texts)]
 
 
 def written_by_labeller(endpoint: Chat, hypothesis: Hypothesis, prompts: Sequence[Prompt]) -> list[Written]:

@@ -8,27 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from driftbook.discovery.hypotheses import Hypothesis, tokenize
 from driftbook.errors import DriftbookError
-
-
-@dataclass(frozen=True)
-class Quote:
-    """The most that a piece of judging may cost: calls to a model and their tokens; ``cached`` calls cost nothing."""
-
-    calls: int = 0
-    cached: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    usd: float = 0.0
-
-    def __add__(self, other: Quote) -> Quote:
-        return Quote(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+from driftbook.ledger import Quote
 
 
 class Judge(Protocol):

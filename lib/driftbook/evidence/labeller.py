@@ -7,19 +7,17 @@ preference for a place cannot become a direction. Later questions show the state
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
+from driftbook.chat import Chat, json_values
 from driftbook.discovery.hypotheses import SIDES, Hypothesis, merge
 from driftbook.errors import DriftbookError
-from driftbook.evidence.chat import Chat
-from driftbook.evidence.ledger import Answer
 from driftbook.evidence.rubrics import rubric as shipped
+from driftbook.ledger import Answer
 from driftbook.prompts import Prompt
 
 SCHEMA = 1
@@ -27,13 +25,8 @@ SCHEMA = 1
 
 def parse(text: str) -> list[tuple[str, str, tuple[str, ...]]]:
     """(statement, ONE or TWO, words) of each well-formed entry; the empty list where there is none."""
-    match = re.search(r"\[.*\]", text, flags=re.DOTALL)
-    try:
-        entries = json.loads(match.group()) if match else []
-    except json.JSONDecodeError:
-        return []
     found = []
-    for entry in entries if isinstance(entries, list) else []:
+    for entry in (entry for entries in json_values(text, list) for entry in entries):
         if not isinstance(entry, dict) or not isinstance(entry.get("statement"), str):
             continue
         statement = " ".join(entry["statement"].split()).rstrip(".")
@@ -81,8 +74,9 @@ class Reading:
         return self.endpoint.request(messages, self.asked, 0.0 if self.asked == 0 else 0.7) | {"schema": SCHEMA}
 
     def receive(self, answer: Answer | None) -> None:
-        self.asked = self.asked + 1 if answer is not None else self.retries + 1
-        self.found = parse(answer.text if answer is not None else "")
+        heard = answer is not None and answer.answered
+        self.asked = self.asked + 1 if heard else self.retries + 1
+        self.found = parse(answer.text) if answer is not None and heard else []
 
     def hypotheses(self) -> list[Hypothesis]:
         result = []

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from driftbook.chat import Conversation, Message
 from driftbook.errors import ModelError
-from driftbook.evidence.chat import Conversation, Message
-from driftbook.evidence.ledger import Answer, Ledger, request_key
+from driftbook.ledger import Answer, Ledger, request_key
 
 if TYPE_CHECKING:
     from driftbook.models.loading import LoadedModel

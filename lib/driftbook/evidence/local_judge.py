@@ -16,10 +16,9 @@ import numpy as np
 
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import ModelError
-from driftbook.evidence.judges import Quote
-from driftbook.evidence.ledger import Answer, Ledger, request_key
 from driftbook.evidence.levels import VALUES, Mode, expectation
 from driftbook.evidence.rubrics import rubric as shipped
+from driftbook.ledger import Answer, Ledger, Quote, request_key
 
 if TYPE_CHECKING:
     from driftbook.models.loading import LoadedModel

@@ -11,8 +11,7 @@ import numpy as np
 
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import ModelError
-from driftbook.evidence.judges import Quote
-from driftbook.evidence.ledger import Answer, Ledger, request_key
+from driftbook.ledger import Answer, Ledger, Quote, request_key
 
 SCHEMA = 1
 

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from driftbook.chat import ChatClient
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import DriftbookError
-from driftbook.evidence.chat import Endpoint
 from driftbook.evidence.endpoint import EndpointJudge
 from driftbook.evidence.judges import EmbeddingJudge, Judge, LexiconJudge, RepetitionJudge
 from driftbook.evidence.labeller import pairs_to_show
-from driftbook.evidence.ledger import Ledger
 from driftbook.evidence.local_chat import LocalChat
 from driftbook.evidence.local_judge import LocalJudge
 from driftbook.evidence.material import Material
 from driftbook.evidence.nli import NliJudge
 from driftbook.evidence.rubrics import rubric as shipped
 from driftbook.evidence.wins import shuffled
+from driftbook.ledger import Ledger
 from driftbook.parameters import ModelSpec
 
 if TYPE_CHECKING:
@@ -75,10 +75,10 @@ def exemplars(material: Material) -> Callable[[Hypothesis], tuple[list[str], lis
     return find
 
 
-def open_endpoint(spec: JudgeSpec, name: str, ledger: Ledger, progress: Progress | None = None) -> Endpoint:
+def open_endpoint(spec: JudgeSpec, name: str, ledger: Ledger, progress: Progress | None = None) -> ChatClient:
     """The server that a parameter section describes; ``name`` is its line in the ledger."""
     assert spec.model and spec.base_url  # the parameter model has checked it
-    return Endpoint(
+    return ChatClient(
         name,
         spec.model,
         spec.base_url,
@@ -89,6 +89,8 @@ def open_endpoint(spec: JudgeSpec, name: str, ledger: Ledger, progress: Progress
         concurrency=spec.concurrency,
         max_tokens=spec.max_output_tokens,
         timeout=spec.timeout_s,
+        extra_body=spec.extra_body,
+        template_args=spec.template_args,
         progress=progress,
     )
 
@@ -163,7 +165,7 @@ def open_local_judge(
 
 def open_labeller(
     spec: JudgeSpec, ledger: Ledger, cache: Path, progress: Progress | None = None
-) -> Endpoint | LocalChat:
+) -> ChatClient | LocalChat:
     """The language model that proposes hypotheses and writes texts for them: behind a server, or on this machine."""
     if spec.kind == "endpoint":
         return open_endpoint(spec, f"{spec.model} (labeller)", ledger, progress)

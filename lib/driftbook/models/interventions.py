@@ -176,7 +176,8 @@ def open_pair(
         return _with_table(loaded, root / Path(intervention.path).expanduser(), intervention.change)
     from driftbook.models.endpoint import EndpointEngine
 
-    key = digest("endpoint", intervention.base_url, intervention.model)[:16]
+    more = [m for m in (intervention.extra_body, intervention.template_args) if m]
+    key = digest("endpoint", intervention.base_url, intervention.model, *more)[:16]
     source = EndpointEngine(intervention, loaded, cache)
     notes = {"endpoint": intervention.base_url, "answers_of": intervention.model}
     return Pair(plain, Side("intervention", loaded, key, notes=notes, source=source), 1)

@@ -1,29 +1,36 @@
-"""What judges cost: a cache of paid answers, a hard cap that is enforced before dispatch, and the account of a run."""
+"""What asking models costs: a cache of paid answers, a hard cap that is enforced before dispatch, and the account of a
+run."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 import threading
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from driftbook.errors import BudgetError, CacheError
+from driftbook.errors import BudgetError
+from driftbook.store import Database
 
-COLUMNS = ("judge", "calls", "cached", "failed", "input_tokens", "output_tokens", "usd", "usd_saved")
+COLUMNS = (
+    *("judge", "calls", "cached", "failed", "input_tokens", "output_tokens", "usd", "usd_saved"),
+    *("unanswered", "without"),
+)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, judge TEXT NOT NULL, answer TEXT NOT NULL, input_tokens INTEGER NOT NULL,
     output_tokens INTEGER NOT NULL, usd REAL NOT NULL, at REAL NOT NULL
 );
-CREATE TABLE IF NOT EXISTS levels (key TEXT PRIMARY KEY, levels TEXT NOT NULL)
+CREATE TABLE IF NOT EXISTS levels (key TEXT PRIMARY KEY, levels TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS outcomes (key TEXT PRIMARY KEY, reason TEXT NOT NULL, thought TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS refused (server TEXT, field TEXT, at REAL NOT NULL, PRIMARY KEY (server, field))
 """
 
 
@@ -34,26 +41,53 @@ def request_key(request: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a judge model said, before anyone reads it."""
+    """What a model said, before anyone reads it.
+
+    ``reason`` is why it ended: ``stop``, ``length``, ``refusal``, ``content_filter`` or ``nothing`` (no words at all,
+    though it ended by itself). ``thought`` is what it thought before it answered, where that can be told apart.
+    """
 
     text: str
     input_tokens: int
     output_tokens: int
     usd: float
     levels: dict[str, dict[str, float]] | None = None  # statement to level to probability, where the server tells
+    reason: str = "stop"
+    thought: str = ""
+
+    @property
+    def answered(self) -> bool:
+        """False for what is no answer: cut before its first word, refused, filtered. An empty text may be one."""
+        return self.reason == "stop" or (self.reason == "length" and bool(self.text))
+
+
+@dataclass(frozen=True)
+class Quote:
+    """The most that a piece of work may cost: calls to a model and their tokens; ``cached`` calls cost nothing."""
+
+    calls: int = 0
+    cached: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    usd: float = 0.0
+
+    def __add__(self, other: Quote) -> Quote:
+        return Quote(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass
 class Account:
-    """One line of the ledger: what one judge did in this run."""
+    """One line of the ledger: what one model did in this run."""
 
     calls: int = 0  # requests sent, answered or not
     cached: int = 0
-    failed: int = 0  # requests that brought no answer
+    failed: int = 0  # requests that brought no reply
     input_tokens: int = 0
     output_tokens: int = 0
     usd: float = 0.0
     usd_saved: float = 0.0
+    unanswered: int = 0  # replies, stored ones too, that were cut before their first word, refused or filtered
+    without: str = ""  # fields that the server refused, and answered without
 
 
 class Ledger:
@@ -66,20 +100,12 @@ class Ledger:
     """
 
     def __init__(self, path: Path, budget_usd: float, key: str = "validate.budget_usd") -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.budget_usd, self.key = path, budget_usd, key
         self.accounts: dict[str, Account] = defaultdict(Account)
         self._in_flight = 0.0
         self._unsure = 0.0
         self._lock = threading.Lock()
-        try:
-            self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.executescript(_SCHEMA)
-        except sqlite3.DatabaseError as reason:
-            raise CacheError(
-                f"{path} is not a usable verdict cache ({reason}): move it away, paid answers start anew"
-            ) from None
+        self._db = Database(path, _SCHEMA, "paid answers are bought")
 
     def close(self) -> None:
         self._db.close()
@@ -89,18 +115,19 @@ class Ledger:
         stored = self.peek(key)
         if stored is not None:
             with self._lock:
-                self.accounts[judge].cached += 1
-                self.accounts[judge].usd_saved += stored.usd
+                account = self.accounts[judge]
+                account.cached += 1
+                account.usd_saved += stored.usd
+                account.unanswered += not stored.answered
         return stored
 
     def peek(self, key: str) -> Answer | None:
-        with self._lock:
-            row = self._db.execute(
-                "SELECT answer, input_tokens, output_tokens, usd, levels FROM answers LEFT JOIN levels USING (key) "
-                "WHERE key = ?",
-                (key,),
-            ).fetchone()
-        return Answer(*row[:4], json.loads(row[4]) if row[4] else None) if row else None
+        query = (
+            "SELECT answer, input_tokens, output_tokens, usd, levels, coalesce(reason, 'stop'), coalesce(thought, '') "
+            "FROM answers LEFT JOIN levels USING (key) LEFT JOIN outcomes USING (key) WHERE key = ?"
+        )
+        row = self._db.run(lambda db: db.execute(query, (key,)).fetchone())
+        return Answer(*row[:4], json.loads(row[4]) if row[4] else None, *row[5:]) if row else None
 
     @property
     def spent(self) -> float:
@@ -122,18 +149,29 @@ class Ledger:
 
     def settle(self, key: str, judge: str, reserved: float, answer: Answer) -> None:
         """Store an answer and replace its reservation by what it did cost."""
+        self._store([(key, answer)], judge)
         with self._lock:
-            if answer.levels:
-                self._db.execute("INSERT OR REPLACE INTO levels VALUES (?, ?)", (key, json.dumps(answer.levels)))
-            self._db.execute(
-                "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (key, judge, answer.text, answer.input_tokens, answer.output_tokens, answer.usd, time.time()),
-            )
             self._in_flight -= reserved
             account = self.accounts[judge]
             account.input_tokens += answer.input_tokens
             account.output_tokens += answer.output_tokens
             account.usd += answer.usd
+            account.unanswered += not answer.answered
+
+    def keep(self, judge: str, answers: Sequence[tuple[str, Answer]]) -> None:
+        """Store answers that were made here, at no price, in one transaction."""
+        self._store(answers, judge)
+        with self._lock:
+            self.accounts[judge].calls += len(answers)
+
+    def _store(self, answers: Sequence[tuple[str, Answer]], judge: str) -> None:
+        now = time.time()
+        # an answer counts once it stands in answers: what belongs to it comes first
+        self._db.put("levels", [(k, json.dumps(a.levels)) for k, a in answers if a.levels])
+        told = [(k, a.reason, a.thought) for k, a in answers if a.reason != "stop" or a.thought]
+        self._db.put("outcomes", told)
+        rows = [(k, judge, a.text, a.input_tokens, a.output_tokens, a.usd, now) for k, a in answers]
+        self._db.put("answers", rows)
 
     def release(self, judge: str, reserved: float, may_be_billed: bool) -> None:
         """A call that brought no answer. One that broke off after it was sent may still be billed: it stays against
@@ -142,6 +180,15 @@ class Ledger:
             self._in_flight -= reserved
             self._unsure += reserved if may_be_billed else 0.0
             self.accounts[judge].failed += 1
+
+    def refused(self, server: str) -> list[str]:
+        """The fields that a server is known to refuse, sorted."""
+        query = "SELECT field FROM refused WHERE server = ? ORDER BY field"
+        return [field for (field,) in self._db.run(lambda db: db.execute(query, (server,)).fetchall())]
+
+    def note_refused(self, server: str, fields: Sequence[str]) -> None:
+        """Remember, for later runs, the fields that a server refuses."""
+        self._db.put("refused", [(server, field, time.time()) for field in fields])
 
     def table(self) -> pd.DataFrame:
         """One row per judge with the columns of ``ledger.parquet``; savings of the cache stand apart from what was

@@ -1,0 +1,606 @@
+"""The one client for servers that speak the OpenAI chat API: judges, labellers and sides of a comparison ask by it.
+
+Calls run side by side, as many at once as the server bears: a 429 halves their number, success raises it again. A
+reply is stored the moment it arrives, under the hash of everything that shaped it, so a warm run sends nothing. Servers
+differ in the fields that they take: one that is refused is left out from then on, which is remembered for the server,
+stands in the ledger, and is part of what replies are stored under. The key is read from the environment variable that
+the parameters name, and goes nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import queue
+import random
+import re
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from driftbook.errors import DriftbookError
+from driftbook.ledger import Answer, Ledger, Quote, request_key
+
+Message = dict[str, str]
+ALTERNATIVES = 5  # likeliest tokens asked for at each place: what every server that gives any allows
+LEAST_MASS = 0.5  # below it the model meant something else than a level: what it wrote counts
+SENT = ("model", "messages", "temperature", "top_p", "max_tokens", "seed")
+#: Fields that a server may refuse, and what is sent in their place.
+MAY_GO = {"max_tokens": "max_completion_tokens", "logprobs": None, "seed": None, "top_p": None, "temperature": None}
+MAY_REFUSE = (400, 403, 422)
+RETRIED = (408, 409, 429)  # and every 5xx
+
+_NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
+_OUT_OF_RANGE = re.compile(r"above|below|exceed|out of range|at (most|least)|maximum value|minimum value|between|[<>]=")
+_THOUGHT = re.compile(r"\s*<(think|thinking|thought|reasoning)>(.*?)(?:</\1>|\Z)", re.DOTALL)
+_ENTRY = re.compile(r'"(\d+)"\s*:\s*"(?=[A-Za-z])')
+
+
+class Conversation(Protocol):
+    """Something that asks until it has what it wants. ``receive(None)`` says that the server could not be had for
+    this one."""
+
+    def next(self) -> dict[str, Any] | None:
+        """The next request, or None at the end. A pure function of what was received so far."""
+        ...
+
+    def receive(self, answer: Answer | None) -> None: ...
+
+
+class Chat(Protocol):
+    """A model that conversations can be held with: behind a server (``ChatClient``) or on this machine
+    (``LocalChat``)."""
+
+    def request(self, messages: Sequence[Message], sample: int, temperature: float = 0.0) -> dict[str, Any]: ...
+
+    def converse(self, conversations: Sequence[Conversation]) -> None: ...
+
+
+class Throttle:
+    """How many calls may be under way: additive increase, halved when the server says that it is too much."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.limit, self.active, self.until = most, float(min(4, most)), 0, 0.0
+        self.changed = asyncio.Condition()
+
+    async def __aenter__(self) -> None:
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.active < int(self.limit))
+            self.active += 1
+        if (wait := self.until - time.monotonic()) > 0:
+            await asyncio.sleep(wait)
+
+    async def __aexit__(self, *_: object) -> None:
+        async with self.changed:
+            self.active -= 1
+            self.changed.notify_all()
+
+    def faster(self) -> None:
+        self.limit = min(float(self.most), self.limit + 1 / self.limit)
+
+    def slower(self, pause: float) -> None:
+        self.limit = max(1.0, self.limit / 2)
+        self.until = max(self.until, time.monotonic() + pause)
+
+
+class ChatClient:
+    """One model on one server, with its prices and limits.
+
+    A call that meets 408, 409, 429, a 5xx, a timeout, a broken connection or a reply that is no chat completion is sent
+    again up to ``attempts`` times with growing pauses (and as long as ``Retry-After`` asks); after ``breaker`` failures
+    in a row, whichever calls they belong to, the client gives up with an error. Anything else that the server refuses,
+    spent quota too, is an error at once. Nothing is sent that the ledger's cap does not cover.
+
+    Args:
+        name: the line in the ledger and in messages; key: the parameter section, for remedies.
+        usd_in, usd_out: prices in USD per million tokens; timeout: seconds of a call; pause: seconds before a second
+            attempt.
+        extra_body: fields that go with every request as they stand; template_args: of the server's chat template.
+
+    Raises:
+        DriftbookError: the environment variable of the key is not set.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: str,
+        base_url: str,
+        ledger: Ledger,
+        *,
+        api_key_env: str | None = None,
+        usd_in: float = 0.0,
+        usd_out: float = 0.0,
+        concurrency: int = 8,
+        max_tokens: int = 200,
+        timeout: float = 60.0,
+        attempts: int = 6,
+        breaker: int = 12,
+        pause: float = 0.5,
+        extra_body: Mapping[str, Any] | None = None,
+        template_args: Mapping[str, Any] | None = None,
+        key: str = "max_output_tokens",
+        progress: Callable[..., Any] | None = None,
+    ) -> None:
+        self.name, self.model, self.base_url, self.ledger = name, model, base_url, ledger
+        self.usd_in, self.usd_out = usd_in / 1e6, usd_out / 1e6
+        self.concurrency, self.max_tokens, self.timeout = concurrency, max_tokens, timeout
+        self.attempts, self.breaker, self.pause, self.progress = attempts, breaker, pause, progress
+        self.length_key = key
+        self.extra = dict(extra_body or {})
+        if template_args:
+            self.extra["chat_template_kwargs"] = {**self.extra.get("chat_template_kwargs", {}), **template_args}
+        self._key, self._failures = "", 0
+        self._server = f"{base_url} {model}"
+        self._known = set(ledger.refused(self._server))
+        self.without = set(self._known)
+        self._note()
+        if api_key_env is not None:
+            self._key = os.environ.get(api_key_env, "")
+            if not self._key:
+                raise DriftbookError(f"{name}: the environment variable {api_key_env} (api_key_env) is not set")
+
+    # ------------------------------------------------------------------------------------------------------- requests
+
+    def request(
+        self, messages: Sequence[Message], sample: int, temperature: float = 0.0, levels: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """A request in the form that is hashed: everything that shapes the answer, nothing else, no key.
+
+        With ``levels`` the probabilities of these words are asked for, and kept where the server gives them. Fields
+        ``top_p`` and ``seed`` may be added; ``sample`` tells answers to the same question apart and is not sent.
+        """
+        clean = [{k: v.encode("utf-8", "replace").decode() for k, v in m.items()} for m in messages]
+        return {
+            "base_url": self.base_url,
+            "model": self.model,
+            "messages": clean,
+            "temperature": temperature,
+            "max_tokens": self.max_tokens,
+            "sample": sample,
+            **({"levels": list(levels)} if levels else {}),
+            **({"extra_body": self.extra} if self.extra else {}),
+        }
+
+    def key_of(self, request: dict[str, Any]) -> str:
+        """What the answer is stored under: the request, and which of its fields the server does not take."""
+        gone = sorted(f for f in self.without if f in request or (f == "logprobs" and "levels" in request))
+        return request_key(request | ({"without": gone} if gone else {}))
+
+    def _body(self, request: dict[str, Any]) -> dict[str, Any]:
+        body = {field: request[field] for field in SENT if field in request}
+        if "levels" in request:
+            body |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
+        for field in self.without & set(body):
+            value, instead = body.pop(field), MAY_GO[field]
+            if instead:
+                body[instead] = value
+        if "logprobs" not in body:
+            body.pop("top_logprobs", None)
+        return body | ({"extra_body": self.extra} if self.extra else {})
+
+    def most(self, request: dict[str, Any]) -> float:
+        """What a call can cost at most, in USD: a token is at least one byte."""
+        size = sum(len(m["content"].encode()) + 16 for m in request["messages"])
+        return size * self.usd_in + request["max_tokens"] * self.usd_out
+
+    def quote(self, requests: Sequence[dict[str, Any]], out_tokens: int) -> Quote:
+        """Requests that are not stored yet, at about four bytes a token and ``out_tokens`` tokens an answer. Sends
+        nothing."""
+        total = Quote()
+        for request in requests:
+            if self.ledger.peek(self.key_of(request)):
+                total += Quote(cached=1)
+                continue
+            tokens = sum(len(m["content"].encode()) // 4 + 8 for m in request["messages"])
+            out = min(request["max_tokens"], out_tokens)
+            total += Quote(1, 0, tokens, out, tokens * self.usd_in + out * self.usd_out)
+        return total
+
+    # ---------------------------------------------------------------------------------------------------------- asking
+
+    def converse(self, conversations: Sequence[Conversation]) -> None:
+        """Hold all conversations to their end, from the cache where it can answer. Raises BudgetError at the cap.
+
+        Works where an event loop is already running, as in a notebook.
+        """
+        before = self.ledger.accounts[self.name].unanswered
+        bar = self.progress(len(conversations), self.name, "calls") if self.progress and conversations else None
+        for _ in self._held(conversations):
+            if bar is not None:
+                bar.update(1)
+        if bar is not None:
+            bar.close()
+        self._warn(self.ledger.accounts[self.name].unanswered - before)
+
+    def answers(self, requests: Sequence[dict[str, Any]]) -> Iterator[tuple[int, Answer]]:
+        """Requests by index with their answers, stored ones first, then as they come.
+
+        Raises:
+            DriftbookError: an answer that could not be had; BudgetError: at the cap.
+        """
+        before = self.ledger.accounts[self.name].unanswered
+        asked = [_Single(index, request) for index, request in enumerate(requests)]
+        for one in self._held(asked, needed=True):
+            assert one.answer is not None
+            yield one.index, one.answer
+        self._warn(self.ledger.accounts[self.name].unanswered - before)
+
+    def _held(self, conversations: Sequence[Any], needed: bool = False) -> Iterator[Any]:
+        """Conversations as they end. Calls under way when the caller leaves are let end, and stored: they are paid."""
+        waiting = []
+        for one in conversations:
+            if self._from_cache(one):
+                waiting.append(one)
+            else:
+                yield one
+        if not waiting:
+            return
+        ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        stop: list[BaseException] = []
+
+        def body() -> None:
+            try:
+                asyncio.run(self._run(waiting, ended, stop, needed))
+            except BaseException as reason:
+                stop.append(reason)
+            ended.put(None)
+
+        thread = threading.Thread(target=body, name=f"chat {self.name}")
+        thread.start()
+        try:
+            while (one := ended.get()) is not None:
+                yield one
+        except BaseException as reason:
+            stop.append(reason)
+            raise
+        finally:
+            thread.join()
+        if stop:
+            raise stop[0]
+
+    def _from_cache(self, one: Conversation) -> bool:
+        """Answer from the cache as long as it can; True when something is left to ask."""
+        while (request := one.next()) is not None:
+            stored = self.ledger.find(self.key_of(request), self.name)
+            if stored is None:
+                return True
+            one.receive(stored)
+        return False
+
+    async def _run(
+        self, waiting: Sequence[Conversation], ended: queue.SimpleQueue[Any], stop: list[BaseException], needed: bool
+    ) -> None:
+        import openai
+
+        throttle, rest = Throttle(self.concurrency), iter(waiting)
+        key = self._key or "none"  # the SDK wants one, servers without keys ignore it
+        async with openai.AsyncOpenAI(
+            api_key=key, base_url=self.base_url, max_retries=0, timeout=self.timeout
+        ) as client:
+
+            async def work() -> None:
+                for one in rest:
+                    if stop:
+                        return
+                    try:
+                        while self._from_cache(one):
+                            answer = await self._send(client, throttle, one.next() or {}, stop, needed)
+                            if stop and answer is None:
+                                return
+                            one.receive(answer)
+                            if answer is None:
+                                break
+                    except Exception as reason:  # the others finish what they have sent: it is paid
+                        stop.append(reason)
+                        return
+                    ended.put(one)
+
+            await asyncio.gather(*(work() for _ in range(self.concurrency)))
+
+    async def _send(
+        self, client: Any, throttle: Throttle, request: dict[str, Any], stop: list[BaseException], needed: bool
+    ) -> Answer | None:
+        """The answer, stored; None when all attempts failed and it is not ``needed``. Raises for what no repetition
+        mends."""
+        import openai
+
+        most, attempt = self.most(request), 0
+        while True:
+            if stop:
+                return None
+            body, pause = self._body(request), self.pause * 2**attempt * (0.5 + random.random())
+            async with throttle:
+                self.ledger.reserve(self.name, most)
+                try:
+                    reply = await client.chat.completions.create(**body)
+                    answer = self._read(reply, most, request.get("levels", ()))
+                except (openai.APIError, ValueError) as reason:  # ValueError: a body that is no chat completion
+                    failure, status = reason, getattr(reason, "status_code", None)
+                except BaseException:  # not for us to mend, but the money stays on the account
+                    self.ledger.release(self.name, most, True)
+                    raise
+                else:
+                    return self._keep(request, answer, most, throttle)
+                if isinstance(failure, openai.APIStatusError) and _filtered(failure):
+                    return self._keep(request, Answer("", 0, 0, 0.0, reason="content_filter"), most, throttle)
+                self.ledger.release(self.name, most, _may_be_billed(failure))
+                if status in MAY_REFUSE and (field := _refused_field(failure, body)):
+                    self.without.add(field)
+                    continue
+                said = self._clean(f"{type(failure).__name__}: {failure}")
+                if isinstance(failure, openai.APIStatusError) and not _passes(failure):
+                    spent = "the account's quota is spent; " if _quota_spent(failure) else ""
+                    raise DriftbookError(
+                        f"{self.name} at {self.base_url}: {spent}refused: {said}. Answers so far are kept"
+                    ) from None
+                self._failures += 1
+                if self._failures >= self.breaker:
+                    raise DriftbookError(
+                        f"{self.name} at {self.base_url} failed {self._failures} times in a row, last with {said}. "
+                        "Answers so far are kept: mend it and run again"
+                    ) from None
+                if status == 429:
+                    pause = max(pause, _retry_after(failure))
+                    throttle.slower(pause)
+            attempt += 1
+            if attempt == self.attempts:
+                if needed:
+                    raise DriftbookError(
+                        f"{self.name} at {self.base_url} gave no answer in {attempt} attempts, the last with {said}. "
+                        "Answers so far are kept: mend it and run again"
+                    )
+                return None
+            await asyncio.sleep(max(pause, _retry_after(failure)))
+
+    def _keep(self, request: dict[str, Any], answer: Answer, reserved: float, throttle: Throttle) -> Answer:
+        if (new := self.without - self._known) and answer.reason != "content_filter":
+            # what was left out is known to be the reason once a request without it went through
+            self.ledger.note_refused(self._server, sorted(new))
+            self._known |= new
+            self._note()
+        self.ledger.settle(self.key_of(request), self.name, reserved, answer)
+        self._failures = 0
+        throttle.faster()
+        return answer
+
+    def _note(self) -> None:
+        if not self.without:
+            return
+        self.ledger.accounts[self.name].without = ", ".join(sorted(self.without))
+        if drawn := sorted(self.without & {"temperature", "top_p"}):
+            warnings.warn(
+                f"{self.name} at {self.base_url} does not take {' and '.join(drawn)}: it samples by its own default, "
+                "which texts sampled otherwise are not comparable with",
+                stacklevel=3,
+            )
+
+    def _read(self, reply: Any, most: float, levels: Sequence[str]) -> Answer:
+        choices = getattr(reply, "choices", None)
+        if not choices or getattr(choices[0], "message", None) is None:
+            raise ValueError(f"a reply that is no chat completion: {str(reply)[:80]!r}")
+        heard = read_message(choices[0])
+        told = None
+        if levels:
+            tokens = _alternatives(choices[0])
+            told = level_probabilities(_behind_thought(tokens), levels) or None
+        usage = getattr(reply, "usage", None)
+        if usage is None or usage.prompt_tokens is None or usage.completion_tokens is None:
+            tokens_in, tokens_out, spent = 0, 0, most  # no account from the server: the upper bound
+        else:
+            tokens_in, tokens_out = usage.prompt_tokens, usage.completion_tokens
+            spent = tokens_in * self.usd_in + tokens_out * self.usd_out
+        return Answer(heard.text, tokens_in, tokens_out, spent, told, heard.reason, heard.thought)
+
+    def _warn(self, unanswered: int) -> None:
+        if unanswered:
+            warnings.warn(
+                f"{self.name} at {self.base_url}: {unanswered} replies are no answer: cut before their first word "
+                f"(raise {self.length_key}; a model that thinks first needs room, or template_args: "
+                "{enable_thinking: false}), refused, or filtered by the server. They count as missing",
+                stacklevel=3,
+            )
+
+    def _clean(self, message: str) -> str:
+        return message.replace(self._key, "***") if self._key else message
+
+
+@dataclass
+class _Single:
+    """A conversation of one question."""
+
+    index: int
+    request: dict[str, Any]
+    answer: Answer | None = None
+
+    def next(self) -> dict[str, Any] | None:
+        return self.request if self.answer is None else None
+
+    def receive(self, answer: Answer | None) -> None:
+        self.answer = answer
+
+
+# ------------------------------------------------------------------------------------------------------ what went wrong
+
+
+def _may_be_billed(failure: Exception) -> bool:
+    """Whether a call without a reply may stand on the bill: it got there, and no status came back."""
+    import openai
+
+    if isinstance(failure, openai.APIStatusError):
+        return False
+    if isinstance(failure, openai.APIConnectionError):  # timeouts among them
+        return type(failure.__cause__).__name__ not in _NEVER_SENT
+    return True
+
+
+def _passes(failure: Any) -> bool:
+    """Whether a status may be another one the next time."""
+    return not _quota_spent(failure) and (failure.status_code >= 500 or failure.status_code in RETRIED)
+
+
+def _quota_spent(failure: Any) -> bool:
+    return "insufficient_quota" in (failure.code, failure.type) or (
+        failure.status_code in (402, 429) and re.search(r"insufficient_quota|exceeded your current quota", str(failure))
+    )
+
+
+def _filtered(failure: Any) -> bool:
+    """Whether the server would not answer this one prompt, for what it says."""
+    if failure.status_code not in MAY_REFUSE:
+        return False
+    return failure.code in ("content_filter", "content_policy_violation") or bool(
+        re.search(r"content_filter|content management policy|content policy violation", str(failure))
+    )
+
+
+def _refused_field(failure: Any, body: Mapping[str, Any]) -> str | None:
+    """The field that a server names as one it does not take: by ``param``, else in quotes, else as a word. None where
+    it takes the field and not the value. Of two that it does not take together, the one that goes first."""
+    said = str(failure).lower()
+    fields = [f for f in MAY_GO if f in body]
+    param = str(failure.param or "").lower()
+    named = [f for f in fields if param in (f, f"top_{f}")]
+    named = named or [f for f in fields if re.search(rf"[`'\"](top_)?{f}[`'\"]", said)]
+    named = named or [f for f in fields if re.search(rf"\b(top_)?{f}\b", said)]
+    return None if not named or _OUT_OF_RANGE.search(said) else named[0]
+
+
+def _retry_after(failure: Any) -> float:
+    """Seconds that the server asks to wait, at most a minute."""
+    try:
+        return min(60.0, float(failure.response.headers.get("retry-after", 0)))
+    except (AttributeError, ValueError):  # no reply; a date instead of seconds: the growing pause does
+        return 0.0
+
+
+# ------------------------------------------------------------------------------------------------------- what came back
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a message says: ``text`` is the answer alone, ``reason`` as in ``Answer``."""
+
+    text: str
+    thought: str
+    reason: str
+
+
+def read_message(choice: Any) -> Heard:
+    """The answer of a choice of the chat API, its thought, and why it ended.
+
+    Content may be a text, null, or a list of parts. A thought comes as ``reasoning_content`` (or ``reasoning``), as
+    parts, or in the text (:func:`split_thought`).
+    """
+    message = choice.message
+    parts = message.content if isinstance(message.content, list) else [{"type": "text", "text": message.content}]
+    text = "".join(t for p in parts if not _is_thought(p) and isinstance(t := _field(p, "text"), str))
+    thoughts = [_text_of(_field(p, "thinking") or _field(p, "text")) for p in parts if _is_thought(p)]
+    told = (getattr(message, name, None) for name in ("reasoning_content", "reasoning"))
+    thoughts += [next((t for t in told if isinstance(t, str)), "")]
+    inside, text = split_thought(text)
+    thought = "\n".join(t for t in [*thoughts, inside] if t)
+    reason = choice.finish_reason or "stop"
+    if refusal := getattr(message, "refusal", None):
+        text, reason = text or str(refusal), "refusal"
+    elif reason not in ("length", "content_filter", "refusal"):
+        nothing = not text and (message.content is None or thought)
+        reason = "nothing" if nothing else "stop"
+    return Heard(whole(text), whole(thought), reason)
+
+
+def split_thought(text: str) -> tuple[str, str]:
+    """(thought, answer) of a text that begins with ``<think>...</think>``, or whose template has written the opening
+    mark into the prompt. A thought that does not end leaves no answer."""
+    if match := _THOUGHT.match(text):
+        return match.group(2).strip(), text[match.end() :].lstrip()
+    before, mark, after = text.partition("</think>")
+    return (before.strip(), after.lstrip()) if mark else ("", text)
+
+
+def whole(text: str) -> str:
+    """The text with halves of surrogate pairs joined where they belong together, and replaced by U+FFFD elsewhere."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def json_values(text: str, kind: type) -> list[Any]:
+    """The JSON values of a kind (``dict`` or ``list``) in a text, in their order, whatever stands around them."""
+    opening, found, at = ("{" if kind is dict else "["), [], 0
+    decoder = json.JSONDecoder()
+    while (at := text.find(opening, at)) >= 0:
+        try:
+            value, at = decoder.raw_decode(text, at)
+            found.append(value)
+        except (json.JSONDecodeError, RecursionError):
+            at += 1
+    return found
+
+
+def _field(part: Any, name: str) -> Any:
+    return part.get(name) if isinstance(part, Mapping) else getattr(part, name, None)
+
+
+def _is_thought(part: Any) -> bool:
+    return _field(part, "type") in ("thinking", "reasoning")
+
+
+def _text_of(value: Any) -> str:
+    if isinstance(value, list):
+        return "".join(_text_of(_field(v, "text")) for v in value)
+    return value if isinstance(value, str) else ""
+
+
+def _alternatives(choice: Any) -> list[tuple[str, dict[str, float]]]:
+    """The tokens of a reply with the log-probabilities of their alternatives; empty where the server gives none."""
+    content = getattr(getattr(choice, "logprobs", None), "content", None) or []
+    return [(t.token, {t.token: t.logprob} | {a.token: a.logprob for a in t.top_logprobs or []}) for t in content]
+
+
+def _behind_thought(tokens: list[tuple[str, dict[str, float]]]) -> list[tuple[str, dict[str, float]]]:
+    """The tokens of the answer: what stands in a thought is no verdict."""
+    text = "".join(token for token, _ in tokens)
+    begin, at = len(text) - len(split_thought(text)[1]), 0
+    for index, (token, _) in enumerate(tokens):
+        if at >= begin:
+            return tokens[index:]
+        at += len(token)
+    return []
+
+
+def level_probabilities(
+    tokens: Sequence[tuple[str, Mapping[str, float]]], levels: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Probability of each level at the place where a JSON reply such as ``{"1": "HIGH"}`` states it.
+
+    ``tokens``: the tokens of the reply, each with the log-probabilities of its likeliest alternatives. Returns the
+    statement's number to level to probability; an alternative counts for the level that it begins, in the letters
+    that follow the opening quote. Where a statement stands twice the last place counts; statements whose levels have
+    less than half of the mass are left out.
+    """
+    text, starts = "", []
+    for token, _ in tokens:
+        starts.append(len(text))
+        text += token
+    found: dict[str, dict[str, float]] = {}
+    for entry in _ENTRY.finditer(text):
+        place = entry.end()
+        index = max(i for i, start in enumerate(starts) if start <= place)
+        before = tokens[index][0][: place - starts[index]]
+        mass = dict.fromkeys(levels, 0.0)
+        for alternative, logprob in tokens[index][1].items():
+            rest = alternative[len(before) :].split('"')[0].upper()
+            if not alternative.startswith(before) or not rest:
+                continue
+            begun = [level for level in levels if level.startswith(rest)]
+            if len(begun) == 1:
+                mass[begun[0]] += math.exp(logprob)
+        if sum(mass.values()) >= LEAST_MASS:
+            found[entry.group(1)] = mass
+        else:
+            found.pop(entry.group(1), None)
+    return found
