@@ -7,8 +7,11 @@ import re
 import sys
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 
+from driftbook.errors import ModelError
 from driftbook.parameters import ModelSpec, load_experiment
 from driftbook.workbook.plan import held_against, keep, model_size, plan, written
 from driftbook.workbook.runs import Layout, Run
@@ -109,6 +112,36 @@ def test_the_size_of_a_model_that_is_here_is_read_from_its_files(tmp_path):
     size = model_size(ModelSpec(model="m", dtype="float32"), tmp_path)
     assert (size.parameters, size.layers, size.width, size.weight_bytes) == (1000, 3, 8, 4000)
     assert size.kv_bytes == 2 * 3 * 8 / 2 * 4
+
+
+def test_the_size_of_a_gguf_file_is_read_from_its_header(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "qwen2")
+    writer.add_block_count(24)
+    writer.add_embedding_length(896)
+    writer.add_head_count(14)
+    writer.add_head_count_kv(2)
+    writer.add_token_list(["a", "b"])
+    writer.add_token_scores([0.5, 1.5])
+    writer.add_tensor("token_embd.weight", np.zeros((6, 32), np.float32))
+    writer.add_tensor("output_norm.weight", np.zeros(32, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    size = model_size(ModelSpec(model="m.gguf", dtype="float32"), tmp_path)
+    assert (size.parameters, size.layers, size.width, size.known) == (7 * 32, 24, 896, "read from its header")
+    assert size.kv_bytes == 2 * 24 * 896 / 7 * 4
+    whole = (tmp_path / "m.gguf").read_bytes()
+    for damaged, said in ((whole[:60], "is damaged"), (b"nothing of the kind", "not a GGUF file")):
+        (tmp_path / "bad.gguf").write_bytes(damaged)
+        with pytest.raises(ModelError, match=rf"bad\.gguf: .*{said}"):
+            model_size(ModelSpec(model="bad.gguf"), tmp_path)
+
+
+def test_a_plan_says_where_a_size_is_guessed(tmp_path):
+    known = {name: model_size(ModelSpec(model=name), tmp_path).known for name in ("a/B-7B", "a/thing")}
+    assert known["a/B-7B"] == "guessed from its name" and known["a/thing"].startswith("a guess")
+    assert "30 layers (guessed from its name)" in written(planned("quickstart"))
 
 
 def changed(folder: Path, intervention: str, name: str = "quickstart", screen: str = ""):

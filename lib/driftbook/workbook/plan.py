@@ -20,6 +20,8 @@ from typing import Any
 
 import pandas as pd
 
+from driftbook.errors import ModelError
+from driftbook.models.gguf_header import read_gguf_header
 from driftbook.parameters import (
     RESIDUAL_SITES,
     BenchExperiment,
@@ -80,13 +82,15 @@ class Speeds:
 
 @dataclass(frozen=True)
 class Size:
-    """Parameters of a model, layers, width of the residual stream, and bytes of keys and values per token."""
+    """Parameters of a model, layers, width of the residual stream, bytes of keys and values per token, and how all
+    that is known."""
 
     parameters: float
     layers: int
     width: int
     kv_bytes: float
     weight_bytes: float
+    known: str = "read from its files"
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,8 @@ def plan(experiment_file: Path, layout: Layout, calibrate: bool = True) -> Plan:
     cap = experiment.validation.budget_usd
     if usd > cap:
         notes.append(f"judging may cost {usd:,.2f} USD, above validate.budget_usd: it stops at {cap:,.2f}")
-    model = f"{experiment.base.model}: {size.parameters / 1e9:.2f} billion parameters, {size.layers} layers"
+    sized = f"{size.parameters / 1e9:.2f} billion parameters, {size.layers} layers"
+    model = f"{experiment.base.model}: {sized} ({size.known})"
     memory, peak = _memory(experiment, size)
     return Plan(experiment.experiment, model, speeds, steps, memory, notes, peak, decode_key(experiment))
 
@@ -190,20 +195,44 @@ def _stored(experiment: Experiment | BenchExperiment, size: Size | None = None) 
 
 
 def model_size(spec: ModelSpec, root: Path) -> Size:
-    """Size of a model from its files where they are here, else from its name (``-7B``), else 1 billion parameters."""
-    width_bytes = BYTES[spec.dtype]
-    folder = Path(spec.model).expanduser()
-    folder = folder if folder.is_absolute() else root / folder
-    config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
-    stored = sum(p.stat().st_size for p in folder.glob("*.safetensors")) if config else 0
+    """Size of a model from its files where they are here, else from its name (``-7B``), else 1 billion parameters;
+    ``known`` says which. Raises ModelError for a GGUF file that cannot be read."""
+    path = Path(spec.model).expanduser()
+    path = path if path.is_absolute() else root / path
+    if path.suffix == ".gguf" and path.is_file():
+        return _size_of_gguf(path, BYTES[spec.dtype])
+    config = json.loads((path / "config.json").read_text()) if (path / "config.json").is_file() else {}
+    stored = sum(p.stat().st_size for p in path.glob("*.safetensors")) if config else 0
     named = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)(b|m)(?![a-z])", spec.model.lower())
-    scale = {"b": 1e9, "m": 1e6}
-    parameters = stored / 2 if stored else float(named[1]) * scale[named[2]] if named else 1e9
+    if stored:
+        parameters = stored / BYTES.get(config.get("dtype", config.get("torch_dtype", "auto")), 2)
+        known = "read from its files"
+    elif named:
+        parameters, known = float(named[1]) * {"b": 1e9, "m": 1e6}[named[2]], "guessed from its name"
+    else:
+        parameters, known = 1e9, "a guess: the model is not here, and its name tells no size"
     _, layers, width, kv_share = min(SHAPES, key=lambda s: abs(math.log(s[0] / parameters)))
     layers, width = config.get("num_hidden_layers", layers), config.get("hidden_size", width)
     if "num_key_value_heads" in config:
         kv_share = config["num_key_value_heads"] / config["num_attention_heads"]
-    return Size(parameters, layers, width, 2 * layers * width * kv_share * width_bytes, parameters * width_bytes)
+    return _size(parameters, layers, width, kv_share, BYTES[spec.dtype], known)
+
+
+def _size_of_gguf(path: Path, width_bytes: int) -> Size:
+    header = read_gguf_header(path)
+    layers, width, heads, shared = (
+        header.of_model(name)
+        for name in ("block_count", "embedding_length", "attention.head_count", "attention.head_count_kv")
+    )
+    if not (layers and width):
+        raise ModelError(f"{path}: the header names no block_count and embedding_length: this is no language model")
+    one = isinstance(heads, int) and isinstance(shared, int)  # a list where layers differ
+    return _size(header.parameters, layers, width, shared / heads if one else 1.0, width_bytes, "read from its header")
+
+
+def _size(parameters: float, layers: int, width: int, kv_share: float, width_bytes: int, known: str) -> Size:
+    kv_bytes = 2 * layers * width * kv_share * width_bytes
+    return Size(parameters, layers, width, kv_bytes, parameters * width_bytes, known)
 
 
 # -------------------------------------------------------------------------------------------------------------- stages
