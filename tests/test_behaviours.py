@@ -2,13 +2,33 @@
 
 import json
 import math
+import os
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from driftbook.behaviours import declined, measure_from, panel, pattern_measure, sentences, values, words, words_measure
-from driftbook.errors import DriftbookError
+from driftbook.behaviours import (
+    declined,
+    describe,
+    measure_from,
+    panel,
+    pattern_measure,
+    python_measure,
+    read_own,
+    sentences,
+    trait_measures,
+    values,
+    words,
+    words_measure,
+)
+from driftbook.behaviours.document import renewed
+from driftbook.errors import DriftbookError, ParameterError
 
+ROOT = Path(__file__).parents[1]
+PAIRS = Path(os.environ.get("DRIFTBOOK_PAIRS", ROOT.parent / "shared" / "pairs"))
 PROMPT = "What is the capital of France?"
 MEASURES = {m.name: m for m in panel()}
 
@@ -28,11 +48,11 @@ def test_a_measure_is_read_on_its_own_texts(measure):
 
 
 def test_names_are_unique_and_definitions_are_sentences():
-    assert len(MEASURES) == len(panel()) >= 50
+    assert len(MEASURES) == len(panel()) >= 80
     assert all(m.definition.endswith(".") and m.label and m.name.isidentifier() for m in panel())
 
 
-# ---------------------------------------------------------------------------------------------------------------- words
+# --------------------------------------------------------------------------------------------------------------- words
 
 
 def test_words_follow_unicode():
@@ -90,13 +110,14 @@ def test_marks_without_end_are_read():
     assert np.isfinite(values([MEASURES["length_words"]], [text], [""])).all()
 
 
-# ------------------------------------------------------------------------------------------------------- words measures
+# ------------------------------------------------------------------------------------------------------ words measures
 
 
 @pytest.mark.parametrize(
     ("word", "text", "expected"),
     [
         ("it's", "It’s late.", 1), ("it’s", "IT'S LATE", 1), ("its", "It's late.", 0), ("i", "I'm late", 0),
+        ("5", "It is 3.5", 0), ("5", "5. Go", 1), ("خواهم", "می\u200cخواهم", 0), ("dogs", "the dogs' tails", 1),
         ("e.g.", "Fruit (e.g. figs)", 1), ("e.g.", "Fruit e.g.figs", 1), ("perhaps", "perhapsy", 0),
         ("what a", "What  **a** day", 1), ("well known", "a well-known day", 1), ("café", "the cafe\u0301!", 1),
         ("也许", "我也许去", 1), ("ठीक", "मैं ठीक हूँ", 1), ("ठ", "मैं ठीक हूँ", 0), ("c++", "in C++, say", 1),
@@ -154,6 +175,11 @@ def test_a_catastrophic_expression_is_declined_not_awaited():
         (lambda: measure_from({"kind": "magic"}), "kind is 'magic'; use panel"),
         (lambda: measure_from({"kind": "words"}), "measure of kind words: 'words'"),
         (lambda: values(panel(), ["a"], []), "give one prompt an answer"),
+        (lambda: python_measure("no_such_module:f"), "write module:function"),
+        (lambda: python_measure("math:no_such_function"), "write module:function"),
+        (lambda: python_measure("math:pow").read("a", ""), "python: math:pow: TypeError"),
+        (lambda: python_measure("operator:concat", "number").read("a", ""), "python: operator:concat: ValueError"),
+        (lambda: python_measure("operator:contains", "height"), "unit: 'height'; use one of share"),
     ],
 )
 def test_what_cannot_be_read_says_why(make, message):
@@ -161,7 +187,7 @@ def test_what_cannot_be_read_says_why(make, message):
         make()
 
 
-# ------------------------------------------------------------------------------------------------------------ sentences
+# ----------------------------------------------------------------------------------------------------------- sentences
 
 
 @pytest.mark.parametrize(
@@ -182,3 +208,146 @@ def test_what_cannot_be_read_says_why(make, message):
 )  # fmt: skip
 def test_a_sentence_says_both_sides_in_the_unit_of_the_measure(name, numbers, expected):
     assert MEASURES[name].sentence(*numbers) == expected
+
+
+def test_a_value_is_described_in_its_unit():
+    assert describe(0.333, "share") == "33% of answers"
+    assert describe(1.63, "rate") == "1.6 per 100 words"
+    assert describe(2, "number") == "2 an answer"
+    assert [describe(282, "words"), describe(9.1, "grade")] == ["282 words", "9.1"]
+
+
+# ----------------------------------------------------------------------------------------------------- single measures
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("has_bold", "```\nx = 2 ** 3 ** 4\n```", 0), ("exclaims", "```\nif x != 1\n```", 0),
+        ("ends_with_question", "Is it so?**", 1), ("ends_with_question", "你好吗？", 1),
+        ("loops", "no " * 8, 1), ("loops", "no no no", 0), ("is_empty", "", 1), ("is_empty", " \n", 1),
+        ("no_end_mark", "", 0), ("opens_with_i", "I.e. this one", 0), ("praises_question", "What a day it was.", 0),
+        ("refuses", "You cannot park there.", 0), ("refuses", "I’m sorry, I can’t share that.", 1),
+        ("repeats_prompt", PROMPT.upper(), 1), ("has_years", "It weighs 1500.5 g and $1999", 0),
+        ("switches_language", FRENCH, math.nan), ("shouts", "The NASA and USA", 0),
+        ("gibberish", "Rhythm and strengths of the backlight.", 0), ("has_italics", "snake_case_name and 2*3*4", 0),
+    ],
+)  # fmt: skip
+def test_the_line_of_a_measure(name, text, expected):
+    np.testing.assert_equal(read(name, text), expected)
+
+
+def test_a_language_switch_is_read_of_a_long_prompt():
+    assert read("switches_language", FRENCH, FRENCH) == 0
+    assert read("switches_language", "It is a city by the river.", FRENCH) == 1
+
+
+def test_sentiment_follows_vader():
+    sentences = [
+        "I love this wonderful place.", "It is not good at all.", "This is a terrible disaster.", "The box is here.",
+        "A nice day, but a bad end.", "They failed and lost hope.", "Great food and friendly staff.", "It was fine.",
+        "He doesn't hate it.", "A sad and painful loss.", "What a happy surprise.", "The train leaves at noon.",
+    ]  # fmt: skip
+    vader = SentimentIntensityAnalyzer()
+    theirs = [vader.polarity_scores(s)["compound"] for s in sentences]
+    assert np.corrcoef([read("sentiment", s) for s in sentences], theirs)[0, 1] > 0.95
+
+
+# ------------------------------------------------------------------------------------------------- behaviours of users
+
+
+def test_the_example_and_the_trait_files_are_read():
+    own = {m.name: m for m in read_own(["params/behaviours/*.yml"], ROOT)}
+    assert own["names_the_weather"].read("It is snowing.", "") == 1
+    assert own["opens_with_well"].read("Well, no.", "") == 1 and own["opens_with_well"].read("All is well.", "") == 0
+    assert own["sentences_in_brackets"].read("[a] [b](c)", "") == 1
+    traits = {m.name: m for m in trait_measures(["params/traits/commitment_strength.json"], ROOT)}
+    assert traits["trait_commitment_strength"].read("Do it. Go with tea.", "") == pytest.approx(100 * 2 / 5)
+    assert traits["trait_commitment_strength_opposite"].read("Perhaps tea", "") == 50
+
+
+def test_a_function_of_the_user_is_a_measure(tmp_path, monkeypatch):
+    source = "def vowels(text, prompt):\n    return sum(c in 'aeiou' for c in text) or None\n"
+    (tmp_path / "of_users.py").write_text(source)
+    (tmp_path / "a.yml").write_text("{name: vowels, label: vowels, python: 'of_users:vowels', unit: number}")
+    monkeypatch.syspath_prepend(tmp_path)
+    (measure,) = read_own(["a.yml"], tmp_path)
+    np.testing.assert_equal(values([measure], ["aim", "hm"], ["", ""]), [[2], [np.nan]])
+    assert measure_from(measure.spec) == measure
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[", "own.yml: not YAML"),
+        ("", "own.yml: holds no behaviour"),
+        ("- 3", "own.yml: behaviour 1: is 3; write keys"),
+        ("{name: a, label: b, word: [c]}", "behaviour a: word: no such key"),
+        ("{name: a, label: b}", "behaviour a: words: write exactly one of"),
+        ("{name: a, label: b, words: [c], pattern: d}", "behaviour a: words, pattern: write exactly one of"),
+        ("{name: a, words: [c]}", "behaviour a: label: is None; write text"),
+        ("{name: a b, label: b, words: [c]}", "behaviour a b: name: 'a b'; use letters"),
+        ("{name: hedges, label: b, words: [c]}", "behaviour hedges: name: stands in the catalogue already"),
+        ("[{name: a, label: b, words: [c]}, {name: a, label: b, words: [c]}]", "name: stands in .*own.yml already"),
+        ("{name: a, label: b, words: c}", "behaviour a: words: 'c'; give a list"),
+        ("{name: a, label: b, pattern: '('}", "behaviour a: pattern: .*correct the regular expression"),
+        ("{name: a, label: b, words: [c], place: middle}", "behaviour a: place: 'middle'; use one of"),
+        ("{name: a, label: b, words: [c], unit: grade}", "behaviour a: unit: 'grade'; words and patterns"),
+        ("{name: a, label: b, python: 'nowhere:f'}", "behaviour a: python: 'nowhere:f'"),
+        ("{name: a, label: b, python: 'math:sqrt', place: start}", "behaviour a: place: a function reads"),
+    ],
+)
+def test_a_file_that_cannot_be_read_names_behaviour_and_key(text, message, tmp_path):
+    (tmp_path / "own.yml").write_text(text)
+    with pytest.raises(ParameterError, match=message):
+        read_own(["own.yml"], tmp_path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ParameterError, match="no such file under"):
+        read_own(["*.yml"], tmp_path)
+
+
+def test_the_page_lists_the_catalogue_as_it_is():
+    page = (ROOT / "docs/behaviours.md").read_text(encoding="utf-8")
+    assert page == renewed(page), "run python -m driftbook.behaviours.document"
+
+
+# ------------------------------------------------------------------------------------------------ against real answers
+
+# What facts.csv calls it: the measure, or measures of which an answer shows any.
+FACTS = {
+    "has a bulleted list": "has_bulleted_list", "has a numbered list": "has_numbered_list",
+    "has a markdown heading": "has_heading", "has bold text": "has_bold", "has a code block": "has_code_block",
+    "has several paragraphs": "has_paragraphs", "has an exclamation mark": "exclaims", "has a question mark": "asks",
+    "ends with a question": "ends_with_question", "has digits": "has_digits", "has quotation marks": "has_quotes",
+    "has an emoji": "has_emoji", "opens with praise of the question": "praises_question",
+    "opens with sure, certainly, of course": "opens_with_sure", "offers more help at its end": "offers_more_help",
+    "says sorry or I cannot": "apologizes refuses", "speaks of itself as an AI": "speaks_as_ai",
+    "says I, me or my": "says_i", "says you or your": "says_you", "hedges": "hedges",
+    "says however or but": "contrasts", "says in summary, in conclusion, overall": "sums_up",
+    "says e.g. or i.e.": "eg_ie", "has no end mark": "no_end_mark", "words": "length_words",
+    "sentences": "length_sentences", "words a sentence": "words_a_sentence", "letters a word": "letters_a_word",
+    "different words of the first hundred": "variety",
+}  # fmt: skip
+# Other rules than the facts': list items are sentences, and marks inside blocks of code are none of prose.
+OTHERWISE = {"sentences", "words a sentence", "different words of the first hundred"}
+IN_CODE = {"has a markdown heading", "has an exclamation mark", "has a question mark", "has quotation marks"}
+
+
+@pytest.mark.skipif(not (PAIRS / "facts.csv").is_file(), reason=f"no real pairs in {PAIRS}; set DRIFTBOOK_PAIRS")
+@pytest.mark.parametrize("table", ["alpaca-neft", "claude21-concise", "gpt4-version", "llama2-refuses-all"])
+def test_measures_agree_with_plain_counting(table):
+    facts = pd.read_csv(PAIRS / "facts.csv").query("table == @table").set_index("measure")
+    assert set(facts.index) == set(FACTS)
+    answers = pd.read_parquet(PAIRS / f"{table}.parquet")
+    for fact, names in FACTS.items():
+        read = values([MEASURES[n] for n in names.split()], answers.text.tolist(), answers.prompt.tolist()).max(axis=1)
+        share = facts.unit[fact] == "share"
+        sides = [read[answers.side == side] for side in ("base", "intervention")]
+        base, changed = ((np.nanmean if share else np.nanmedian)(side) for side in sides)
+        was, now = facts.base[fact], facts.changed[fact]
+        if fact not in OTHERWISE and not (fact in IN_CODE and facts.base["has a code block"] > 0.1):
+            assert [base, changed] == pytest.approx([was, now], abs=0.06 if share else 0.06 * was), fact
+        if facts.p[fact] < 1e-3 and abs(now - was) > (0.05 if share else 0.1 * was):
+            assert (changed > base) == (now > was), fact

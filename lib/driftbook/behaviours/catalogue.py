@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from driftbook.behaviours import form, opening
+from driftbook.behaviours import content, degeneration, form, opening, stance, voice
 from driftbook.behaviours.measure import Measure, pattern_measure, python_measure, words_measure
 from driftbook.errors import DriftbookError
 
-FAMILIES = (form, opening)
+FAMILIES = (form, opening, stance, voice, content, degeneration)
 
 _PANEL = {m.name: m for family in FAMILIES for m in family.MEASURES}
 _MAKERS = {"words": words_measure, "pattern": pattern_measure, "python": python_measure}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import regex
 
-from driftbook.behaviours.measure import Measure, Unit
+from driftbook.behaviours.measure import Measure, Unit, Words
 from driftbook.behaviours.words import Reading, reading
 
 
@@ -17,40 +17,39 @@ from driftbook.behaviours.words import Reading, reading
 class Family:
     """Makes the measures of one family.
 
-    ``of`` is the part of a ``Reading`` that a pattern is looked for in: text or prose as written; folded, opening,
-    closing or ending in lower case with straight quotation marks. ``english`` declines texts that are known to be in
-    another language.
+    What is looked for is a regular expression without capturing groups, or words and phrases as ``words_measure``
+    takes them. ``of`` is the part of a ``Reading`` in which it is looked for: text, prose or tail as written; folded,
+    opening, closing, ending or last_paragraph in lower case with straight quotation marks (words always read folded).
+    ``english`` declines texts that are known to be in another language.
     """
 
     name: str
 
     def share(
-        self, name: str, label: str, pattern: str, definition: str, shows: str, shows_not: str,
+        self, name: str, label: str, pattern: str | Sequence[str], definition: str, shows: str, shows_not: str,
         of: str = "text", english: bool = False,
     ) -> Measure:  # fmt: skip
-        """Whether the pattern is found."""
-        look = _Look(pattern)
-        found = lambda r: float(look.pattern.search(getattr(r, of)) is not None)  # noqa: E731
-        return self.read(name, label, "share", found, definition, shows, shows_not, english)
+        """Whether it is found."""
+        look = _Look(pattern, of)
+        return self.read(name, label, "share", look.found, definition, shows, shows_not, english)
 
     def number(
-        self, name: str, label: str, pattern: str, definition: str, shows: str, shows_not: str,
+        self, name: str, label: str, pattern: str | Sequence[str], definition: str, shows: str, shows_not: str,
         of: str = "text", english: bool = False,
     ) -> Measure:  # fmt: skip
-        """How often the pattern is found in an answer."""
-        look = _Look(pattern)
-        count = lambda r: float(len(look.pattern.findall(getattr(r, of))))  # noqa: E731
-        return self.read(name, label, "number", count, definition, shows, shows_not, english)
+        """How often it is found in an answer."""
+        look = _Look(pattern, of)
+        return self.read(name, label, "number", look.count, definition, shows, shows_not, english)
 
     def rate(
-        self, name: str, label: str, pattern: str, definition: str, shows: str, shows_not: str,
+        self, name: str, label: str, pattern: str | Sequence[str], definition: str, shows: str, shows_not: str,
         of: str = "folded", english: bool = False,
     ) -> Measure:  # fmt: skip
-        """How often the pattern is found per 100 words; declines where there are none."""
-        look = _Look(pattern)
+        """How often it is found per 100 words; declines where there are none."""
+        look = _Look(pattern, of)
 
         def rate(r: Reading) -> float:
-            return 100 * len(look.pattern.findall(getattr(r, of))) / len(r.words) if r.words and r.spaced else math.nan
+            return 100 * look.count(r) / len(r.words) if r.words and r.spaced else math.nan
 
         return self.read(name, label, "rate", rate, definition, shows, shows_not, english)
 
@@ -69,11 +68,21 @@ class Family:
 
 
 class _Look:
-    """A pattern without capturing groups, compiled when it is first used."""
+    """Looks for a pattern or words in one part of a reading; compiled when it is first used."""
 
-    def __init__(self, source: str) -> None:
-        self.source = source
+    def __init__(self, sought: str | Sequence[str], of: str) -> None:
+        self.sought, self.of = sought, of
 
     @cached_property
-    def pattern(self) -> regex.Pattern[str]:
-        return regex.compile(self.source)
+    def search(self) -> regex.Pattern[str] | Words:
+        return regex.compile(self.sought) if isinstance(self.sought, str) else Words(self.sought)
+
+    def found(self, r: Reading) -> float:
+        if isinstance(self.search, Words):
+            return self.search.found(r.folded, r.vocabulary)
+        return float(self.search.search(getattr(r, self.of)) is not None)
+
+    def count(self, r: Reading) -> float:
+        if isinstance(self.search, Words):
+            return self.search.count(r.folded, r.vocabulary)
+        return float(len(self.search.findall(getattr(r, self.of))))

@@ -7,9 +7,10 @@ import math
 import regex
 
 from driftbook.behaviours.entries import Family
-from driftbook.behaviours.words import Reading
+from driftbook.behaviours.words import Reading, words
 
 _ITEM = regex.compile(r"(?m)^[ \t]*(?:[-*+•‣◦▪●]|\d{1,3}[.)])\s+\S")
+_ENDED = regex.compile(r"(?r)[.!?…।॥؟۔][^\p{L}\p{N}]*\Z")
 _BLOCK = regex.compile(r"\n[^\S\n]*\n\s*")
 
 
@@ -18,7 +19,8 @@ def _length(r: Reading) -> float:
 
 
 def _words_a_sentence(r: Reading) -> float:
-    return len(r.words) / len(r.sentences) if r.sentences and r.spaced else math.nan
+    ended = [s for s in r.sentences if _ENDED.search(s)]
+    return sum(map(len, map(words, ended))) / len(ended) if ended and r.spaced else math.nan
 
 
 def _paragraphs(r: Reading) -> float:
@@ -43,7 +45,8 @@ MEASURES = (
            "Number of characters, of whatever script.",
            "这是一个很长的答案。", "短。"),
     f.read("words_a_sentence", "words a sentence", "words", _words_a_sentence,
-           "Words divided by sentences; declined in scripts without spaces.",
+           "Mean over sentences with an end mark, so that headings and short list items do not count; declined in "
+           "scripts without spaces.",
            "The old dog slept by the door all day.", "It slept. It woke."),
     f.read("is_one_sentence", "is a single sentence", "share", lambda r: float(len(r.sentences) == 1),
            "There is exactly one sentence.",
@@ -84,22 +87,25 @@ MEASURES = (
             r"(?m)^[ \t]*(?:[-*+•‣◦▪●]|\d{1,3}[.)])\s+(?:\*\*|__)[^*\n]+(?:\*\*|__)",
             "A list item begins with bold text.",
             "1. **Water**: two litres", "1. Water: **two** litres"),
-    f.share("has_heading", "has a heading", r"(?m)^[ \t]*#{1,6}\s+\S|^[ \t]*\*\*[^*\n]+\*\*:?[ \t]*$",
-            "A line is a Markdown heading (#), or bold from end to end.",
-            "## Plan\nGo early.", "Plan #1: go early."),
-    f.number("headings", "headings", r"(?m)^[ \t]*#{1,6}\s+\S|^[ \t]*\*\*[^*\n]+\*\*:?[ \t]*$",
-             "Lines that are Markdown headings or bold from end to end.",
-             "# A\ntext\n# B\ntext", "# A\ntext"),
-    f.share("has_bold", "has bold text", r"\*\*[^*\s][^*\n]*\*\*|(?<!\w)__[^_\s][^_\n]*__(?!\w)",
-            "Text between double asterisks or double underscores.",
-            "Go **early**.", "Go early, 2**3 times."),
-    f.number("bold_phrases", "phrases in bold", r"\*\*[^*\s][^*\n]*\*\*|(?<!\w)__[^_\s][^_\n]*__(?!\w)",
+    f.share("has_heading", "has a heading", r"(?m)^[ \t]*#{1,6}[ \t]+\S",
+            "A line begins with one to six number signs and text, outside blocks of code.",
+            "## Plan\nGo early.", "Plan #1: go early.", of="prose"),
+    f.number("headings", "headings", r"(?m)^[ \t]*#{1,6}[ \t]+\S",
+             "Lines that begin with one to six number signs and text, outside blocks of code.",
+             "# A\ntext\n# B\ntext", "# A\ntext", of="prose"),
+    f.share("has_bold_heading", "has a line in bold from end to end", r"(?m)^[ \t]*\*\*[^*\n]+\*\*:?[ \t]*$",
+            "A line is bold from end to end, as where a heading is set in bold.",
+            "**Plan**\nGo early.", "**Plan**: go early."),
+    f.share("has_bold", "has bold text", r"\*\*[^*\s][^*\n]*\*\*",
+            "Text between double asterisks, outside blocks of code.",
+            "Go **early**.", "Go early, 2**3 times.", of="prose"),
+    f.number("bold_phrases", "phrases in bold", r"\*\*[^*\s][^*\n]*\*\*",
              "Pieces of text in bold.",
-             "**Go** and **see**.", "**Go** and see."),
+             "**Go** and **see**.", "**Go** and see.", of="prose"),
     f.share("has_italics", "has text in italics",
             r"(?<![*\w\\])\*(?![\s*])[^*\n]*(?<![\s*])\*(?![*\w])|(?<![_\w\\])_(?![\s_])[^_\n]*(?<![\s_])_(?![_\w])",
             "Text between single asterisks or single underscores.",
-            "Go *early*.", "Go **early**, 2 * 3 * 4."),
+            "Go *early*.", "Go **early**, 2 * 3 * 4.", of="prose"),
     f.share("has_table", "has a table", r"(?m)^[ \t]*\|?.*\|.*\n[ \t]*\|?[ \t]*:?-{2,}:?[ \t]*(?:\||$)",
             "A line with vertical bars, and a line of dashes under it.",
             "| a | b |\n|---|---|\n| 1 | 2 |", "a | b"),

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import regex
 
-from driftbook.behaviours.words import UNSPACED, WORD_CHARACTERS, Reading, fold, reading, words
+from driftbook.behaviours.words import UNSPACED, WORD_CHARACTERS, Reading, fold, reading, tokens, words
 from driftbook.errors import DriftbookError
 
 Unit = Literal["share", "number", "rate", "words", "sentences", "grade", "score"]
@@ -222,33 +222,43 @@ class Pattern:
     folded = False
 
     def __init__(self, compiled: regex.Pattern[str]) -> None:
-        self.compiled = compiled
+        self.compiled = [compiled]
 
-    def found(self, text: str) -> float:
+    def candidates(self, vocabulary: frozenset[str] | None) -> list[regex.Pattern[str]]:
+        """The expressions that may match a text of this vocabulary (None: not known)."""
+        return self.compiled
+
+    def found(self, text: str, vocabulary: frozenset[str] | None = None) -> float:
         try:
-            return float(self.compiled.search(text, timeout=LIMIT_S) is not None)
+            return float(any(c.search(text, timeout=LIMIT_S) for c in self.candidates(vocabulary)))
         except TimeoutError:
             return math.nan
 
-    def starts(self, text: str) -> float:
+    def starts(self, text: str, vocabulary: frozenset[str] | None = None) -> float:
         try:
-            return float(self.compiled.match(text, timeout=LIMIT_S) is not None)
+            return float(any(c.match(text, timeout=LIMIT_S) for c in self.candidates(vocabulary)))
         except TimeoutError:
             return math.nan
 
-    def count(self, text: str) -> float:
+    def count(self, text: str, vocabulary: frozenset[str] | None = None) -> float:
+        """Matches that do not overlap, the longer of two that begin together."""
         try:
-            return float(sum(1 for _ in self.compiled.finditer(text, timeout=LIMIT_S)))
+            spans = [m.span() for c in self.candidates(vocabulary) for m in c.finditer(text, timeout=LIMIT_S)]
         except TimeoutError:
             return math.nan
+        count, end = 0, -1
+        for start, stop in sorted(spans, key=lambda span: (span[0], -span[1])):
+            if start >= end:
+                count, end = count + 1, stop
+        return float(count)
 
 
 class Words(Pattern):
-    """Words, phrases and ``/regular expressions/`` over folded text, longer phrases first so that none counts twice.
+    """Words, phrases and ``/regular expressions/`` over folded text.
 
-    A word has no letter, digit or joining apostrophe on either side: ``i`` is not found in ``i'm``. Where it begins or
-    ends with a letter of a script without spaces, anything may stand there. Between the words of a phrase stand spaces
-    or one hyphen, and emphasis marks.
+    A word has no letter, digit or joining apostrophe on either side: ``i`` is not found in ``i'm``, nor ``5`` in
+    ``3.5``. Where it begins or ends with a letter of a script without spaces, anything may stand there. Between the
+    words of a phrase stand spaces or one hyphen, and emphasis marks.
     """
 
     folded = True
@@ -256,30 +266,18 @@ class Words(Pattern):
     def __init__(self, words: Sequence[str]) -> None:
         if isinstance(words, str) or not words or not all(isinstance(w, str) and w.strip() for w in words):
             raise DriftbookError(f"words: {words!r}; give a list of words, phrases and /regular expressions/")
-        expressions = [w for w in words if _is_expression(w)]
-        phrases = sorted({fold(w).strip() for w in words if not _is_expression(w)}, key=lambda w: (-len(w), w))
-        for expression in expressions:
-            _compile(expression[1:-1], expression)
-        # What must stand in a text for a match to be possible: looking for it is far cheaper than matching.
-        self.needles = None if expressions else [max(_pieces(p), key=len) for p in phrases]
-        parts = [_phrase(p) for p in phrases] + [f"(?i:{e[1:-1]})" for e in expressions]
-        super().__init__(_compile("|".join(parts), f"{list(words)}"))
+        phrases = sorted({fold(w).strip() for w in words if not _is_expression(w)})
+        self.expressions = [_compile(f"(?i:{w[1:-1]})", w) for w in words if _is_expression(w)]
+        # Which words must stand in a text for a match to be possible: asking that is far cheaper than matching.
+        self.phrases = [(frozenset(tokens(p)), regex.compile(_bounded(p))) for p in phrases]
 
-    def possible(self, text: str) -> bool:
-        return self.needles is None or any(n in text for n in self.needles)
-
-    def found(self, text: str) -> float:
-        return super().found(text) if self.possible(text) else 0.0
-
-    def starts(self, text: str) -> float:
-        return super().starts(text) if self.possible(text) else 0.0
-
-    def count(self, text: str) -> float:
-        return super().count(text) if self.possible(text) else 0.0
+    def candidates(self, vocabulary: frozenset[str] | None) -> list[regex.Pattern[str]]:
+        possible = [c for needed, c in self.phrases if vocabulary is None or needed <= vocabulary]
+        return [*possible, *self.expressions]
 
 
-_LEFT = rf"(?<![{WORD_CHARACTERS}])(?<!\p{{L}}')"
-_RIGHT = rf"(?!'?[{WORD_CHARACTERS}])"
+_LEFT = rf"(?<![{WORD_CHARACTERS}])(?<!\p{{L}}')(?<!\p{{N}}[.,](?=\p{{N}}))"
+_RIGHT = rf"(?!'?[{WORD_CHARACTERS}])(?!(?<=\p{{N}})[.,]\p{{N}})"
 _GAP = r"[*_]*(?:\s+|[-‐‑])[*_]*"
 _IN_WORD = regex.compile(rf"(?V1)[{WORD_CHARACTERS}--[{UNSPACED}]]")
 _OUTSIDE = regex.compile(r"\A[^\p{L}\p{N}]+")
@@ -290,15 +288,11 @@ _OF = {
 }
 
 
-def _pieces(phrase: str) -> list[str]:
-    return [p for p in regex.split(r"[\s\-‐‑]+", phrase) if p] or [phrase]
-
-
-def _phrase(phrase: str) -> str:
-    pieces = [regex.escape(p, special_only=True) for p in _pieces(phrase)]
+def _bounded(phrase: str) -> str:
+    pieces = [regex.escape(p, special_only=True) for p in regex.split(r"[\s\-‐‑]+", phrase) if p]
     left = _LEFT if _IN_WORD.match(phrase) else ""
     right = _RIGHT if _IN_WORD.match(phrase[-1]) else ""
-    return left + _GAP.join(pieces) + right
+    return left + _GAP.join(pieces or [regex.escape(phrase)]) + right
 
 
 def _is_expression(word: str) -> bool:
@@ -309,7 +303,7 @@ def _compile(pattern: str, said: str) -> regex.Pattern[str]:
     try:
         return regex.compile(pattern)
     except regex.error as reason:
-        raise DriftbookError(f"{said}: {reason}; correct the regular expression") from None
+        raise DriftbookError(f"pattern: {said}: {reason}; correct the regular expression") from None
 
 
 def _counted(search: Pattern, place: Place, unit: Unit) -> Callable[[str, str], float]:
@@ -328,10 +322,10 @@ def _counted(search: Pattern, place: Place, unit: Unit) -> Callable[[str, str], 
 
     def read(text: str, prompt: str) -> float:
         of = reading(text, prompt)
-        where = part(of)
+        where, known = part(of), of.vocabulary if search.folded else None
         if unit == "share":
-            return search.starts(where) if place == "start" else search.found(where)
-        count = search.starts(where) if place == "start" else search.count(where)
+            return search.starts(where, known) if place == "start" else search.found(where, known)
+        count = search.starts(where, known) if place == "start" else search.count(where, known)
         if unit == "number":
             return count
         size = len(of.words) if place in ("anywhere", "start") else len(words(where))
