@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,19 +22,19 @@ LIB = {
     "errors.py": "class E(Exception): ...",
     "cluster.py": "import numpy\nfrom driftbook.discovery.clustering import fit\n"
     "def late():\n    from driftbook.discovery import embeddings\n    return embeddings",
-    "decode.py": "from typing import TYPE_CHECKING\nfrom . import sampling\n"
-    "if TYPE_CHECKING:\n    from driftbook import cluster",
+    "decode.py": "from . import sampling\nfrom .discovery.clustering import fit",
     "sampling.py": "x = 1",
-    "lazy.py": "import importlib\nimportlib.import_module('driftbook.plugin')",
-    "plugin.py": "import scipy",
+    "parameters.py": "RESIDUAL_SITES = ('attn_out', 'mlp_out')\nclass Cluster:\n    keywords = 8.0",
     "discovery/__init__.py": "",
     "discovery/clustering.py": "from driftbook.errors import E\ndef fit(x):\n    return x",
     "discovery/embeddings.py": "import pandas",
     "discovery/stopwords.txt": "the\na\n",
     "workbook/__init__.py": "from driftbook.workbook.runs import open_run",
-    "workbook/runs.py": "import yaml\nimport driftbook.sampling",
+    "workbook/runs.py": "import yaml\nfrom driftbook.parameters import Cluster\nfrom . import progress",
+    "workbook/progress.py": "import tqdm",
+    "workbook/runner.py": "from driftbook.workbook import reports",
     "workbook/figures.py": "import plotly",
-    "workbook/reports.py": "import jinja2",
+    "workbook/reports.py": "import jinja2\nfrom driftbook.workbook import figures",
     "workbook/assets/page.css": "body {}",
 }
 
@@ -48,19 +52,34 @@ def reached(package: Path, *code: str) -> set[str]:
     return {name.removeprefix("driftbook/") for name in keys.reached(list(code), package)[0]}
 
 
-def test_sources_are_followed_through_imports_in_functions_and_by_name(package):
-    assert reached(package, "from driftbook.cluster import late") == {
-        "__init__.py", "cluster.py", "errors.py",
-        "discovery/__init__.py", "discovery/clustering.py", "discovery/embeddings.py", "discovery/stopwords.txt",
-    }  # fmt: skip
-    assert reached(package, "from driftbook import decode") == {"__init__.py", "decode.py", "sampling.py"}
-    assert reached(package, "import driftbook.lazy as l") == {"__init__.py", "lazy.py", "plugin.py"}
+def test_sources_are_followed_through_imports_in_functions_and_relative_ones(package):
+    discovery = {"discovery/__init__.py", "discovery/clustering.py", "discovery/stopwords.txt"}
+    found = reached(package, "from driftbook.cluster import late")
+    assert found == {"cluster.py", "errors.py", "discovery/embeddings.py", *discovery}
+    assert reached(package, "from driftbook import decode") == {"decode.py", "sampling.py", "errors.py", *discovery}
     assert reached(package, "%matplotlib inline\n!ls\nx = 1") == set()
 
 
-def test_what_carries_a_run_does_not_count_but_what_draws_into_the_notebook_does(package):
-    code = "from driftbook.workbook import open_run\nfrom driftbook.workbook.figures import bars"
-    assert reached(package, code) == {"__init__.py", "workbook/figures.py"}
+def test_the_face_of_the_package_counts_for_who_takes_a_name_from_it(package):
+    assert reached(package, "import driftbook") == {"__init__.py"}
+    assert reached(package, "from driftbook import fit_vectors") == {"__init__.py"}
+    assert "__init__.py" not in reached(package, "import driftbook.sampling")
+
+
+def test_what_opens_a_run_and_draws_into_the_notebook_counts_but_what_carries_the_run_does_not(package):
+    opened = {"workbook/__init__.py", "workbook/runs.py", "parameters.py"}
+    assert reached(package, "from driftbook.workbook import open_run") == opened
+    assert reached(package, "from driftbook.workbook.figures import bars") == {*opened, "workbook/figures.py"}
+    assert reached(package, "from driftbook.workbook.runner import run_stage") == set()
+
+
+def test_the_notebooks_reach_nothing_that_draws_reports_or_carries_a_run():
+    root = Path(__file__).parent.parent
+    for notebook in sorted(root.glob("notebooks/**/*.ipynb")):
+        files = keys.reached(keys.code_cells(notebook))[0]
+        assert "driftbook/workbook/runs.py" in files and "driftbook/parameters.py" in files, notebook
+        for name in ("cli", "drawing", "execute", "keys", "page", "reports", "runner", "state"):
+            assert f"driftbook/workbook/{name}.py" not in files, (notebook, name)
 
 
 def test_packages_behind_the_imports_count(package):
@@ -68,12 +87,14 @@ def test_packages_behind_the_imports_count(package):
     assert keys.reached(["import os, json, yaml"], package)[1] == {"yaml"}
 
 
-def test_comments_and_layout_are_not_content(package):
+def test_prose_comments_and_layout_are_not_content(package):
     before = keys.reached(["import driftbook.sampling"], package)
-    (package / "sampling.py").write_text("# why\n\nx   =  1\n")
-    assert keys.reached(["import driftbook.sampling"], package) == before
-    (package / "sampling.py").write_text("x = 2\n")
-    assert keys.reached(["import driftbook.sampling"], package) != before
+    for text in ("# why\n\nx   =  1\n", '"""What x is."""\nx = 1\n"""Of what."""\n'):
+        (package / "sampling.py").write_text(text)
+        assert keys.reached(["import driftbook.sampling"], package) == before
+    for text in ("x = 2\n", "x = 1\ny = 'a text'\n"):
+        (package / "sampling.py").write_text(text)
+        assert keys.reached(["import driftbook.sampling"], package) != before
 
 
 def test_a_source_that_does_not_parse_is_named(package):
@@ -115,6 +136,12 @@ def replace(path: Path, old: str, new: str) -> None:
     path.write_text(path.read_text().replace(old, new))
 
 
+def test_a_constant_and_a_default_reach_every_stage_that_imports_them(tree):
+    for old, new in (("('attn_out', 'mlp_out')", "('attn_out',)"), ("keywords = 8.0", "keywords = 9.0")):
+        said = changed(tree, lambda old=old, new=new: replace(tree / "lib/driftbook/parameters.py", old, new))
+        assert set(said) == set(STAGES) and said["traits"] == ["driftbook/parameters.py: edited"]
+
+
 def test_a_parameter_reaches_its_stage_and_those_after_it(tree):
     said = changed(tree, lambda: replace(tree / "params/small.yml", "clusters: 2", "clusters: 5"))
     assert said == {"cluster": ["parameter cluster.clusters: 2 -> 5"], "validate": ["cluster runs again"]}
@@ -129,8 +156,11 @@ def test_a_description_changes_nothing(tree):
 
 
 def test_an_edited_module_reaches_the_stages_that_import_it(tree):
+    edit = ["driftbook/discovery/clustering.py: edited"]
     said = changed(tree, lambda: replace(tree / "lib/driftbook/discovery/clustering.py", "return x", "return -x"))
-    assert said == {"cluster": ["driftbook/discovery/clustering.py: edited"], "validate": ["cluster runs again"]}
+    assert said["cluster"] == [*edit, "decode runs again"] and said["decode"] == edit
+    assert said["validate"] == ["decode runs again", "cluster runs again"]
+    assert set(said) == {"decode", "cluster", "validate"}
 
 
 def test_a_prompt_file_reaches_the_stages_that_read_it(tree):
@@ -156,6 +186,17 @@ def test_an_edited_cell_is_named_and_prose_changes_the_look_alone(tree):
     write_notebook(tree / "notebooks/capture.ipynb", "capture", "x = 2", prose="# Another question")
     after = key(tree, "capture")
     assert before.digest == after.digest and before.render != after.render
+
+
+def test_comments_and_layout_of_a_cell_change_the_look_alone(tree):
+    before = key(tree, "capture")
+    write_notebook(tree / "notebooks/capture.ipynb", "capture", "# why\nx  =  1")
+    after = key(tree, "capture")
+    assert before.digest == after.digest and before.render != after.render
+    for code in ("x = 1\nx", "x = 1\nx;", "%time x = 1\nx"):  # shown, hidden, timed
+        write_notebook(tree / "notebooks/capture.ipynb", "capture", code)
+        before, after = after, key(tree, "capture")
+        assert before.digest != after.digest
 
 
 def test_the_defaults_in_a_parameter_cell_do_not_count(tree):
@@ -229,7 +270,7 @@ def test_weights_in_a_folder_are_hashed_once_until_they_change(tmp_path, monkeyp
     weights, store = tmp_path / "model.safetensors", tmp_path / "digests.json"
     weights.write_bytes(b"0123456789")
     first = keys.digest(weights, store)
-    monkeypatch.setattr(keys, "_digest", lambda *a: pytest.fail("hashed again"))
+    monkeypatch.setattr(keys, "file_digest", lambda *a: pytest.fail("hashed again"))
     assert keys.digest(weights, store) == first
     store.write_text("{ half a fi")
     monkeypatch.undo()
@@ -241,15 +282,8 @@ def test_weights_in_a_folder_are_hashed_once_until_they_change(tmp_path, monkeyp
 
 
 def test_a_key_is_the_same_in_every_process(tree):
-    import subprocess
-    import sys
-
     code = "import sys; from pathlib import Path; sys.path.insert(0, 'TESTS'); from test_keys import key; "
     code = code.replace("TESTS", str(Path(__file__).parent)) + f"print(key(Path({str(tree)!r}), 'cluster').digest)"
-    said = {
-        subprocess.run(
-            [sys.executable, "-c", code], env={"PYTHONHASHSEED": s}, capture_output=True, text=True, check=True
-        ).stdout
-        for s in ("1", "2")
-    }
+    run = functools.partial(subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    said = {run(env={**os.environ, "PYTHONHASHSEED": seed}).stdout for seed in ("1", "2")}
     assert said == {key(tree, "cluster").digest + "\n"}

@@ -32,7 +32,8 @@ def draw(folder: Path) -> str:
 
 
 def redraw(layout: Layout, experiment: str, key: keys.Key) -> None:
-    """Put the notebook's present prose around the outputs of the last run and draw its report. No kernel starts."""
+    """Put the notebook's present prose and comments around the outputs of the last run and draw its report.
+    No kernel starts."""
     import nbformat
 
     folder = layout.stage(experiment, key.stage)
@@ -58,6 +59,8 @@ def _with_prose(executed: Any, present: Any) -> Any:
         cells.append(done)
         if "parameters" in cell.metadata.get("tags", []):
             cells.append(next(code))
+        else:
+            done.source = cell.source
     executed.cells = cells
     return executed
 

@@ -21,7 +21,7 @@ import plotly.graph_objects as go
 from driftbook.workbook.packing import csv_text, escape, pack, script_json
 from driftbook.workbook.static import picture
 from driftbook.workbook.tables import html_table
-from driftbook.workbook.theme import lab_template, theme
+from driftbook.workbook.theme import asset, lab_template, style, theme
 from driftbook.workbook.wording import plain, unmarked
 
 INLINE_LIMIT = 48_000  # characters of one data block in a cell's output; longer ones go to a file beside the notebook
@@ -66,10 +66,17 @@ class Figure:
             metadata = {"driftbook": {"figure": self.title, "best": self.best}}
             return {"text/html": self.html(Path(run_dir)), "text/plain": self.title}, metadata
         if self.view is not None and self.view.kind == "trace":
-            from driftbook.workbook.page import lab_html
-
-            return {"text/html": lab_html(self), "text/plain": self.title}, {}
+            return {"text/html": self._lab_html(), "text/plain": self.title}, {}
         return {"application/vnd.plotly.v1+json": self._lab_spec(), "text/plain": self.title}, {}
+
+    def _lab_html(self) -> str:
+        """The explorer of a trace as the output of a cell: its script comes along."""
+        scripts = "".join(f"<script>{asset(name)}</script>" for name in ("core.js", "trace.js"))
+        return (
+            f"<style>{style(page=False)}</style>{self.html()}"
+            f'<script type="application/json" class="db-theme">{script_json(theme())}</script>{scripts}'
+            "<script>window.driftbook.start(document);</script>"
+        )
 
     def _lab_spec(self) -> dict[str, Any]:
         figure = go.Figure(self.plotly)

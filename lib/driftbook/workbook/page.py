@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from html import unescape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 import nbformat
@@ -23,10 +23,7 @@ from markupsafe import Markup
 
 from driftbook.errors import DriftbookError
 from driftbook.workbook.packing import escape, pack, script_json
-from driftbook.workbook.theme import ASSETS, theme
-
-if TYPE_CHECKING:
-    from driftbook.workbook.figure import Figure
+from driftbook.workbook.theme import ASSETS, asset, style, theme
 
 
 @dataclass(frozen=True)
@@ -36,11 +33,6 @@ class Link:
     text: str
     href: str = ""
     here: bool = False
-
-
-@cache
-def _asset(name: str) -> str:
-    return (ASSETS / name).read_text(encoding="utf-8")
 
 
 @cache
@@ -55,22 +47,6 @@ def plotly_for(html: str) -> str:
     """The packed plotly.js that the figures of a page need; none where all of them do without."""
     kinds = set(re.findall(r'<figure class="db-figure" data-kind="(\w+)"', html))
     return packed_plotly("map" in kinds or "gl" in kinds) if kinds & {"plot", "gl", "map"} else ""
-
-
-def _variables(name: str) -> str:
-    colours = theme()[name]
-    pairs = [f"--db-{key}:{value}" for key, value in colours.items() if isinstance(value, str)]
-    return ";".join([*pairs, *(f"--db-c{i}:{value}" for i, value in enumerate(colours["palette"]))])
-
-
-def _style(*, page: bool) -> str:
-    if not page:
-        return f".db-figure{{{_variables('light')}}}{_asset('figures.css')}"
-    return (
-        f":root{{{_variables('light')};--db-font:{theme()['font']}}}"
-        f"@media screen and (prefers-color-scheme:dark){{:root{{{_variables('dark')}}}}}"
-        f"{_asset('page.css')}{_asset('figures.css')}"
-    )
 
 
 @cache
@@ -99,30 +75,19 @@ def build_page(*, title: str, body: Markup, crumb: str = "driftbook", links: Seq
         "img-src data: blob:; font-src data:; connect-src data: blob:; worker-src blob:; "
         "base-uri 'none'; form-action 'none'"
     )
-    scripts = [Markup(_asset(f"{name}.js")) for name in ("core", "trace", "map") if name in kinds | {"core"}]
+    scripts = [Markup(asset(f"{name}.js")) for name in ("core", "trace", "map") if name in kinds | {"core"}]
     return fill(
         "page.html.j2",
         title=title,
         crumb=crumb,
         links=links,
         body=body,
-        style=Markup(_style(page=True)),
+        style=Markup(style(page=True)),
         policy=policy,
         nonce=nonce,
         scripts=scripts,
         theme=Markup(script_json(theme())),
         plotly=Markup(plotly_for(body)),
-    )
-
-
-def lab_html(figure: Figure) -> str:
-    """A figure with a script of its own, as the output of a cell in JupyterLab."""
-    kind = figure.view.kind if figure.view else "plot"
-    scripts = "".join(f"<script>{_asset(name)}</script>" for name in ("core.js", f"{kind}.js"))
-    return (
-        f"<style>{_style(page=False)}</style>{figure.html()}"
-        f'<script type="application/json" class="db-theme">{script_json(theme())}</script>{scripts}'
-        "<script>window.driftbook.start(document);</script>"
     )
 
 
@@ -222,7 +187,7 @@ def _fragment(notebook: Any) -> str:
             if "text/html" in output.get("data", {}):
                 kept.append(output["data"]["text/html"])
                 output["data"] = {"text/html": f"<p>{key}-{len(kept) - 1}</p>"}
-    exporter = HTMLExporter(template_name="basic", raw_template=_asset("notebook.html.j2"))
+    exporter = HTMLExporter(template_name="basic", raw_template=asset("notebook.html.j2"))
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     exporter.exclude_anchor_links = True
     html, _ = exporter.from_notebook_node(notebook)

@@ -1,4 +1,4 @@
-"""Colours and fonts of figures and pages, light and dark: one file of data, read here and by the page's script."""
+"""The look of figures and pages, light and dark: one file of colours and fonts, read here and by the page's script."""
 
 from __future__ import annotations
 
@@ -20,6 +20,29 @@ ASSETS = Path(__file__).parent / "assets"
 def theme() -> dict[str, Any]:
     """The colours and fonts of figures and pages."""
     return json.loads((ASSETS / "theme.json").read_text())
+
+
+@cache
+def asset(name: str) -> str:
+    """The text of a file of ``assets``."""
+    return (ASSETS / name).read_text(encoding="utf-8")
+
+
+def style(*, page: bool) -> str:
+    """The style sheet of a page, light and dark; or of one figure in JupyterLab, which is light."""
+    if not page:
+        return f".db-figure{{{_variables('light')}}}{asset('figures.css')}"
+    return (
+        f":root{{{_variables('light')};--db-font:{theme()['font']}}}"
+        f"@media screen and (prefers-color-scheme:dark){{:root{{{_variables('dark')}}}}}"
+        f"{asset('page.css')}{asset('figures.css')}"
+    )
+
+
+def _variables(name: str) -> str:
+    colours = theme()[name]
+    pairs = [f"--db-{key}:{value}" for key, value in colours.items() if isinstance(value, str)]
+    return ";".join([*pairs, *(f"--db-c{i}:{value}" for i, value in enumerate(colours["palette"]))])
 
 
 BASE = theme()["light"]["palette"][0]
