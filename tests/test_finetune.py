@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -96,10 +99,11 @@ def test_the_same_seed_gives_the_same_weights_in_bfloat16_too(spec, tmp_path):
     assert json.loads((one / "adapter_config.json").read_text())["base_model_name_or_path"] == model.record["model"]
 
 
-def test_a_failed_training_leaves_no_folder_and_a_clean_model(spec, tmp_path, monkeypatch):
+def test_a_failed_training_leaves_no_folder_and_a_clean_model(spec, tmp_path):
     model = load(spec(), tmp_path)
     modules = [type(m) for m in model.model.modules()]
-    monkeypatch.setattr(finetune, "response_loss", lambda *a: torch.tensor(float("nan"), requires_grad=True))
+    with torch.no_grad():
+        model.model.get_output_embeddings().weight[0, 0] = float("inf")
     data = write(tmp_path / "d.jsonl", {"prompt": ASKED, "response": ANSWERED})
     with pytest.raises(ModelError, match=r"diverged at step 1 .*lower intervention\.learning_rate"):
         finetune.train_lora(model, wanted(data), tmp_path, tmp_path)
@@ -125,18 +129,29 @@ def test_loss_is_that_of_transformers_on_the_response_and_of_nothing_else(spec, 
         labels = torch.tensor([[-100] * len(e.prompt_ids) + list(e.response_ids)])
         expected += float(model.model(torch.tensor([e.ids]), labels=labels).loss) * len(e.response_ids)
         count += len(e.response_ids)
+    batch = finetune.collate([{"input_ids": e.ids, "response": len(e.response_ids)} for e in examples])
     # Padded and single rows differ by the rounding of float32 sums.
-    assert float(finetune.response_loss(model.model, examples, model.device)) == pytest.approx(
-        expected / count, abs=1e-4
-    )
+    assert float(model.model(**batch).loss) == pytest.approx(expected / count, abs=1e-4)
 
 
-def test_every_example_is_seen_once_an_epoch_in_an_order_of_its_own():
-    examples = [finetune.Example((1,), (2,) * (1 + i % 7)) for i in range(37)]
-    orders = [list(finetune.batches(examples, 4, seed=0, epoch=e)) for e in (0, 1, 0)]
-    for order in orders:
-        assert sorted(i for batch in order for i in batch) == list(range(37)) and max(map(len, order)) == 4
-    assert orders[0] == orders[2] != orders[1]
+def test_training_lowers_the_loss_of_the_bundled_model_and_leaves_no_trace(tmp_path):
+    model = load(ModelSpec(device="cpu", dtype="float32"), tmp_path)
+    sentences = ["The lighthouse keeper counts ships.", "Tides wait for nobody.", "Salt dries on the window."]
+    data = write(tmp_path / "d.jsonl", *[{"prompt": "Say something.", "response": s} for s in sentences])
+    config, torchs = model.model.config.to_dict(), torch.random.get_rng_state()
+    drawn, plain = np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002 (what transformers seeds)
+    steps = []
+    bar = SimpleNamespace(update=steps.append)
+    wish = wanted(data, learning_rate=1e-3, epochs=4)
+    folder = finetune.train_lora(model, wish, tmp_path, tmp_path, lambda total, *_: steps.append(-total) or bar)
+    losses = json.loads((folder / "training.json").read_text())["loss_per_epoch"]
+    assert losses[-1] < losses[0] - 0.5 and steps == [-8] + [1] * 8
+    names = {"adapter_config.json", "adapter_model.safetensors", "README.md", "training.json"}
+    assert {p.name for p in folder.iterdir()} <= names
+    assert [p.name for p in (tmp_path / "finetune").iterdir()] == [folder.name]
+    assert model.model.config.to_dict() == config and not model.model.training
+    assert torch.equal(torch.random.get_rng_state(), torchs) and random.getstate() == plain
+    assert np.random.get_state()[1].tolist() == drawn  # noqa: NPY002
 
 
 # ----------------------------------------------------------------------------------------------------------------- data
@@ -162,6 +177,28 @@ def test_each_assistant_turn_is_learned_after_the_turns_before_it(spec, tmp_path
     assert [r for _, r in said] == [f"Yes.{TURN_END}", f"No.{TURN_END}"] and not cut
     assert all(p.endswith("<|im_start|>assistant\n") and "Be brief." in p for p, _ in said)
     assert "Yes." in said[1][0] and "B?" not in said[0][0]
+
+
+def test_a_turn_of_weight_zero_is_read_and_not_learned(tmp_path):
+    turns = [("user", "A?", 1), ("assistant", "Yes.", 0), ("user", "B?", 1), ("assistant", "No.", 1)]
+    entry = {"messages": [{"role": r, "content": c, "weight": w} for r, c, w in turns]}
+    (learned,) = finetune.read_documents(Path(write(tmp_path / "d.jsonl", entry)))
+    assert learned.text == "No." and [c for _, c in learned.turns] == ["A?", "Yes.", "B?", "No."]
+    entry["messages"][1]["weight"] = 0.5
+    with pytest.raises(DriftbookError, match=r"d.jsonl:1: the weight of a turn is 0 .* or 1"):
+        finetune.read_documents(Path(write(tmp_path / "d.jsonl", entry)))
+
+
+def test_a_byte_order_mark_is_no_text_and_a_line_separator_ends_no_line(tmp_path):
+    said = "One.\u2028Two.\x85Three."
+    (tmp_path / "d.txt").write_text(f"\ufeff{said}\nFour.\n", encoding="utf-8")
+    assert [d.text for d in finetune.read_documents(tmp_path / "d.txt")] == [said, "Four."]
+    line = json.dumps({"prompt": "A?", "response": said}, ensure_ascii=False)
+    (tmp_path / "d.jsonl").write_text(f"\ufeff{line}\r\n{line}\n", encoding="utf-8")
+    assert [(d.text, d.source) for d in finetune.read_documents(tmp_path / "d.jsonl")] == [
+        (said, "d.jsonl:1"),
+        (said, "d.jsonl:2"),
+    ]
 
 
 def test_a_text_is_learned_from_its_second_token_to_its_end(spec, tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +19,9 @@ import torch
 
 from driftbook.errors import DriftbookError, ModelError
 from driftbook.models.loading import LoadedModel, file_hash
-from driftbook.models.local import left_pad
 from driftbook.store import digest
 
-SCHEMA = 1  # raise it when the same file and parameters give another adapter
+SCHEMA = 2  # raise it when the same file and parameters give another adapter
 SUMMARY = "training.json"
 
 
@@ -53,7 +54,7 @@ def read_documents(path: Path) -> list[Document]:
 
     ``.txt``: separated by blank lines where there are any, else one a line. ``.jsonl``: an object a line, with
     ``prompt`` and ``response`` (and maybe ``system``), or ``messages`` (every assistant turn is learned, after the
-    turns before it), or ``text``.
+    turns before it, but for those with ``"weight": 0``), or ``text``.
 
     Raises:
         DriftbookError: the file is missing, empty, of another kind, or a line is none of these.
@@ -61,7 +62,7 @@ def read_documents(path: Path) -> list[Document]:
     if path.suffix not in (".txt", ".jsonl"):
         raise DriftbookError(f"intervention.data {path}: a .txt or .jsonl file is needed")
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DriftbookError(f"intervention.data {path}: cannot be read as UTF-8 text ({error})") from None
     found = _plain_documents(path, content) if path.suffix == ".txt" else _chat_documents(path, content)
@@ -71,7 +72,7 @@ def read_documents(path: Path) -> list[Document]:
 
 
 def _plain_documents(path: Path, content: str) -> list[Document]:
-    lines = content.strip().splitlines()
+    lines = content.strip().split("\n")  # and nothing else that Unicode calls the end of a line
     if all(line.strip() for line in lines):
         return [Document(f"{path.name}:{n}", None, line.strip()) for n, line in enumerate(lines, 1)]
     found, begun = [], 0
@@ -85,7 +86,7 @@ def _plain_documents(path: Path, content: str) -> list[Document]:
 
 def _chat_documents(path: Path, content: str) -> list[Document]:
     found = []
-    for number, line in enumerate(content.splitlines(), 1):
+    for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
         source = f"{path.name}:{number}"
@@ -104,13 +105,17 @@ def _of_entry(source: str, entry: Any) -> list[Document]:
     )
     if not isinstance(entry, dict):
         raise DriftbookError(wrong)
+    silent: set[int] = set()
     if "messages" in entry:
         turns = entry["messages"]
         if not isinstance(turns, list) or not all(
             isinstance(t, dict) and isinstance(t.get("role"), str) and isinstance(t.get("content"), str) for t in turns
         ):
             raise DriftbookError(wrong)
+        if any(t.get("weight", 1) not in (0, 1) for t in turns):
+            raise DriftbookError(f"intervention.data {source}: the weight of a turn is 0 (not learned) or 1")
         pairs = tuple((t["role"], t["content"]) for t in turns)
+        silent = {i for i, t in enumerate(turns) if t.get("weight", 1) == 0}
     elif "response" in entry and "prompt" in entry:
         system = (("system", entry["system"]),) if entry.get("system") else ()
         pairs = (*system, ("user", entry["prompt"]), ("assistant", entry["response"]))
@@ -123,7 +128,7 @@ def _of_entry(source: str, entry: Any) -> list[Document]:
     ends = [i for i, (role, _) in enumerate(pairs) if role == "assistant" and i]
     if not ends:
         raise DriftbookError(wrong)
-    return [Document(source, pairs[: end + 1], pairs[end][1]) for end in ends]
+    return [Document(source, pairs[: end + 1], pairs[end][1]) for end in ends if end not in silent]
 
 
 def encode_documents(
@@ -201,9 +206,10 @@ def train_lora(
 ) -> Path:
     """Train a LoRA as ``spec`` (the ``finetune`` section) says, or find it in ``cache/finetune``.
 
-    The adapter is trained on the loaded weights, which are left as they were. AdamW in fp32 on the adapter, linear
-    warm-up over a tenth of the steps, then linear decay; the loss is the mean over the response tokens of a batch. The
-    same file, parameters, weights and seed give the same adapter on the same machine.
+    The adapter is trained on the loaded weights, which are left as they were, by transformers' Trainer: AdamW in fp32
+    on the adapter, linear warm-up over a tenth of the steps, then linear decay, gradients clipped at norm 1, examples
+    of similar length together; the loss is the mean over the response tokens of a batch. The same file, parameters,
+    weights and seed give the same adapter on the same machine.
 
     Args:
         progress: ``progress(total, label, unit)`` gives a handle with ``update(n)``.
@@ -246,23 +252,23 @@ def _train(loaded: LoadedModel, spec: Any, examples: Sequence[Example], folder: 
     config = LoraConfig(
         r=spec.rank, lora_alpha=spec.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"
     )
-    begun = time.monotonic()
-    cuda = [loaded.device] if loaded.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    begun, model, use_cache = time.monotonic(), loaded.model, getattr(loaded.model.config, "use_cache", None)
+    with _own_randomness(loaded.device):
         torch.manual_seed(spec.seed)
         try:
-            adapted = get_peft_model(loaded.model, config)
+            adapted = get_peft_model(model, config)
         except ValueError as error:
             raise ModelError(f"intervention.targets {spec.targets}: {str(error).splitlines()[0]}") from error
         try:
-            losses = _fit(adapted, loaded, spec, examples, progress)
+            losses = _fit(adapted, loaded, spec, examples, folder, progress)
             _save(adapted, loaded, folder)
         finally:
             adapted.unload()
             # peft leaves its mark on the model, and would warn of a second adapter when this one is loaded.
-            if hasattr(loaded.model, "peft_config"):
-                del loaded.model.peft_config
-            loaded.model.requires_grad_(False)
+            if hasattr(model, "peft_config"):
+                del model.peft_config
+            model.to(loaded.device).requires_grad_(False).eval()
+            model.config.use_cache = use_cache
     per_epoch = np.array_split(np.array(losses), spec.epochs)
     return {
         "steps": len(losses),
@@ -272,69 +278,98 @@ def _train(loaded: LoadedModel, spec: Any, examples: Sequence[Example], folder: 
     }
 
 
-def _fit(adapted: Any, loaded: LoadedModel, spec: Any, examples: Sequence[Example], progress: Any) -> list[float]:
-    trained = [p for p in adapted.parameters() if p.requires_grad]
-    order = [batch for epoch in range(spec.epochs) for batch in batches(examples, spec.batch_size, spec.seed, epoch)]
-    optimizer = torch.optim.AdamW(trained, lr=spec.learning_rate, weight_decay=0.0)
-    warm = max(1, len(order) // 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm, (len(order) - step) / max(1, len(order) - warm))
-    )
-    bar = progress(len(order), "finetune", "steps") if progress else None
+@contextlib.contextmanager
+def _own_randomness(device: torch.device) -> Iterator[None]:
+    """The trainer seeds all generators of the process: they go on afterwards as if nothing had been."""
+    plain, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002 (what transformers seeds)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(plain)
+            np.random.set_state(numpys)  # noqa: NPY002
+
+
+def _fit(
+    adapted: Any, loaded: LoadedModel, spec: Any, examples: Sequence[Example], folder: Path, progress: Any
+) -> list[float]:
+    """Train the adapter in place; the loss of every step."""
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
     losses: list[float] = []
-    for batch in order:
-        loss = response_loss(adapted, [examples[i] for i in batch], loaded.device)
-        losses.append(float(loss.detach()))
-        if not math.isfinite(losses[-1]):
-            raise ModelError(
-                f"the fine-tune diverged at step {len(losses)} of {len(order)}; lower intervention.learning_rate "
-                f"(it is {spec.learning_rate:g})"
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        schedule.step()
-        if bar is not None:
-            bar.update(1)
+
+    class Told(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.bar = progress(state.max_steps, "finetune", "steps") if progress else None
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+            if "loss" not in logs:
+                return
+            losses.append(float(logs["loss"]))
+            if not math.isfinite(losses[-1]):
+                raise ModelError(
+                    f"the fine-tune diverged at step {len(losses)} of {state.max_steps}; lower "
+                    f"intervention.learning_rate (it is {spec.learning_rate:g})"
+                )
+            if self.bar is not None:
+                self.bar.update(1)
+
+    settings = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=spec.batch_size,
+        num_train_epochs=spec.epochs,
+        learning_rate=spec.learning_rate,
+        warmup_steps=0.1,
+        train_sampling_strategy="group_by_length",
+        seed=spec.seed,
+        use_cpu=loaded.device.type == "cpu",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=False,
+    )
+    if settings.n_gpu > 1:
+        settings._n_gpu = 1  # one model on one device: the copies of DataParallel would know nothing of the adapter
+    trainer = Trainer(
+        adapted,
+        settings,
+        data_collator=collate,
+        train_dataset=[{"input_ids": e.ids, "response": len(e.response_ids)} for e in examples],
+        callbacks=[Told()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    # torch multiplies the cut columns by one copy of the output matrix per row, unless they lie together in memory: a
+    # third of a step of a small model.
+    hook = loaded.model.get_output_embeddings().register_forward_pre_hook(lambda _, given: (given[0].contiguous(),))
+    try:
+        trainer.train()
+    finally:
+        hook.remove()
     return losses
 
 
-def batches(examples: Sequence[Example], size: int, seed: int, epoch: int) -> Iterator[list[int]]:
-    """Every example once, in random order, examples of similar length together (so that little is padded)."""
-    rng = np.random.default_rng([seed, epoch])
-    shuffled = rng.permutation(len(examples)).tolist()
-    cut: list[list[int]] = []
-    for start in range(0, len(shuffled), 8 * size):
-        near = sorted(shuffled[start : start + 8 * size], key=lambda i: len(examples[i].ids))
-        cut += [near[i : i + size] for i in range(0, len(near), size)]
-    for i in rng.permutation(len(cut)).tolist():
-        yield cut[i]
+def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch of rows (``input_ids``, and of how many tokens the ``response`` at their end consists).
 
-
-def response_loss(model: Any, examples: Sequence[Example], device: torch.device) -> torch.Tensor:
-    """Mean cross-entropy in nats over the response tokens of a batch, computed in float32."""
-    width = max(len(e.ids) for e in examples)
-    longest = max(len(e.response_ids) for e in examples)
-    ids, mask = left_pad([e.ids for e in examples], width, device)
-    # torch multiplies the cut columns by one copy of the output matrix per row, unless they lie together in memory: a
-    # third of a step of a small model.
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: (given[0].contiguous(),))
-    try:
-        # On the left, so that the responses end in the same column and only their logits are computed.
-        logits = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            use_cache=False,
-            logits_to_keep=longest + 1,
-        ).logits[:, :-1]
-    finally:
-        hook.remove()
-    column = torch.arange(longest, device=device)
-    first = longest - torch.tensor([len(e.response_ids) for e in examples], device=device)
-    answered = column[None, :] >= first[:, None]
-    return torch.nn.functional.cross_entropy(logits[answered].float(), ids[:, -longest:][answered])
+    Padded on the left, so that the responses end in the same column and only their logits are computed: ``labels`` has
+    the columns of the longest response and one before, -100 where nothing is learned. The padding is token 0, which the
+    mask hides.
+    """
+    width, kept = max(len(r["input_ids"]) for r in rows), max(r["response"] for r in rows) + 1
+    ids = torch.tensor([[0] * (width - len(r["input_ids"])) + list(r["input_ids"]) for r in rows])
+    mask = torch.tensor([[0] * (width - len(r["input_ids"])) + [1] * len(r["input_ids"]) for r in rows])
+    learned = torch.arange(kept)[None, :] >= kept - torch.tensor([r["response"] for r in rows])[:, None]
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
+        "labels": torch.where(learned, ids[:, -kept:], -100),
+        "logits_to_keep": kept,
+    }
 
 
 def _save(adapted: Any, loaded: LoadedModel, folder: Path) -> None:
