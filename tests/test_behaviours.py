@@ -25,6 +25,8 @@ from driftbook.behaviours import (
     words_measure,
 )
 from driftbook.behaviours.document import renewed
+from driftbook.behaviours.measure import PATIENCE, Words
+from driftbook.behaviours.words import Reading
 from driftbook.errors import DriftbookError, ParameterError
 
 ROOT = Path(__file__).parents[1]
@@ -128,6 +130,14 @@ def test_words_are_whole_words_in_every_script(word, text, expected):
     assert words_measure([word]).read(text, "") == expected
 
 
+def test_words_are_found_whether_the_vocabulary_is_known_or_not():
+    texts = [m.shows for m in panel()] + [m.shows_not for m in panel()] + [FRENCH]
+    texts.append("e.g.figs 3.5 I'm می\u200cخواهم 也许")
+    sought = [Words([w]) for w in {w for t in texts for w in words(t)}]
+    for r in map(Reading, texts):
+        assert all(s.count(r.folded) == s.count(r.folded, r.vocabulary) for s in sought)
+
+
 def test_words_are_counted_in_their_place_and_unit():
     text = "Perhaps it rains. Perhaps not, perhaps snow."
     counted = {
@@ -162,6 +172,13 @@ def test_a_catastrophic_expression_is_declined_not_awaited():
     slow = values([measure], ["a" * 60 + "!", "a"], ["", ""])
     assert np.isnan(slow[0, 0]) and slow[1, 0] == 1
     assert declined([measure], slow) == {"slow": 1}
+
+
+def test_an_expression_that_is_always_late_is_given_up(monkeypatch):
+    monkeypatch.setattr("driftbook.behaviours.measure.LIMIT_S", 0.001)
+    measure = pattern_measure(r"^(a|aa)+$", name="slow")
+    slow = values([measure], ["a" * (60 + i) + "!" for i in range(PATIENCE)] + ["a"], [""] * (PATIENCE + 1))
+    assert declined([measure], slow) == {"slow": PATIENCE + 1}
 
 
 @pytest.mark.parametrize(

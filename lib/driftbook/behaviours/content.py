@@ -73,11 +73,10 @@ MEASURES = (
             "A name, an at sign and a domain.",
             "Write to ann@example.org.", "Write to Ann @ home."),
     f.share("has_citations", "cites",
-            r"\[\d{1,3}(?:[,–-]\s?\d{1,3})*\](?!\()|(?<=\(|, )(?:1[5-9]|20)\d\d[a-z]?\)|\bet al\b|\bdoi\b"
-            r"|\barxiv\b|\bisbn\b"
-            r"|\n\W*(?:references|bibliography|works cited|sources)\W*\n",
-            "A number in square brackets, a year in parentheses, et al., a DOI or a list of references.",
-            "It helps (Smith, 2020).", "It helps, says Smith.", of="folded"),
+            r"(?i)\[[1-9]\d{0,2}(?:[,–-] ?\d{1,3})*\](?!\()|(?<=\p{L}\.?, )(?:1[5-9]|20)\d\d[a-z]?\)|\bet al\b|\bdoi\b"
+            r"|\barxiv\b|\bisbn\b|\n\W*(?:references|bibliography|works cited|sources)\W*\n",
+            "A number in square brackets, a name and a year in parentheses, et al., a DOI or a list of references.",
+            "It helps (Smith, 2020).", "It helped Smith (2020).", of="prose"),
     f.share("names_sources", "names a source in words",
             r"\baccording to\b|\b(?:studies|research|evidence|experts|scientists|researchers|surveys?"
             r"|data) (?:\w+ )?(?:shows?|suggests?|"

@@ -60,7 +60,8 @@ def _gibberish(r: Reading) -> float:
     if not r.latin:
         return math.nan
     plain = [w for w in r.prose_words if len(w) > 3 and w.isalpha()]
-    return float(len(plain) > 0 and 10 * sum(map(_is_no_word, plain)) >= len(plain))
+    none = [w for w in plain if _is_no_word(w)]
+    return float(len(set(none)) >= 3 and 10 * len(none) >= len(plain))
 
 
 def _one_character(r: Reading) -> float:
@@ -100,7 +101,8 @@ MEASURES = (
             "A line begins with User:, Human:, Assistant: and the like.",
             "Paris.\nUser: And of Spain?", "The user asks: and of Spain?"),
     f.read("gibberish", "has many words that are none", "share", _gibberish,
-           "A tenth of its plain words have no vowel, six consonants in a row, four equal letters or 25 letters.",
+           "A tenth of its words of four letters and more, three different ones at least, have no vowel, six "
+           "consonants in a row, four equal letters or 25 letters.",
            "The xkcdq ssssss bfghtrk of it.", "The strengths of it have rhythm."),
     f.read("runs_on_one_character", "repeats one character ten times", "share", _one_character,
            "A character other than a rule, a dot or a zero stands ten times in a row.",

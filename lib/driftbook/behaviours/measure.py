@@ -25,6 +25,7 @@ Unit = Literal["share", "number", "rate", "words", "sentences", "grade", "score"
 Place = Literal["anywhere", "opening", "closing", "start"]
 
 LIMIT_S = 0.25  # that a regular expression from outside may take over one text; catastrophic ones never return
+PATIENCE = 20  # texts over which it may take longer before it is tried no more
 PLACES = {"anywhere": "", "opening": " in its first sentence", "closing": " in its last sentence", "start": ""}
 
 
@@ -217,40 +218,45 @@ def python_measure(
 
 
 class Pattern:
-    """A compiled expression with a time limit; NaN for a text over which it is reached."""
+    """A compiled expression with a time limit; NaN for a text over which it is reached, and from ``PATIENCE`` of them
+    on for every text."""
 
     folded = False
 
     def __init__(self, compiled: regex.Pattern[str]) -> None:
-        self.compiled = [compiled]
+        self.compiled, self.late = [compiled], 0
 
     def candidates(self, vocabulary: frozenset[str] | None) -> list[regex.Pattern[str]]:
         """The expressions that may match a text of this vocabulary (None: not known)."""
         return self.compiled
 
     def found(self, text: str, vocabulary: frozenset[str] | None = None) -> float:
-        try:
-            return float(any(c.search(text, timeout=LIMIT_S) for c in self.candidates(vocabulary)))
-        except TimeoutError:
-            return math.nan
+        return self._timed(lambda: any(c.search(text, timeout=LIMIT_S) for c in self.candidates(vocabulary)))
 
     def starts(self, text: str, vocabulary: frozenset[str] | None = None) -> float:
-        try:
-            return float(any(c.match(text, timeout=LIMIT_S) for c in self.candidates(vocabulary)))
-        except TimeoutError:
-            return math.nan
+        return self._timed(lambda: any(c.match(text, timeout=LIMIT_S) for c in self.candidates(vocabulary)))
 
     def count(self, text: str, vocabulary: frozenset[str] | None = None) -> float:
         """Matches that do not overlap, the longer of two that begin together."""
-        try:
+
+        def count() -> int:
             spans = [m.span() for c in self.candidates(vocabulary) for m in c.finditer(text, timeout=LIMIT_S)]
-        except TimeoutError:
+            number, end = 0, -1
+            for start, stop in sorted(spans, key=lambda span: (span[0], -span[1])):
+                if start >= end:
+                    number, end = number + 1, stop
+            return number
+
+        return self._timed(count)
+
+    def _timed(self, read: Callable[[], float]) -> float:
+        if self.late >= PATIENCE:
             return math.nan
-        count, end = 0, -1
-        for start, stop in sorted(spans, key=lambda span: (span[0], -span[1])):
-            if start >= end:
-                count, end = count + 1, stop
-        return float(count)
+        try:
+            return float(read())
+        except TimeoutError:
+            self.late += 1
+            return math.nan
 
 
 class Words(Pattern):
@@ -268,6 +274,7 @@ class Words(Pattern):
             raise DriftbookError(f"words: {words!r}; give a list of words, phrases and /regular expressions/")
         phrases = sorted({fold(w).strip() for w in words if not _is_expression(w)})
         self.expressions = [_compile(f"(?i:{w[1:-1]})", w) for w in words if _is_expression(w)]
+        self.late = 0
         # Which words must stand in a text for a match to be possible: asking that is far cheaper than matching.
         self.phrases = [(frozenset(tokens(p)), regex.compile(_bounded(p))) for p in phrases]
 

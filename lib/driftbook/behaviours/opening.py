@@ -71,9 +71,10 @@ MEASURES = (
             r"\A\s*(?:#{1,6}\s+\S|\*\*[^*\n]+\*\*:?[ \t]*\n|(?:[-*+•]|\d{1,3}[.)])\s+\S)",
             "The first line is a heading, bold from end to end, or a list item.",
             "# Tea\nBoil water.", "Boil water.\n# Tea"),
-    f.share("opens_with_title", "opens with a label and a colon", r"\A\W*(?:\p{Lu}[\w'-]*)(?:[ \t]+[\w'-]+){0,5}:",
-            "A capitalised word and five more at most stand before a colon.",
-            "Subject: Your order", "I like one thing, which is this: tea.", of="text"),
+    f.share("opens_with_title", "opens with a label and a colon",
+            r"\A\W*\p{Lu}[\w'-]*(?:[ \t]+(?:\p{Lu}[\w'-]*|of|and|for|the)){0,5}:",
+            "One to six capitalised words stand before a colon.",
+            "Subject: Your order", "Two things are needed: tea and time."),
     f.share("ends_with_question", "ends with a question", r"[?？؟][\"'”’)\]*_]*\s*\Z",
             "The last character is a question mark, but for closing marks.",
             "Boil water. Do you like tea?", "Do you like tea? Boil water."),
@@ -103,7 +104,8 @@ MEASURES = (
             "Boil water.\n\nNote: it is hot.", "Note: it is hot.\n\nBoil water.", of="last_paragraph", english=True),
     f.share("signs_off", "ends with good wishes",
             r"\b(?:best (?:regards|wishes|of luck)|sincerely|kind regards|warm regards|yours truly|good luck|"
-            r"take care|have (?:a |fun)|enjoy|happy \w+ing|cheers|see you|safe travels|bon app[eé]tit)\b",
+            r"take care|have (?:fun|a (?:\w+ )?(?:day|time|trip|weekend|evening|journey|one))|enjoy(?: your"
+            r"| the| it|!)|happy \w+ing|cheers|see you|safe travels|bon app[eé]tit)\b",
             "One of the last two sentences wishes luck, fun or a good day, or signs a letter.",
             "Boil water. Enjoy your tea!", "Enjoy the rain first. Then boil water. Add tea. Wait.",
             of="ending", english=True),

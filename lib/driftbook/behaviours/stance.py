@@ -26,7 +26,7 @@ ADVICE = (
     "need to",
 )  # fmt: skip
 REFUSAL = (
-    r"\b(?:i|we)(?:'m| am|'re| are)? (?:sorry,? but i )?(?:cannot|can't|can not|could not|couldn't|won't|will not|"
+    r"\bi(?:'m| am)? (?:sorry,? but i )?(?:cannot|can't|can not|won't|will not|"
     r"would not|wouldn't|unable to|not able to|not allowed to|not permitted to|not comfortable|must decline|"
     r"have to decline|decline to|refuse to|do not feel comfortable|don't feel comfortable|not programmed to|"
     r"not designed to|not authorized to)"
@@ -123,9 +123,9 @@ MEASURES = (
            "You should consider rest.", "You should rest at home today.", english=True),
     f.share("asks_back", "asks the person for more",
             r"\b(?:could|can|would) you (?:please )?(?:\w+ )?(?:provide|clarify|specify|tell|share|explain|give"
-            r"|describe|let me know|elaborate|rephrase|confirm)\b"
-            r"|\bplease (?:provide|clarify|specify|tell me|share|let me know|rephrase|give me)\b"
-            r"|\b(?:more|additional|further) (?:context|information|details)\b[^.!?\n]{0,40}\b(?:so|to|about|and i)\b"
+            r"|describe"
+            r"|elaborate|rephrase|confirm)\b|\bplease (?:provide|clarify|specify|tell me|share|rephrase|give me)\b"
+            r"|\bi(?:'d| would)? need (?:\w+ )?(?:more|additional|further) (?:context|information|details)\b"
             r"|\b(?:what|which|how|do|are|did|have|is) (?:\w+ ){0,4}(?:you|your)\b[^.!?\n]{0,80}\?",
             "Asks to clarify or to provide something, or asks a question about you.",
             "Could you clarify which city?", "It is clear which city it was.", of="folded", english=True),
@@ -168,12 +168,12 @@ MEASURES = (
             "Says because, therefore, due to, as a result and the like.",
             "Go early, because it rains.", "Go early. It rains.", english=True),
     f.share("moralizes", "moralizes",
-            ("unethical", "ethical", "immoral", "moral", "morally", "illegal", "unlawful", "inappropriate",
-             "disrespectful", "respectful", "offensive", "harmful", "stereotypes", "discriminatory", "responsible",
-             "responsibly",
-             "not acceptable", "dignity", "against the law"),
-            "Says unethical, illegal, inappropriate, harmful, respectful, responsible and the like.",
-            "That would be unethical.", "That would be late.", english=True),
+            ("unethical", "not ethical", "immoral", "morally", "illegal", "unlawful", "inappropriate",
+             "not appropriate", "disrespectful", "be respectful", "respectful and", "offensive", "stereotypes",
+             "discriminatory", "responsibly", "not acceptable", "never acceptable", "against the law",
+             "ethical considerations"),
+            "Says unethical, illegal, inappropriate, disrespectful, responsibly, never acceptable and the like.",
+            "That would be unethical.", "He is responsible for it.", english=True),
     f.share("stresses", "says that something is important",
             r"\b(?:it's|it is|is also|are) (?:\w+ )?(?:important|crucial|essential|vital|critical|worth noting"
             r"|imperative|necessary) "
@@ -186,15 +186,16 @@ MEASURES = (
             r"\bsorry to hear\b|\bi (?:\w+ )?(?:understand|know) (?:how|that (?:you|this|it))|\bthat (?:must"
             r"|sounds) (?:be )?(?:\w+ )?"
             r"(?:hard|tough|difficult|frustrating|stressful|painful|terrible|upsetting)|\byou(?:'re"
-            r"| are) not alone\b|\bunderstandable\b"
-            r"|\bi can (?:imagine|understand|see (?:how|why))|\bmy (?:heart|condolences)|\bit's (?:okay|ok"
+            r"| are) not alone\b|(?:is|'s|\w+ly) understandable\b"
+            r"|\bi can (?:imagine|understand|see (?:how|why))|\bmy (?:\w+ )?condolences|\bheart goes out"
+            r"|\bit's (?:okay|ok"
             r"|normal|natural) to\b",
             "Says sorry to hear, I understand how you feel, that must be hard and the like.",
             "I'm sorry to hear that.", "I hear that.", of="folded", english=True),
     f.share("encourages", "encourages",
             r"\byou(?:'ve| have) got this\b|\bgood (?:job|luck|work)\b|\bgreat (?:job|work)\b|\bwell done\b"
             r"|\bcongratulations\b|\bkeep (?:going|it up)\b"
-            r"|\bdon't give up\b|\bbelieve in yourself\b|\byou can do (?:it|this)\b|\bproud of\b|\bkeep up\b"
+            r"|\bdon't give up\b|\bbelieve in yourself\b|\byou can do (?:it|this)(?=[.!,])|\bproud of\b|\bkeep up\b"
             r"|\bdon't be afraid\b|\bdon't worry\b",
             "Says well done, good luck, you can do it, don't worry and the like.",
             "Well done! You can do it.", "It can be done.", of="folded", english=True),
