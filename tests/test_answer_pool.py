@@ -13,7 +13,7 @@ from driftbench import savings
 from driftbench.proof import answer_pool, plants
 from driftbench.proof.harvest import Design
 from driftbook.errors import DriftbookError
-from driftbook.models.tables import read_table
+from driftbook.text_tables import read_text_table
 
 ROOT = Path(__file__).parent.parent
 POOL = ROOT / "params/bench/pool/answers.parquet"
@@ -79,7 +79,7 @@ def test_the_pool_in_the_repository_is_small_real_and_planted(shipped):
 
 
 def test_the_texts_intervention_reads_any_change_of_the_pool(shipped):
-    held = read_table(POOL, "refusal 0.7")
+    held = read_text_table(POOL, "refusal 0.7")
     own = shipped[shipped.change == "refusal 0.7"]
     of = {p.prompt_id: p for p in held.prompts}
     assert len(of) == own.prompt.nunique()

@@ -141,6 +141,73 @@ def test_every_mistake_of_a_file_is_said_at_once(root):
     assert "seed" in said and "cluster.clusters" in said and "did you mean 'bootstraps'?" in said
 
 
+BARE = "experiment: x\ntraits: {files: [params/traits/calm.json]}\n"
+
+
+def answers(root, samples):
+    """A table of that many answers a prompt and side, and of one less to one of six prompts."""
+    rows = [
+        f"{side},Why {word}?,{word} {s}"
+        for word in ("apples", "tides", "chess", "maps", "bread", "comets")
+        for side in ("base", "intervention")
+        for s in range(samples - (word == "chess"))
+    ]
+    (root / "answers.csv").write_text("side,prompt,text\n" + "\n".join(rows) + "\n")
+    return f"{BARE}intervention: {{kind: texts, path: answers.csv}}\n"
+
+
+def accepted(root, text):
+    (root / "params/x.yml").write_text(text)
+    return load_experiment(root / "params/x.yml")
+
+
+def test_samples_that_a_table_of_texts_does_not_hold_are_refused_when_it_is_named(root):
+    table = answers(root, 3)
+    said = refused(root, f"{table}decode: {{samples: 3}}\n")
+    assert said.startswith("params/x.yml:4: decode.samples: 3, and answers.csv holds 2 texts a side of 'Why chess?'")
+    assert "set at most 2" in said
+    assert "params/x.yml:4: capture.samples: 9" in refused(root, f"{table}capture: {{samples: 9}}\n")
+
+
+@pytest.mark.parametrize(("held", "decode", "capture"), [(1, 1, 1), (2, 2, 2), (5, 2, 4)])
+def test_samples_that_are_not_written_are_those_of_a_table_that_holds_fewer(root, held, decode, capture):
+    found = accepted(root, answers(root, held + 1))
+    assert (found.decode.samples, found.capture.samples) == (decode, capture)
+
+
+def test_a_bad_table_of_texts_is_refused_when_it_is_named(root):
+    text = answers(root, 1)
+    (root / "answers.csv").write_text("side,prompt\nbase,Why?\n")
+    said = refused(root, text)
+    assert said.startswith("params/x.yml:3: intervention.path") and "no column text" in said
+
+
+@pytest.mark.parametrize(("kind", "count"), [("texts", 6), ("none", 8)])
+def test_a_budget_below_the_first_round_is_refused_with_what_it_needs(root, kind, count):
+    words = ("apples", "tides", "chess", "maps", "bread", "comets", "violins", "taxes")
+    (root / "params/prompts/some.txt").write_text("".join(f"{w} {w[::-1]}?\n" for w in words))
+    text = answers(root, 3) if kind == "texts" else f"{BARE}capture: {{prompts: [params/prompts/few.txt]}}\n"
+    text += "decode: {prompts: [params/prompts/some.txt], splits: {discover: 0.5, screen: 0, validate: 0.5}, "
+    needed = 2 * 2 * count
+    said = refused(root, f"{text}sampling: {{max_texts: {needed - 1}}}}}\n")
+    assert said.startswith("params/x.yml:")
+    assert f"decode.sampling.max_texts: {needed - 1} is less than the {needed} texts of the first round" in said
+    assert f"raise it to {needed} at least" in said
+    accepted(root, f"{text}sampling: {{max_texts: {needed}}}}}\n")
+
+
+def test_look_alikes_that_decode_drops_take_nothing_of_the_budget(root):
+    lines = [f"{c * 5} {c * 6} {c * 7} {c * 8}" for c in "abcdefgh"]
+    same = [f"{line} more" for line in lines]
+    (root / "params/prompts/some.txt").write_text("\n".join(lines + same) + "\n")
+    asked = "decode: {prompts: [params/prompts/some.txt], samples: 1, sampling: {max_texts: %d}}\n"
+    text = f"{BARE}capture: {{prompts: [params/prompts/few.txt]}}\n{asked}"
+    said = refused(root, text % 4)
+    kept = int(said.split("(")[1].split()[0])
+    assert kept < 16
+    accepted(root, text % (2 * kept))
+
+
 FILES = {
     "missing prompt file": (
         "capture: {prompts: [params/prompts/fw.txt]}",

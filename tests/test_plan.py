@@ -169,7 +169,7 @@ def test_answers_of_a_server_are_not_counted_as_made_here(tmp_path):
 
 
 def test_answers_in_a_table_are_only_read(tmp_path):
-    (tmp_path / "answers.csv").write_text("side,prompt,text\nbase,a,b\nintervention,a,c\n")
+    (tmp_path / "answers.csv").write_text("side,prompt,text\n" + 2 * "base,a,b\nintervention,a,c\n")
     found = changed(tmp_path, "{kind: texts, path: answers.csv}")
     assert step(found, "decode").generated == step(found, "capture").generated == 0 < step(found, "capture").read
     assert step(found, "decode").seconds == 0

@@ -14,8 +14,8 @@ from driftbook import capture, decode
 from driftbook.errors import DriftbookError
 from driftbook.models.interventions import open_pair
 from driftbook.models.sampling import SamplingParams
-from driftbook.models.tables import read_table
 from driftbook.parameters import Decode, Experiment, ModelSpec, Texts
+from driftbook.text_tables import read_text_table
 
 SHARES = {"discover": 0.5, "screen": 0.2, "validate": 0.3}
 SUBJECTS = [
@@ -141,9 +141,9 @@ def test_a_table_of_several_changes_is_read_one_change_at_a_time(base, tmp_path)
         ]
     )
     shown.to_parquet(path)
-    read = {c: read_table(path, c) for c in ("loud 1", "loud 2")}
+    read = {c: read_text_table(path, c) for c in ("loud 1", "loud 2")}
     assert {k: len(v) for k, v in read["loud 2"].texts.items()} == {
-        k: len(v) for k, v in read_table(path_of(one, tmp_path)).texts.items()
+        k: len(v) for k, v in read_text_table(path_of(one, tmp_path)).texts.items()
     }
     for (side, prompt_id), texts in read["loud 2"].texts.items():
         plain = read["loud 1"].texts[side, prompt_id]
@@ -151,11 +151,11 @@ def test_a_table_of_several_changes_is_read_one_change_at_a_time(base, tmp_path)
     keys = {open_pair(base, Texts(path=str(path), change=c), tmp_path, tmp_path).intervention.key for c in read}
     assert len(keys) == 2
     with pytest.raises(DriftbookError, match="several changes: loud 1, loud 2; say which"):
-        read_table(path)
+        read_text_table(path)
     with pytest.raises(DriftbookError, match=r"no change 'soft'.*loud 1, loud 2"):
-        read_table(path, "soft")
+        read_text_table(path, "soft")
     with pytest.raises(DriftbookError, match="no column change"):
-        read_table(path_of(one, tmp_path), "loud 1")
+        read_text_table(path_of(one, tmp_path), "loud 1")
 
 
 def path_of(rows: pd.DataFrame, folder):
@@ -180,9 +180,21 @@ def test_more_samples_than_the_table_has_are_refused(base, tmp_path):
 def test_a_system_prompt_makes_another_prompt(tmp_path):
     rows = pd.concat([table(1), table(1).assign(system="Be brief.")])
     rows.to_json(tmp_path / "t.jsonl", orient="records", lines=True)
-    found = read_table(tmp_path / "t.jsonl")
+    found = read_text_table(tmp_path / "t.jsonl")
     assert sorted(str(p.system) for p in found.prompts) == ["Be brief."] * 12 + ["None"] * 12
     assert {found.samples(p.prompt_id) for p in found.prompts} == {1}
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_a_prompt_may_be_a_conversation(tmp_path, suffix):
+    asked = [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Yes."}]
+    asked.append({"role": "user", "content": "Milk?"})
+    rows = pd.DataFrame({"side": ["base", "intervention"], "prompt": [asked, asked], "text": ["No.", "Yes."]})
+    if suffix == "parquet":
+        rows.to_parquet(tmp_path / "t.parquet")
+    else:
+        rows.to_json(tmp_path / "t.jsonl", orient="records", lines=True)
+    assert read_text_table(tmp_path / f"t.{suffix}").prompts[0].chat() == asked
 
 
 @pytest.mark.parametrize(
@@ -201,16 +213,16 @@ def test_a_system_prompt_makes_another_prompt(tmp_path):
 def test_a_bad_table_is_refused_with_what_is_wrong(tmp_path, change, said):
     change(table(1)).to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(DriftbookError, match=said):
-        read_table(tmp_path / "t.csv")
+        read_text_table(tmp_path / "t.csv")
 
 
 def test_a_file_that_is_no_table_is_refused(tmp_path):
     (tmp_path / "t.parquet").write_text("no")
     (tmp_path / "t.xlsx").write_text("no")
     with pytest.raises(DriftbookError, match=r"t\.parquet: cannot be read as \.parquet"):
-        read_table(tmp_path / "t.parquet")
+        read_text_table(tmp_path / "t.parquet")
     with pytest.raises(DriftbookError, match=r"a table is one of \.parquet, \.csv, \.jsonl"):
-        read_table(tmp_path / "t.xlsx")
+        read_text_table(tmp_path / "t.xlsx")
 
 
 def test_capture_reads_the_beginning_of_each_text_with_the_base(base, tmp_path):

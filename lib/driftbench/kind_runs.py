@@ -29,6 +29,7 @@ from driftbook.models.interventions import Pair, open_pair, open_sides
 from driftbook.models.loading import load
 from driftbook.models.vectors import VectorSet
 from driftbook.parameters import Experiment
+from driftbook.prompts import load_saved
 from driftbook.workbook.runner import run_stage
 from driftbook.workbook.runs import Run
 
@@ -106,9 +107,14 @@ def steered_checkpoint(params: Experiment, vectors: VectorSet, run: Run) -> Path
 def table_of(decoded: Path, path: Path) -> Path:
     """The texts of a decode stage's data folder as a table that ``intervention.kind: texts`` reads."""
     texts = pd.read_parquet(decoded / "texts.parquet").sort_values("sample_index", kind="stable")
-    prompts = pd.read_parquet(decoded / "prompts.parquet")[["prompt_id", "text", "family"]]
-    asked = prompts.rename(columns={"text": "prompt"})
-    texts[["side", "prompt_id", "text"]].merge(asked, on="prompt_id").drop(columns="prompt_id").to_parquet(path)
+    prompts = load_saved(decoded)
+    asked = [prompts[p] for p in texts["prompt_id"]]
+    chats = any(p.messages for p in prompts.values())  # a column of parquet holds texts or conversations
+    texts[["side", "text"]].assign(
+        prompt=[p.chat() if chats else p.text for p in asked],
+        family=[p.family for p in asked],
+        system=[p.system for p in asked],
+    ).to_parquet(path)
     return path
 
 

@@ -23,7 +23,7 @@ from driftbook.discovery.screen import (
     screen_divergence,
     worth_scoring,
 )
-from driftbook.discovery.splits import drop_near_duplicates, sample_prompts, split_prompts
+from driftbook.discovery.splits import prompt_set
 from driftbook.discovery.strategies import Ask, State, first_round, plan_round, propensities, quality
 from driftbook.discovery.two_sample import COLUMNS as FAMILY_COLUMNS
 from driftbook.errors import PromptError
@@ -67,15 +67,8 @@ def load_prompts(
     limit: int | None = None,
     given: Sequence[Prompt] | None = None,
 ) -> PromptSet:
-    """Read (or take what is ``given``), split by content inside each family, and drop look-alikes that straddle
-    splits."""
-    prompts = list(read_prompts(list(patterns), root)) if given is None else list(given)
-    if limit is not None and limit < len(prompts):
-        prompts = sample_prompts(prompts, limit)
-    splits = split_prompts(prompts, shares)
-    keep, dropped = drop_near_duplicates(prompts, splits)
-    kept = [i for i, k in enumerate(keep) if k]
-    return PromptSet.of([prompts[i] for i in kept], [splits[i] for i in kept], dropped)
+    """The prompts of the files that the patterns name, or those ``given``, split as ``splits.prompt_set`` does."""
+    return prompt_set(read_prompts(list(patterns), root) if given is None else given, shares, limit)
 
 
 def encode(pair: Pair, prompts: PromptSet, max_new_tokens: int) -> dict[str, list[tuple[int, ...]]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
@@ -18,7 +18,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from driftbook.errors import ParameterError, PromptError
+from driftbook.errors import DriftbookError, ParameterError, PromptError
+from driftbook.prompt_files import files_beside, read_prompts
+from driftbook.prompts import Prompt
+from driftbook.text_tables import read_text_table
 
 Where = Callable[[tuple[str | int, ...]], str]
 """From the keys of a problem to "file:line: "."""
@@ -613,6 +616,7 @@ def load_experiment(path: Path, root: Path | None = None) -> Experiment | BenchE
         )
     if isinstance(experiment, Experiment):
         _check_files(experiment, root, lambda keys: f"{shown}:{_line(tree, keys)}: ")
+        return _checked_design(experiment, root, lambda keys: f"{shown}:{_line(tree, keys)}: ")
     return experiment
 
 
@@ -795,8 +799,6 @@ def expand(patterns: list[str], root: Path) -> list[Path]:
     A pattern is a path or glob below ``root``, or absolute; what follows a ``#`` are options of its reader, which may
     name a file, too.
     """
-    from driftbook.prompt_files import files_beside
-
     named = (path for pattern in patterns for path in (*_matches(pattern, root), *files_beside(pattern, root)))
     return list(dict.fromkeys(named))
 
@@ -850,16 +852,62 @@ def _check_files(experiment: Experiment, root: Path, where: Where) -> None:
             f"{where(('intervention', 'trait'))}intervention.trait: there is no trait {trait!r} in traits.files"
             f"{_meant(trait, names)}; there are {', '.join(names)}"
         )
-    problems += _unreadable(experiment.capture.prompts, ("capture", "prompts"), root, where)
+    if not isinstance(intervention, Texts):  # a table brings its own
+        problems += _unreadable(experiment.capture.prompts, ("capture", "prompts"), root, where)
+        problems += _unreadable(experiment.decode.prompts, ("decode", "prompts"), root, where)
     problems += _unreadable(experiment.capture.tier3.prompts, ("capture", "tier3", "prompts"), root, where)
-    problems += _unreadable(experiment.decode.prompts, ("decode", "prompts"), root, where)
     if problems:
         raise ParameterError("\n".join(problems))
 
 
-def _unreadable(patterns: list[str], keys: tuple[str, ...], root: Path, where: Where) -> list[str]:
-    from driftbook.prompt_files import read_prompts
+def _checked_design(experiment: Experiment, root: Path, where: Where) -> Experiment:
+    """The experiment, with as many samples as a table of texts holds where none are written.
 
+    Raises ParameterError where more are written than the table holds, or the budget does not hold the first round.
+    """
+    change, prompts = experiment.intervention, None
+    if isinstance(change, Texts):
+        try:
+            table = read_text_table(root / Path(change.path).expanduser(), change.change)
+        except DriftbookError as error:
+            raise ParameterError(f"{where(('intervention', 'path'))}{error}") from None
+        prompts, poorest = table.prompts, table.poorest()
+        fewest = table.samples(poorest.prompt_id)
+        for stage in ("capture", "decode"):
+            section = experiment.section(stage)
+            if section.samples > fewest and "samples" in section.model_fields_set:
+                raise ParameterError(
+                    f"{where((stage, 'samples'))}{stage}.samples: {section.samples}, and {change.path} holds {fewest} "
+                    f"texts a side of {poorest.text[:60]!r} ({poorest.source}); set at most {fewest}, or leave it out"
+                )
+            samples = min(section.samples, fewest)
+            experiment = experiment.model_copy(update={stage: section.model_copy(update={"samples": samples})})
+    elif not any(pattern.startswith("hf:") for pattern in experiment.decode.prompts):  # the hub is asked later
+        prompts = read_prompts(experiment.decode.prompts, root)
+    _check_budget(experiment.decode, prompts, where)
+    return experiment
+
+
+def _check_budget(decode: Decode, prompts: Sequence[Prompt] | None, where: Where) -> None:
+    """Whether the first round fits; look-alikes are only looked for where it does not fit without that."""
+    most, samples = decode.sampling.max_texts, decode.samples
+    if prompts is None or 2 * samples * min(len(prompts), decode.max_prompts or len(prompts)) <= most:
+        return
+    from driftbook.discovery.splits import prompt_set  # scipy and pandas: a moment that other experiments are spared
+
+    try:
+        count = len(prompt_set(prompts, decode.splits.model_dump(by_alias=True), decode.max_prompts))
+    except PromptError as error:
+        raise ParameterError(f"{where(('decode', 'prompts'))}decode.prompts: {error}") from None
+    if (needed := 2 * samples * count) > most:
+        raise ParameterError(
+            f"{where(('decode', 'sampling', 'max_texts'))}decode.sampling.max_texts: {most} is less than the {needed} "
+            f"texts of the first round ({count} prompts x {samples} samples x 2 sides); raise it to {needed} at least, "
+            "or lower decode.samples or decode.max_prompts"
+        )
+
+
+def _unreadable(patterns: list[str], keys: tuple[str, ...], root: Path, where: Where) -> list[str]:
     problems = []
     for index, pattern in enumerate(patterns):
         if pattern.startswith("hf:"):

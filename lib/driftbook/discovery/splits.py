@@ -18,7 +18,7 @@ import pandas as pd
 from scipy import sparse
 
 from driftbook.errors import PromptError
-from driftbook.prompts import Prompt
+from driftbook.prompts import Prompt, PromptSet
 
 SPLITS = ("discover", "screen", "validate")
 """In the order in which a look-alike is kept: a later split loses what resembles an earlier one."""
@@ -73,6 +73,18 @@ def split_prompts(prompts: Sequence[Prompt], shares: Mapping[str, float], salt: 
             "max_prompts, or set the share of screen to 0"
         )
     return splits
+
+
+def prompt_set(prompts: Sequence[Prompt], shares: Mapping[str, float], limit: int | None = None) -> PromptSet:
+    """``prompts``, or ``limit`` of them, split by content inside each family, without look-alikes that straddle splits.
+
+    Raises PromptError as ``split_prompts`` and ``drop_near_duplicates`` do.
+    """
+    prompts = sample_prompts(prompts, limit)
+    splits = split_prompts(prompts, shares)
+    keep, dropped = drop_near_duplicates(prompts, splits)
+    kept = np.flatnonzero(keep)
+    return PromptSet.of([prompts[i] for i in kept], [splits[i] for i in kept], dropped)
 
 
 def sample_prompts(prompts: Sequence[Prompt], count: int | None, salt: int = 0) -> list[Prompt]:

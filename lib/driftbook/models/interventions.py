@@ -24,6 +24,7 @@ from driftbook.models.vectors import VectorSet
 from driftbook.prompts import Prompt
 from driftbook.scale import PairSpec, PairWorkers, open_workers, share
 from driftbook.store import digest
+from driftbook.text_tables import read_text_table
 
 SIDES = ("base", "intervention")
 
@@ -233,9 +234,9 @@ def _vector_tap(spec: Any, vectors: VectorSet, model: LoadedModel) -> tuple[Tap,
 
 
 def _with_table(reader: LoadedModel, path: Path, change: str | None) -> Pair:
-    from driftbook.models.tables import TableEngine, read_table
+    from driftbook.models.tables import TableEngine
 
-    table = read_table(path, change)
+    table = read_text_table(path, change)
     key = digest("texts", file_hash(path), *([change] if change else []))[:16]
     notes = {"texts": path.name} | ({"change": change} if change else {})
     sides = [Side(name, reader, key, notes=notes, source=TableEngine(table, name, reader)) for name in SIDES]

@@ -35,6 +35,7 @@ from driftbook.parameters import (
 )
 from driftbook.prompt_files import read_prompts
 from driftbook.prompts import Prompt
+from driftbook.text_tables import read_text_table
 from driftbook.workbook.progress import duration
 from driftbook.workbook.runs import Layout, Run, peak_rss_mb, read_json, write_json
 from driftbook.workers import cores
@@ -266,9 +267,7 @@ def _asked(experiment: Experiment, root: Path) -> tuple[list[Prompt], bool]:
     own."""
     change, patterns = experiment.intervention, experiment.decode.prompts
     if isinstance(change, Texts):
-        from driftbook.models.tables import read_table
-
-        return read_table(root / Path(change.path).expanduser(), change.change).prompts, False
+        return read_text_table(root / Path(change.path).expanduser(), change.change).prompts, False
     return _prompts(patterns, root), any(p.startswith("hf:") for p in patterns)
 
 
