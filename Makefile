@@ -12,11 +12,12 @@ STAGES    = traits capture decode cluster validate
 BIN       = $(VENV)/bin
 DRIFTBOOK = $(BIN)/python -m driftbook
 STAMP     = $(VENV)/.driftbook-setup
+NUMERIC   = $(shell grep -l pytest.mark.numeric tests/test_*.py)
 BENCHES   = $(patsubst params/bench/%.yml,%,$(wildcard params/bench/*.yml))
 
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo run $(STAGES) lab plan why index compare verify render docs test lint bench proof cache clean
+.PHONY: help setup demo run $(STAGES) lab plan why index compare verify render docs test test-portable house lint bench proof cache clean
 
 help: ## list the targets
 	@grep -hE '^[$$a-z()_A-Z-]+:.*## ' $(MAKEFILE_LIST) | sed -e 's/^$$(STAGES)/<stage>/' -e 's/:.*## /\t/' | expand -t 12
@@ -70,6 +71,20 @@ docs: setup ## make the example report in docs/example again
 
 test: setup lint ## all tests, offline
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+# An older processor, or one of another maker, has other kernels for the same products, and their sums run in another
+# order; so they do with another number of threads. Processors that are not x86-64 ignore the names of these kernels.
+test-portable: setup ## tests of numbers under the kernels of other processors, with one thread and with two
+	for kernels in default avx2; do for threads in 1 2; do \
+	  echo "kernels: $$kernels, threads: $$threads"; \
+	  ATEN_CPU_CAPABILITY=$$kernels ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=$$threads \
+	  MKL_ENABLE_INSTRUCTIONS=$$([ $$kernels = avx2 ] && echo AVX2 || echo SSE4_2) \
+	  OPENBLAS_CORETYPE=$${OPENBLAS_CORETYPE:-Haswell} \
+	  $(BIN)/python -m pytest $(NUMERIC) -m numeric -n 2 --dist loadfile || exit 1; \
+	done; done
+
+house: setup ## how the code stands: lines, packages, imports upward and in circles, long functions
+	$(BIN)/python tests/house.py
 
 lint: setup ## ruff
 	$(BIN)/ruff check lib tests

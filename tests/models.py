@@ -91,6 +91,14 @@ def full_logits(model: LoadedModel, sequence: TokenSequence | tuple[int, ...]) -
     return model.model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0].double().numpy()
 
 
+def assert_same_but_for_rounding(found: np.ndarray, expected: np.ndarray, share: float = 1e-5) -> None:
+    """Numbers of one float32 computation made twice: by another process, with other threads or in another batch. Its
+    sums may then run in another order, and each keeps 2**-24 of what it adds up; so each difference is measured against
+    the largest number, of which ``share`` is some hundred such steps. A wrong row or a wrong side is off by far more.
+    """
+    np.testing.assert_allclose(found, expected, rtol=0, atol=share * np.nanmax(np.abs(expected)))
+
+
 def hook_count(model: LoadedModel) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.model.modules())
 

@@ -28,6 +28,8 @@ from driftbook.traits import sites_of
 from models import fresh, hidden_states, hook_count, loaded
 from test_vectors import some_vectors
 
+pytestmark = pytest.mark.numeric
+
 PROMPTS = [
     Prompt("What is tea?"),
     Prompt("Rain, drums, rivers.", system="Be terse."),

@@ -15,6 +15,8 @@ from sklearn.metrics import adjusted_rand_score, pairwise_distances
 from driftbook.discovery import clustering as c
 from driftbook.errors import DriftbookError
 
+pytestmark = pytest.mark.numeric
+
 K_MEANS = ("minibatch_kmeans", "kmeans", "spherical_kmeans")
 
 

@@ -83,6 +83,7 @@ def test_every_text_that_is_asked_for_comes_once_in_its_order(tmp_path):
     assert set(decode.TEXT_SCHEMA.names) <= set(texts.columns)
 
 
+@pytest.mark.numeric
 def test_a_text_follows_from_its_seed_and_from_nothing_else(tmp_path):
     texts = texts_of(tmp_path / "a")
     for name, options in {"b": dict(shard=100), "c": dict(batch_size=1), "d": dict(shard=1, batch_size="auto")}.items():
@@ -205,6 +206,7 @@ def screened(tmp_path, pair, samples: int = 2, tokens: int = 4):
     return *found, texts, told
 
 
+@pytest.mark.numeric
 def test_the_screen_is_the_exact_divergence_along_sampled_responses(tmp_path):
     """Two checkpoints, so that brute force needs no hooks."""
     a, b = loaded("llama", "sdpa"), loaded("llama", "sdpa", seed=1)
@@ -242,6 +244,7 @@ def test_a_wider_screen_is_not_read_from_a_narrower_one(tmp_path):
     assert len(narrow[1]) == 6 and len(wide[1]) == 9 and wide[1].n[6:].eq(0).all()
 
 
+@pytest.mark.numeric
 def test_the_same_model_has_no_divergence_and_stronger_steering_has_more(tmp_path):
     sizes = []
     for amount in (0.0, 0.5, 4.0):

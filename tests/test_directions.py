@@ -8,6 +8,8 @@ from sklearn.metrics import roc_auc_score
 
 from driftbook.models import directions
 
+pytestmark = pytest.mark.numeric
+
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))

@@ -18,6 +18,8 @@ from driftbook.models.replay import TokenSequence
 from driftbook.models.steering import SteerTap
 from models import fresh, full_logits, loaded, some_prompts
 
+pytestmark = pytest.mark.numeric
+
 
 def pair_of(a, b, **options) -> Pair:
     return Pair(Side("base", a, a.key), Side("intervention", b, b.key + "x", **options), 2)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,6 +22,7 @@ from driftbook.evidence.judges import EmbeddingJudge, LexiconJudge, RepetitionJu
 from driftbook.evidence.local_judge import LocalJudge
 from driftbook.evidence.nli import NliJudge
 from driftbook.ledger import Ledger
+from waiting import wait_until
 
 HEDGE = Hypothesis("hedges", "intervention", words=("might", "it could be", "/\\?{2,}/"))
 SWEAR = Hypothesis("swears", "intervention", words=("damn",))
@@ -280,25 +280,24 @@ def test_nothing_paid_is_lost_when_the_process_is_killed(tmp_path):
         ledger = Ledger(Path(sys.argv[2]), 100.0)
         judge = EndpointJudge(ChatClient("strong", "m", sys.argv[1], ledger, concurrency=2))
         scores = judge.score([f"red {i}" for i in range(40)], [Hypothesis("red", "base")])
-        print(scores.sum(), ledger.accounts["strong"].cached)
+        print(scores.sum(), ledger.accounts["strong"].cached, ledger.accounts["strong"].calls)
         """
     )
     path = tmp_path / "answers.sqlite"
     with Server(delay=0.05) as server:
         command = [sys.executable, "-c", script, server.url, str(path)]
         process = subprocess.Popen(command)
-        while len(server.bodies) < 10:
-            assert process.poll() is None, "ended before it could be killed"
-            time.sleep(0.01)
+        wait_until(lambda: len(server.bodies) >= 10 or process.poll() is not None, "ten questions are asked")
+        assert process.poll() is None, "ended before it could be killed"
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        time.sleep(0.2)  # what was under way is answered into the void
-        before = len(server.bodies)
         done = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
         assert float(done[0]) == 40
-        again = len(server.bodies) - before
-        assert int(done[1]) + again == 40
-        assert int(done[1]) >= before - 2  # at most the two in flight were lost
+        cached, again = int(done[1]), int(done[2])
+        assert cached + again == 40
+        # What was under way may reach the server after the kill, so the first process's questions are counted at the
+        # end. At most the two in flight were lost.
+        assert 8 <= len(server.bodies) - again - 2 <= cached < 40
 
 
 # -------------------------------------------------------------------------------------------------------- local judge

@@ -13,6 +13,8 @@ from driftbook.models.families import FAMILIES, AttentionParts, family_of
 from driftbook.models.hooks import SITES, HookPoints, validate
 from driftbook.models.internals import validate_internals
 
+pytestmark = pytest.mark.numeric
+
 GROUPED = {key: value for key, value in CONFIGS["llama"].items() if key != "head_dim"}
 EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 
@@ -219,7 +221,8 @@ def test_tiny_model_survives_a_round_trip_to_disk(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
     ids = tokenizer("It may rain.", return_tensors="pt").input_ids
-    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    # Matrix products may depend on where in memory a weight begins, so up to rounding.
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_tiny_tokenizer_is_a_real_one():

@@ -12,6 +12,8 @@ from driftbook.models.replay import TokenSequence
 from driftbook.models.steering import SteerTap
 from models import fresh, full_logits, hook_count, loaded, some_prompts
 
+pytestmark = pytest.mark.numeric
+
 SEQUENCES = [
     TokenSequence((5, 9, 30), (41, 77, 12, 60)),
     TokenSequence((50, 60, 70, 80, 90, 100), (8,)),

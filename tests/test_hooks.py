@@ -1,7 +1,9 @@
 """The parity ladder: hook points against transformers itself, for every family, in fp32 on the CPU.
 
-Tolerances: where the same operation on the same numbers is compared, equality to the bit. Where a batch, a cache or a
-padded row changes the shapes that the matrix products see, 1e-5: their sums run in another order.
+Tolerances: where the same operation on the same numbers is compared, by one process and in tensors of the same shape,
+equality to the bit. Where a batch, a cache or a padded row changes the shapes that the matrix products see, 1e-4: their
+sums run in another order, which depends on the processor too. Where some elementwise operations are done in another
+order, 1e-5.
 """
 
 import contextlib
@@ -19,6 +21,8 @@ from driftbook.models.internals import attention_output, attention_pattern, capt
 from driftbook.models.local import Frame
 from driftbook.models.projection import ProjectionTap
 from driftbook.models.sinks import Record
+
+pytestmark = pytest.mark.numeric
 
 TOKENS = 14
 # Gemma 2 and GPT-J have no sdpa attention in transformers.
@@ -104,7 +108,7 @@ def test_padded_row_equals_single_row(model_type, attention, pads):
     mask[0, :pads] = 0
     padded, single = captured(points, ids, mask), captured(points, short)
     for point in points.points():
-        torch.testing.assert_close(padded[point][:1, pads:], single[point], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(padded[point][:1, pads:], single[point], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("model_type", "attention"), MODELS)
@@ -122,7 +126,7 @@ def test_step_by_step_with_a_cache_equals_one_forward(model_type, attention):
     for point in points.points():
         assert record[point].shape == whole[point].shape
         for row, start in ((0, 3), (1, 0)):
-            torch.testing.assert_close(record[point][row, start:], whole[point][row, start:], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(record[point][row, start:], whole[point][row, start:], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("model_type", CONFIGS)

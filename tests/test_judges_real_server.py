@@ -8,7 +8,6 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +16,7 @@ import pytest
 from driftbook import validate as stage
 from faulty_proxy import FaultyProxy
 from planted import HYPOTHESES, run_of, texts_of
+from waiting import wait_until
 
 FEW = {"discover": 4, "screen": 3, "validate": 4}
 FAULTS = [429, 500, "not json", "hang", "cut", 503, 429, "not json"]
@@ -83,15 +83,13 @@ def test_a_kill_in_the_middle_loses_what_was_under_way_and_no_more(server, tmp_p
     with FaultyProxy(server.base_url) as proxy:
         command = [sys.executable, "-c", script, proxy.base_url, server.model, str(tmp_path / "answers.sqlite")]
         process = subprocess.Popen(command)
-        while proxy.asked < 8:
-            assert process.poll() is None, "ended before it could be killed"
-            time.sleep(0.005)
+        wait_until(lambda: proxy.asked >= 8 or process.poll() is not None, "eight questions are asked")
+        assert process.poll() is None, "ended before it could be killed"
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        time.sleep(0.5)  # what was under way is answered into the void
-        before = proxy.asked
-        assert before < 24
         done = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
         calls, cached = map(int, done)
-        assert calls == proxy.asked - before and calls + cached == 24
-        assert cached >= before - 2  # at most the two under way were lost
+        assert calls + cached == 24
+        # What was under way may reach the proxy after the kill, so the first process's questions are counted at the
+        # end. At most the two in flight were lost.
+        assert 6 <= proxy.asked - calls - 2 <= cached < 24

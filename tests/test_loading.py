@@ -14,6 +14,8 @@ from driftbook.models.loading import choose_device, eos_union, load, load_tokeni
 from driftbook.parameters import ModelSpec
 from models import fresh, loaded, saved
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -47,7 +49,9 @@ def test_a_folder_is_loaded_with_its_record(folder, tmp_path):
     assert not any(p.requires_grad for p in model.model.parameters())
     ids = torch.tensor([[1, 20, 30]])
     with torch.no_grad():
-        assert torch.equal(model.model(input_ids=ids).logits, tiny_model("qwen3", "sdpa")(input_ids=ids).logits)
+        found, made = (m(input_ids=ids).logits for m in (model.model, tiny_model("qwen3", "sdpa")))
+    # Matrix products may depend on where in memory a weight begins, so up to rounding.
+    torch.testing.assert_close(found, made, atol=1e-4, rtol=1e-4)
     assert model.hooks.n_layers == 4 and model.hooks is model.hooks
 
 

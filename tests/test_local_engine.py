@@ -22,6 +22,8 @@ from models import (
     some_prompts,
 )
 
+pytestmark = pytest.mark.numeric
+
 # Short windows (6 tokens) that every text outgrows; gemma2 with soft caps has no sdpa in transformers.
 FAMILIES = [
     ("llama", "eager"),

@@ -9,7 +9,10 @@ from driftbook.models.packed import packed_linears
 from driftbook.models.sampling import SamplingParams
 from models import fresh, generated, replaced_forwards, requests_for, some_prompts
 
-pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN to pack for")
+pytestmark = [
+    pytest.mark.numeric,
+    pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN to pack for"),
+]
 
 
 @torch.no_grad()
@@ -27,13 +30,23 @@ def test_numbers_stay_the_same(family, dtype):
     """In fp32 oneDNN may sum in another order than MKL: 1e-5. qwen2 has biases, phi3 fused projections."""
     model = fresh(family, "sdpa", dtype)
     before = logits_of(model, IDS).float()
+    packs = dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     with packed_linears(model):
-        assert replaced_forwards(model) == sum(type(m) is nn.Linear for m in model.model.modules())
+        linears = sum(type(m) is nn.Linear for m in model.model.modules())
+        assert replaced_forwards(model) == (linears if packs else 0)
         packed = logits_of(model, IDS).float()
     assert replaced_forwards(model) == 0
     relative = (packed - before).norm() / before.norm()
     assert relative < (1e-5 if dtype == torch.float32 else 0.02)
     assert torch.equal(logits_of(model, IDS).float(), before)
+
+
+def test_without_bfloat16_in_the_processor_nothing_is_packed_and_texts_come_all_the_same(monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    model = fresh("llama", "sdpa", torch.bfloat16)
+    with packed_linears(model):
+        assert replaced_forwards(model) == 0
+    assert len(generated(model, requests_for(some_prompts([4, 5])))) == 2
 
 
 def test_forwards_come_back_after_an_exception():

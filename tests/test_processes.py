@@ -1,4 +1,8 @@
-"""Processes of this machine: the same texts as here, an end with their parent's, and errors that say what happened."""
+"""Processes of this machine: the same texts as here, an end with their parent's, and errors that say what happened.
+
+The workers have one thread each and this process may have more: texts are the same letter by letter for the reason that
+``test_scale`` gives, numbers up to their rounding.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +29,10 @@ from driftbook.models.replay import TokenSequence
 from driftbook.parameters import Engine, Experiment, ModelSpec, Steer
 from driftbook.processes import Processes
 from driftbook.store import ShardStore
-from models import saved
+from models import assert_same_but_for_rounding, saved
 from test_decode import PROMPTS
 from test_scale import PARAMS, some_vectors, texts_of
+from waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +68,7 @@ def shared(steered, two):
         side.workers = None
 
 
+@pytest.mark.numeric
 def test_texts_are_those_of_one_process(steered, shared, tmp_path, monkeypatch):
     told: list[int] = []
     there = texts_of(shared, tmp_path / "there", progress=told.append)
@@ -94,6 +100,7 @@ def test_shards_of_both_sides_are_handed_out_at_once_and_counted_once(shared, tw
     assert {item[0] for item in asked[0]} == {"base", "intervention"} and len(asked) == 2
 
 
+@pytest.mark.numeric
 def test_replay_and_embeddings_are_those_of_one_process(steered, shared, two, tmp_path, monkeypatch):
     rng = np.random.default_rng(1)
     sequences = [TokenSequence(tuple(rng.integers(5, 300, n)), tuple(rng.integers(5, 300, 4))) for n in range(3, 23)]
@@ -106,7 +113,7 @@ def test_replay_and_embeddings_are_those_of_one_process(steered, shared, two, tm
     monkeypatch.setattr(shared.intervention, "workers", None)
     here = captured.capture_replay(shared.intervention, sequences, probe, tmp_path / "here", lambda n: None)
     for a, b in zip(there, here, strict=True):
-        np.testing.assert_array_equal(a.projection, b.projection)
+        assert_same_but_for_rounding(a.projection, b.projection)
 
     texts, embedder = [f"{'rain and ' * (i % 7)}tea {i}" for i in range(40)], Embedder(dtype="float32", device="cpu")
     found = []
@@ -114,7 +121,7 @@ def test_replay_and_embeddings_are_those_of_one_process(steered, shared, two, tm
         with EmbeddingCache(tmp_path / str(workers is None)) as cache:
             found.append(embed(texts, cache, embedder, commit=16, workers=workers))
     assert found[0].embedded == found[1].embedded == 40
-    np.testing.assert_allclose(found[0].vectors, found[1].vectors, atol=1e-6)
+    assert_same_but_for_rounding(found[0].vectors, found[1].vectors)
 
 
 # ------------------------------------------------------------------------------------------------------- the machinery
@@ -199,10 +206,7 @@ def test_processes_end_with_their_parent(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     pids = [int(p) for p in done.stdout.split()]
     assert done.returncode == -signal.SIGKILL and len(pids) == 2, done.stderr
-    until = time.monotonic() + 30
-    while any(alive(p) for p in pids) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not any(alive(p) for p in pids)
+    wait_until(lambda: not any(alive(p) for p in pids), "both have ended")
 
 
 def alive(pid: int) -> bool:

@@ -12,6 +12,8 @@ from driftbook.models.sampling import SamplingParams
 from driftbook.models.sinks import Record
 from models import fresh, generated, hidden_states, hook_count, loaded, replaced_forwards, requests_for, some_prompts
 
+pytestmark = pytest.mark.numeric
+
 # gpt_neox adds attention and MLP side by side: it has no resid_mid.
 FAMILIES = [
     ("llama", "sdpa"),

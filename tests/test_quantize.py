@@ -15,6 +15,8 @@ from driftbook.models.quantize import quantized
 from driftbook.models.sampling import SamplingParams
 from driftbook.parameters import ModelSpec, Quantize
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def spec(tmp_path):

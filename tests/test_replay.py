@@ -10,6 +10,8 @@ from driftbook.models.projection import PoolTap, ProjectionTap, all_points
 from driftbook.models.replay import TokenSequence, buckets, replay
 from models import fresh, full_logits, hidden_states, hook_count, loaded, replaced_forwards, some_prompts
 
+pytestmark = pytest.mark.numeric
+
 LENGTHS = [(3, 9), (12, 4), (1, 1), (7, 7), (20, 2), (5, 0)]
 
 

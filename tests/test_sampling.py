@@ -18,6 +18,8 @@ from driftbook.models.sampling import (
 )
 from models import fresh, full_logits, generated, loaded, some_prompts
 
+pytestmark = pytest.mark.numeric
+
 FILTERS = [
     SamplingParams(temperature=0.7, top_p=0.9),
     SamplingParams(temperature=1.0, top_p=1.0),

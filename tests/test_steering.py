@@ -12,6 +12,8 @@ from driftbook.models.sampling import SamplingParams
 from driftbook.models.steering import AblateTap, SteerTap, attached
 from models import fresh, generated, hook_count, loaded, requests_for, some_prompts
 
+pytestmark = pytest.mark.numeric
+
 LAYER = 1
 SEQUENCES = [
     TokenSequence((5, 9, 30), (41, 77)),

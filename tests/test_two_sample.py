@@ -14,6 +14,8 @@ from driftbook import decode
 from driftbook.discovery import two_sample
 from driftbook.prompts import Prompt
 
+pytestmark = pytest.mark.numeric
+
 
 def answers(prompts: int, samples: int, shift: float, seed: int, width: int = 1):
     """(vectors, prompt, changed) of normal answers, the changed side's moved by ``shift``."""

@@ -16,14 +16,11 @@ def packed_linears(model: Any) -> Iterator[None]:
     """While active, every ``nn.Linear`` of a CPU model multiplies by a packed copy of its weight.
 
     The copies stay with the model (they cost its weights a second time in memory) and are dropped when a weight
-    changes. Modules with their own forward (LoRA layers, quantized ones) are left alone.
+    changes. Modules with their own forward (LoRA layers, quantized ones) are left alone, and so is every layer where
+    oneDNN packs nothing for this processor (bfloat16 without AVX-512 or AVX-NE-CONVERT).
     """
     module = model.model
-    if (
-        model.device.type != "cpu"
-        or model.dtype not in (torch.bfloat16, torch.float32)
-        or not torch.backends.mkldnn.is_available()
-    ):
+    if model.device.type != "cpu" or not _can_pack(model.dtype):
         yield
         return
     patched: list[nn.Linear] = []
@@ -36,6 +33,12 @@ def packed_linears(model: Any) -> Iterator[None]:
     finally:
         for layer in patched:
             del layer.forward
+
+
+def _can_pack(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _packed_forward(layer: nn.Linear):
