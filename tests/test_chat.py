@@ -342,5 +342,5 @@ def test_the_caller_may_leave_before_the_end_and_what_was_sent_is_kept(path):
 def test_threads_and_later_runs_share_the_answers(path):
     ledger = Ledger(path, 1.0)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda i: ledger.keep("here", [(str(i), Answer(json.dumps(i), 0, 0, 0.0))]), range(100)))
+        list(pool.map(lambda i: ledger.settle(str(i), "here", 0.0, Answer(json.dumps(i), 0, 0, 0.0)), range(100)))
     assert Ledger(path, 1.0).peek("57").text == "57"

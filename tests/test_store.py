@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from driftbook.store import ShardStore, digest
+from driftbook.errors import CacheError
+from driftbook.store import Database, ShardStore, cached_map, digest
 
 TABLE = pa.table({"token_ids": [[1, 2, 3], [], [4]], "finish_reason": ["eos", "eos", "length"]})
 ARRAYS = {"projection": np.arange(12, dtype=np.float32).reshape(3, 4), "finished": np.array([1, 0, 1], np.uint8)}
@@ -87,7 +89,6 @@ for i in range(10_000):
 
 KILLED = """
 import os, signal, sys
-from pathlib import Path
 import numpy as np
 from driftbook import store
 save = store.save_file
@@ -124,3 +125,64 @@ def test_two_writers_of_one_shard_agree(tmp_path):
     store = ShardStore(tmp_path)
     assert all((store.arrays(f"{i:08x}")["row"] == i).all() for i in range(20))
     assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 20
+
+
+def test_a_mapping_computes_what_is_missing_once_and_keeps_it_batch_by_batch():
+    stored, told = {"a": 1}, []
+    bar = SimpleNamespace(update=told.append, close=lambda: told.append("closed"))
+
+    def compute(missing):
+        assert missing == ["b", "c", "d"]
+        yield ["c"], [3]
+        assert stored["c"] == 3, "kept before the next batch is asked for"
+        yield ["b", "d"], [2, 4]
+
+    def run(keys):
+        return cached_map(
+            keys,
+            lambda asked: {k: stored[k] for k in asked if k in stored},
+            compute,
+            lambda batch, values: stored.update(zip(batch, values, strict=True)),
+            lambda total: told.append(f"of {total}") or bar,
+        )
+
+    assert run(["b", "a", "b", "c", "d"]) == {"a": 1, "b": 2, "c": 3, "d": 4}
+    assert told == ["of 3", 1, 2, "closed"]
+    assert run(["d", "a"]) == {"a": 1, "d": 4} and len(told) == 4, "a warm run tells nothing"
+
+
+def test_a_shard_is_made_once_and_told_of_either_way(tmp_path):
+    store, told, made = ShardStore(tmp_path), [], []
+
+    def make():
+        made.append(1)
+        told.append("made")
+        return {"x": np.arange(3)}
+
+    for _ in range(2):
+        assert store.kept_arrays("ab12", make, told.append, 7)["x"].tolist() == [0, 1, 2]
+    assert told == ["made", 7] and len(made) == 1
+
+
+SCHEMA = "CREATE TABLE IF NOT EXISTS t (key TEXT PRIMARY KEY, value INTEGER)"
+
+
+def test_processes_write_to_one_database_at_once(tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from driftbook.store import Database\n"
+        f"db = Database(Path(sys.argv[1]), {SCHEMA!r}, 'values')\n"
+        "for i in range(50): db.put('t', [(f'{sys.argv[2]} {i}', i)])"
+    )
+    path = tmp_path / "d.sqlite"
+    running = [subprocess.Popen([sys.executable, "-c", script, str(path), name]) for name in "ab"]
+    assert [p.wait() for p in running] == [0, 0]
+    keys = [f"{name} {i}" for name in "ab" for i in range(50)]
+    assert len(Database(path, SCHEMA, "values").select("SELECT value FROM t WHERE key IN (keys)", keys)) == 100
+
+
+def test_a_file_that_cost_money_is_not_set_aside(tmp_path):
+    path = tmp_path / "d.sqlite"
+    path.write_bytes(b"no database at all" * 1000)
+    with pytest.raises(CacheError, match=r"d.sqlite cannot be used .*: move it away, and values are bought anew"):
+        Database(path, SCHEMA, "values are bought")
+    assert path.read_bytes().startswith(b"no database")

@@ -173,12 +173,8 @@ def _texts_of(side: Side, work: _Work, made: set[str], progress: Callable[[int],
     engine, store, asks = work.engine(side), work.store, work.asks
     pieces: list[pd.DataFrame] = []
     for key, chosen, requests in work.shards(side):
-        held = store.table(key)
-        if held is None:
-            held = store.put_table(key, decode_shard(engine, side, requests, work.params, progress))
-        elif progress and key not in made:
-            progress(len(chosen))
-        rows = held.to_pandas()
+        decoded = partial(decode_shard, engine, side, requests, work.params, progress)
+        rows = store.kept_table(key, decoded, None if key in made else progress, len(chosen)).to_pandas()
         pieces.append(
             pd.DataFrame(
                 {

@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from driftbook.errors import BudgetError
-from driftbook.store import Database
+from driftbook.store import Database, cached_map
 
 COLUMNS = (
     *("judge", "calls", "cached", "failed", "input_tokens", "output_tokens", "usd", "usd_saved"),
@@ -122,12 +122,41 @@ class Ledger:
         return stored
 
     def peek(self, key: str) -> Answer | None:
+        return self.peek_all([key]).get(key)
+
+    def peek_all(self, keys: Sequence[str]) -> dict[str, Answer]:
+        """The stored answers by key; nothing is counted."""
         query = (
-            "SELECT answer, input_tokens, output_tokens, usd, levels, coalesce(reason, 'stop'), coalesce(thought, '') "
-            "FROM answers LEFT JOIN levels USING (key) LEFT JOIN outcomes USING (key) WHERE key = ?"
+            "SELECT key, answer, input_tokens, output_tokens, usd, levels, coalesce(reason, 'stop'), "
+            "coalesce(thought, '') FROM answers LEFT JOIN levels USING (key) LEFT JOIN outcomes USING (key) "
+            "WHERE key IN (keys)"
         )
-        row = self._db.run(lambda db: db.execute(query, (key,)).fetchone())
-        return Answer(*row[:4], json.loads(row[4]) if row[4] else None, *row[5:]) if row else None
+        rows = self._db.select(query, keys)
+        return {key: Answer(*r[:4], json.loads(r[4]) if r[4] else None, *r[5:]) for key, *r in rows}
+
+    def made_here(
+        self,
+        judge: str,
+        keys: Sequence[str],
+        compute: Callable[[list[str]], Iterable[tuple[Sequence[str], Sequence[Answer]]]],
+        bar: Callable[[int], Any] | None = None,
+    ) -> dict[str, Answer]:
+        """Answers by key of a judge that costs nothing but time: the stored ones, the rest from ``compute`` (see
+        :func:`driftbook.store.cached_map`)."""
+
+        def find(wanted: list[str]) -> dict[str, Answer]:
+            stored = self.peek_all(wanted)
+            with self._lock:
+                self.accounts[judge].cached += len(stored)
+                self.accounts[judge].usd_saved += sum(a.usd for a in stored.values())
+            return stored
+
+        def keep(batch: Sequence[str], answers: Sequence[Answer]) -> None:
+            self._store(list(zip(batch, answers, strict=True)), judge)
+            with self._lock:
+                self.accounts[judge].calls += len(batch)
+
+        return cached_map(keys, find, compute, keep, bar)
 
     @property
     def spent(self) -> float:
@@ -157,12 +186,6 @@ class Ledger:
             account.output_tokens += answer.output_tokens
             account.usd += answer.usd
             account.unanswered += not answer.answered
-
-    def keep(self, judge: str, answers: Sequence[tuple[str, Answer]]) -> None:
-        """Store answers that were made here, at no price, in one transaction."""
-        self._store(answers, judge)
-        with self._lock:
-            self.accounts[judge].calls += len(answers)
 
     def _store(self, answers: Sequence[tuple[str, Answer]], judge: str) -> None:
         now = time.time()

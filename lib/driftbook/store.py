@@ -14,7 +14,7 @@ import socket
 import sqlite3
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 T = TypeVar("T")
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 LOOKUP_CHUNK = 4000  # variables of one IN (...) clause; SQLite allows 32,766
 
 
@@ -63,6 +65,13 @@ class ShardStore:
         self._write(self._path(key, "parquet"), lambda p: pq.write_table(table, p, compression="zstd"))
         return table
 
+    def kept_table(
+        self, key: str, make: Callable[[], pa.Table], progress: Callable[[int], Any] | None = None, count: int = 1
+    ) -> pa.Table:
+        """The table under a key, made and stored where it is absent. Where it is there ``progress`` hears of its
+        ``count`` pieces; ``make`` tells of its own."""
+        return self._kept(self.table(key), lambda: self.put_table(key, make()), progress, count)
+
     def arrays(self, key: str) -> dict[str, np.ndarray] | None:
         """The named arrays under a key, or None."""
         return self._read(self._path(key, "safetensors"), load_file)
@@ -75,6 +84,24 @@ class ShardStore:
         contiguous = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
         self._write(self._path(key, "safetensors"), lambda p: save_file(contiguous, p))
         return arrays
+
+    def kept_arrays(
+        self,
+        key: str,
+        make: Callable[[], dict[str, np.ndarray]],
+        progress: Callable[[int], Any] | None = None,
+        count: int = 1,
+    ) -> dict[str, np.ndarray]:
+        """``kept_table`` for arrays."""
+        return self._kept(self.arrays(key), lambda: self.put_arrays(key, make()), progress, count)
+
+    @staticmethod
+    def _kept(held: T | None, make: Callable[[], T], progress: Callable[[int], Any] | None, count: int) -> T:
+        if held is None:
+            return make()
+        if progress:
+            progress(count)
+        return held
 
     def _path(self, key: str, suffix: str) -> Path:
         return self.folder / key[:2] / f"{key}.{suffix}"
@@ -98,6 +125,36 @@ class ShardStore:
             os.replace(staging, path)
         finally:
             staging.unlink(missing_ok=True)
+
+
+def cached_map(
+    keys: Sequence[Key],
+    find: Callable[[list[Key]], Mapping[Key, Value]],
+    compute: Callable[[list[Key]], Iterable[tuple[Sequence[Key], Sequence[Value]]]],
+    keep: Callable[[Sequence[Key], Sequence[Value]], Any],
+    bar: Callable[[int], Any] | None = None,
+) -> dict[Key, Value]:
+    """Values by key: what ``find`` has, and the rest computed and kept batch by batch.
+
+    Args:
+        compute: batches of keys with their values, in any order; each is kept before the next is asked for, so that a
+            killed process loses no more than one.
+        bar: ``bar(total)`` gives a handle with ``update(n)`` and ``close()``; not called where nothing is missing.
+    """
+    distinct = list(dict.fromkeys(keys))
+    held = dict(find(distinct))
+    missing = [key for key in distinct if key not in held]
+    if not missing:
+        return held
+    handle = bar(len(missing)) if bar is not None else None
+    for batch, values in compute(missing):
+        keep(batch, values)
+        held.update(zip(batch, values, strict=True))
+        if handle is not None:
+            handle.update(len(batch))
+    if handle is not None:
+        handle.close()
+    return held
 
 
 class Database:

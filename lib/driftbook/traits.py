@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,25 +194,25 @@ def read_contrasts(
     for one in answers:
         ids = [(s.prompt_ids, s.response_ids) for s in one.sequences]
         key = digest("contrasts", model.key, list(sites), window, ids)
-        held, told = store.arrays(key), 0
-        if held is None:
-            tap = PoolTap(points, len(one.sequences), model.hooks.d_model, window)
-            for batch, _ in replay(model, one.sequences, [tap]):
-                told += len(batch)
-                if progress and not gradients:
-                    progress(len(batch))
-            held = store.put_arrays(key, {"states": tap.states})
+        count, heard = len(one.sequences), None if gradients else progress  # where both are read, the slower one tells
+        held = store.kept_arrays(key, partial(_pooled, model, one.sequences, points, window, heard), heard, count)
         slopes = None
         if gradients:
-            key, told = digest("gradients", model.key, list(sites), ids), 0
-            slopes = store.arrays(key)
-            if slopes is None:
-                found = likelihood_gradients(model, one.sequences, points, progress=progress)
-                slopes, told = store.put_arrays(key, {"gradients": found}), len(one.sequences)
-        if progress and not told:
-            progress(len(one.sequences))
-        out.append(Contrast(one, held["states"], slopes["gradients"] if slopes else None))
+            key = digest("gradients", model.key, list(sites), ids)
+            found = partial(likelihood_gradients, model, one.sequences, points, progress=progress)
+            slopes = store.kept_arrays(key, lambda f=found: {"gradients": f()}, progress, count)["gradients"]
+        out.append(Contrast(one, held["states"], slopes))
     return out
+
+
+def _pooled(
+    model: LoadedModel, sequences: Sequence[Any], points: Sequence[Any], window: str, progress: Any
+) -> dict[str, np.ndarray]:
+    tap = PoolTap(points, len(sequences), model.hooks.d_model, window)
+    for batch, _ in replay(model, sequences, [tap]):
+        if progress:
+            progress(len(batch))
+    return {"states": tap.states}
 
 
 # -------------------------------------------------------------------------------------------------------------- vectors

@@ -127,16 +127,17 @@ def _divergence(
     key = digest(
         "proof-divergence", pair.base.key, pair.intervention.key, [(s.prompt_ids, s.response_ids) for s in sequences[0]]
     )
-    held = store.arrays(key)
-    if held is None:
+
+    def measured() -> dict[str, np.ndarray]:
         begun = time.monotonic()
         found = token_divergence(pair, *sequences)
-        held = {
+        return {
             "js": np.array([f["js"].mean() for f in found], np.float32),
             "kl": np.array([f["kl"].mean() for f in found], np.float32),
             "seconds": np.array([time.monotonic() - begun], np.float32),
         }
-        store.put_arrays(key, held)
+
+    held = store.kept_arrays(key, measured)
     table = pd.DataFrame({"prompt_id": first["prompt_id"].to_numpy(), "js": held["js"], "kl": held["kl"]})
     return table, float(held["seconds"][0])
 

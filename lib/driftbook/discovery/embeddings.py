@@ -11,7 +11,7 @@ import json
 import sqlite3
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -22,7 +22,7 @@ import numpy as np
 
 from driftbook.errors import CacheError, ModelError
 from driftbook.models.loading import choose_device, file_hash
-from driftbook.store import Database, transaction
+from driftbook.store import Database, cached_map, transaction
 
 if TYPE_CHECKING:
     from driftbook.workers import Workers
@@ -452,28 +452,28 @@ def embed(
     texts = list(texts)
     digests = [text_digest(text) for text in texts]
     unique = dict(zip(digests, texts, strict=True))
-    rows = cache.get(embedder.identity, list(unique))
-    # longest first: a batch too large for memory fails at once, and equal lengths need no padding
-    missing = sorted((d for d in unique if d not in rows), key=lambda d: (-len(unique[d]), d))
-    hits = len(rows)
-    bar = progress(len(missing), "embedding", "texts") if progress and missing else None
-    batches = (missing[begin : begin + commit] for begin in range(0, len(missing), commit))
-    work = ((batch, [unique[d] for d in batch]) for batch in batches)
-    if workers is None or not workers.worth(-(-len(missing) // commit)):
-        encoded = ((batch, embedder.encode(said)) for batch, said in work)
-    else:
+    computed = 0
+
+    def compute(missing: list[bytes]) -> Iterator[tuple[Sequence[bytes], np.ndarray]]:
+        nonlocal computed
+        computed = len(missing)
+        # longest first: a batch too large for memory fails at once, and equal lengths need no padding
+        missing = sorted(missing, key=lambda d: (-len(unique[d]), d))
+        batches = (missing[begin : begin + commit] for begin in range(0, len(missing), commit))
+        work = ((batch, [unique[d] for d in batch]) for batch in batches)
+        if workers is None or not workers.worth(-(-len(missing) // commit)):
+            return ((batch, embedder.encode(said)) for batch, said in work)
         name = f"embedder {embedder.identity.digest} {embedder.device}"
-        encoded = workers.map(name, embedder.opener, partial(encode_batch, embedder.identity), work)
-    for batch, vectors in encoded:
-        cache.put(embedder.identity, batch, vectors)
-        rows.update(zip(batch, vectors, strict=True))
-        if bar is not None:
-            bar.update(len(batch))
+        return workers.map(name, embedder.opener, partial(encode_batch, embedder.identity), work)
+
+    find, keep = partial(cache.get, embedder.identity), partial(cache.put, embedder.identity)
+    bar = (lambda total: progress(total, "embedding", "texts")) if progress else None
+    rows = cached_map(digests, find, compute, keep, bar)
     width = len(next(iter(rows.values()))) if rows else 0
     out = np.empty((len(texts), width), dtype=np.float32)
     for index, digest in enumerate(digests):
         out[index] = rows[digest]
-    return Embedded(out, len(missing), hits, len(texts) - len(unique), time.perf_counter() - start)
+    return Embedded(out, computed, len(unique) - computed, len(texts) - len(unique), time.perf_counter() - start)
 
 
 def through_cache(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,8 @@ def screen_divergence(
         responses,
         None if sampling is None else asdict(sampling),
     )
-    held = store.arrays(key)
-    if held is None:
+
+    def measured() -> dict[str, np.ndarray]:
         found = token_divergence(
             pair,
             [TokenSequence(ids["base"][w], r) for w, r in zip(where, responses, strict=True)],
@@ -72,9 +73,9 @@ def screen_divergence(
                 held[k][row, : len(f[k])] = f[k]
         if sampling is not None:
             held["log_ratio"] = log_ratios(found, scored.side)
-        store.put_arrays(key, held)
-    elif progress:
-        progress(len(scored))
+        return held
+
+    held = store.kept_arrays(key, measured, progress, len(scored))
     kl, js = held["kl"], held["js"]
     along_base = (scored.side == "base").to_numpy()
     rows = []
@@ -150,16 +151,18 @@ def score_texts(
         both = {s.name: [(ids[s.name][w], r) for w, r in zip(where, responses, strict=True)] for s in pair}
         keys = (pair.base.key, pair.intervention.key)
         key = digest("log_ratio", *keys, both["base"], both["intervention"], asdict(sampling), rows.side.tolist())
-        held = store.arrays(key)
-        if held is None:
-            sequences = [[TokenSequence(*s) for s in both[side.name]] for side in pair]
-            found = token_divergence(pair, *sequences, progress=progress, first=0, sampling=sampling)
-            held = {"log_ratio": log_ratios(found, rows.side)}
-            store.put_arrays(key, held)
-        elif progress:
-            progress(len(rows))
+        read = partial(_read_shard, pair, both, rows.side, sampling, progress)
+        held = store.kept_arrays(key, read, progress, len(rows))
         out[start : start + len(rows)] = held["log_ratio"]
     return out
+
+
+def _read_shard(
+    pair: Pair, both: dict[str, list], sides: Sequence[str], sampling: SamplingParams, progress: Any
+) -> dict[str, np.ndarray]:
+    sequences = [[TokenSequence(*s) for s in both[side.name]] for side in pair]
+    found = token_divergence(pair, *sequences, progress=progress, first=0, sampling=sampling)
+    return {"log_ratio": log_ratios(found, sides)}
 
 
 def _mean_interval(x: np.ndarray) -> tuple[float, float, float]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from driftbook.chat import Conversation, Message
+from driftbook.chat import Conversation, Message, split_thought
 from driftbook.errors import ModelError
 from driftbook.ledger import Answer, Ledger, request_key
 
@@ -49,43 +50,34 @@ class LocalChat:
             if not asked:
                 return
             keys = [request_key(request) for _, request in asked]
-            stored = [self.ledger.find(key, self.name) for key in keys]
-            fresh = [i for i, answer in enumerate(stored) if answer is None]
-            for i, answer in zip(fresh, self._answer([asked[i][1] for i in fresh]), strict=True):
-                self.ledger.reserve(self.name, 0.0)
-                self.ledger.settle(keys[i], self.name, 0.0, answer)
-                stored[i] = answer
-            for (one, _), answer in zip(asked, stored, strict=True):
-                one.receive(answer)
+            requests = dict(zip(keys, (request for _, request in asked), strict=True))
+            bar = (lambda total: self.progress(total, self.name, "answers")) if self.progress else None
+            held = self.ledger.made_here(self.name, keys, partial(self._answer, requests), bar)
+            for (one, _), key in zip(asked, keys, strict=True):
+                one.receive(held[key])
 
-    def _answer(self, requests: Sequence[dict[str, Any]]) -> list[Answer]:
-        if not requests:
-            return []
+    def _answer(
+        self, requests: dict[str, dict[str, Any]], missing: list[str]
+    ) -> Iterator[tuple[list[str], list[Answer]]]:
         from driftbook.models.local import LocalEngine, Request
         from driftbook.models.sampling import SamplingParams, stream_seed
 
         if self._model is None:
             self._model = self.load()
         loaded = self._model
-        prompts = [
-            tuple(loaded.encode_prompt(r["messages"][-1]["content"], system=r["messages"][0]["content"]))
-            for r in requests
-        ]
-        longest = max(map(len, prompts)) + self.max_tokens
+        prompts = {}
+        for key in missing:
+            system, user = (requests[key]["messages"][i]["content"] for i in (0, -1))
+            prompts[key] = tuple(loaded.encode_prompt(user, system=system))
+        longest = max(map(len, prompts.values())) + self.max_tokens
         if longest > loaded.context:
             raise ModelError(f"{self.name} takes {loaded.context} tokens, and a request with its answer has {longest}")
-        out: list[Answer | None] = [None] * len(requests)
-        bar = self.progress(len(requests), self.name, "answers") if self.progress else None
-        for temperature in sorted({r["temperature"] for r in requests}):
-            rows = [i for i, r in enumerate(requests) if r["temperature"] == temperature]
+        for temperature in sorted({requests[key]["temperature"] for key in missing}):
+            keys = [key for key in missing if requests[key]["temperature"] == temperature]
             params = SamplingParams(self.max_tokens, temperature)
-            work = [Request(prompts[i], stream_seed("chat", prompts[i], requests[i]["sample"])) for i in rows]
+            work = [Request(prompts[k], stream_seed("chat", prompts[k], requests[k]["sample"])) for k in keys]
             for done in LocalEngine(loaded).generate(work, params):
-                text = loaded.tokenizer.decode(done.token_ids, skip_special_tokens=True)
-                i = rows[done.index]
-                out[i] = Answer(text, len(prompts[i]), len(done.token_ids), 0.0)
-                if bar is not None:
-                    bar.update(1)
-        if bar is not None:
-            bar.close()
-        return [answer for answer in out if answer is not None]
+                thought, text = split_thought(loaded.tokenizer.decode(done.token_ids, skip_special_tokens=True))
+                reason = "length" if done.finish_reason == "length" else "stop"
+                key = keys[done.index]
+                yield [key], [Answer(text, len(prompts[key]), len(done.token_ids), 0.0, None, reason, thought)]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from driftbook.models.loading import LoadedModel
     from driftbook.workers import Workers
 
-Batch = tuple[list[int], list[str]]
+Batch = tuple[list[str], list[str]]
 SCHEMA = 2
 
 
@@ -74,7 +74,7 @@ class LocalJudge:
         """In mode ``pair`` an upper bound: one call per text, since each pair is asked in both orders."""
         asked = prompts if prompts is not None else [""] * len(texts)
         users = [self._single(t, p, h) for t, p in zip(texts, asked, strict=True) for h in hypotheses]
-        known = sum(self.ledger.peek(request_key({**self.identity, "user": u})) is not None for u in users)
+        known = len(self.ledger.peek_all([request_key({**self.identity, "user": u}) for u in users]))
         return Quote(calls=len(users) - known, cached=known)
 
     def score(
@@ -99,29 +99,20 @@ class LocalJudge:
 
     def _verdicts(self, users: Sequence[str]) -> np.ndarray:
         keys = [request_key({**self.identity, "user": user}) for user in users]
-        scores, waiting = np.full(len(users), np.nan), []
-        for i, key in enumerate(keys):
-            stored = self.ledger.find(key, self.name)
-            if stored is None:
-                waiting.append(i)
-            else:
-                scores[i] = expectation(json.loads(stored.text), self.values)
-        bar = self.progress(len(waiting), self.name, "verdicts") if self.progress and waiting else None
-        # longest first: equal lengths need little padding, and what does not fit fails at once
-        waiting.sort(key=lambda i: -len(users[i]))
-        batches = (waiting[start : start + self.batch] for start in range(0, len(waiting), self.batch))
-        for rows, found in self._read((rows, [users[i] for i in rows]) for rows in batches):
-            for i, levels in zip(rows, found, strict=True):
-                self.ledger.reserve(self.name, 0.0)
-                self.ledger.settle(keys[i], self.name, 0.0, Answer(json.dumps(levels), 0, 0, 0.0))
-                scores[i] = expectation(levels, self.values)
-            if bar is not None:
-                bar.update(len(rows))
-        if bar is not None:
-            bar.close()
-        return scores
+        asked = dict(zip(keys, users, strict=True))
 
-    def _read(self, batches: Iterable[Batch]) -> Iterator[tuple[list[int], list[dict[str, float]]]]:
+        def compute(missing: list[str]) -> Iterator[tuple[list[str], list[Answer]]]:
+            # longest first: equal lengths need little padding, and what does not fit fails at once
+            missing = sorted(missing, key=lambda k: -len(asked[k]))
+            batches = (missing[start : start + self.batch] for start in range(0, len(missing), self.batch))
+            for batch, found in self._read((batch, [asked[k] for k in batch]) for batch in batches):
+                yield batch, [Answer(json.dumps(levels), 0, 0, 0.0) for levels in found]
+
+        bar = (lambda total: self.progress(total, self.name, "verdicts")) if self.progress else None
+        held = self.ledger.made_here(self.name, keys, compute, bar)
+        return np.array([expectation(json.loads(held[key].text), self.values) for key in keys])
+
+    def _read(self, batches: Iterable[Batch]) -> Iterator[tuple[list[str], list[dict[str, float]]]]:
         """Batches with their readings, here in their order, by workers as they are ready."""
         work = partial(read_levels, self.name, self.rubric, tuple(self.values))
         if self.workers is not None:
@@ -135,13 +126,13 @@ class LocalJudge:
 
 def read_levels(
     name: str, rubric: str, levels: Sequence[str], loaded: LoadedModel, batch: Batch
-) -> tuple[list[int], list[dict[str, float]]]:
-    """Probability of each level as the first token of the reply to each text, beside the rows that the batch names."""
+) -> tuple[list[str], list[dict[str, float]]]:
+    """Probability of each level as the first token of the reply to each text, beside the keys that the batch names."""
     import torch
 
     from driftbook.models.local import left_pad
 
-    rows, users = batch
+    keys, users = batch
     first = {level: _first_token(loaded, level) for level in levels}
     if len(set(first.values())) < len(first):
         raise ModelError(f"judge {name}: {', '.join(first)} begin with the same token in its tokenizer")
@@ -154,7 +145,7 @@ def read_levels(
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         reply = loaded.model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1)
     logits = reply.logits[:, -1, list(first.values())].float()
-    return rows, [dict(zip(first, row, strict=True)) for row in logits.softmax(dim=-1).tolist()]
+    return keys, [dict(zip(first, row, strict=True)) for row in logits.softmax(dim=-1).tolist()]
 
 
 def _first_token(loaded: LoadedModel, word: str) -> int:

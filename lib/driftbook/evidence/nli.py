@@ -4,7 +4,7 @@ the statement."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,29 +49,25 @@ class NliJudge:
         self, texts: Sequence[str], hypotheses: Sequence[Hypothesis], prompts: Sequence[str] | None = None
     ) -> Quote:
         requests = self._requests(texts, hypotheses)
-        known = sum(self.ledger.peek(request_key(r)) is not None for r in requests)
+        known = len(self.ledger.peek_all([request_key(r) for r in requests]))
         return Quote(calls=len(requests) - known, cached=known)
 
     def score(
         self, texts: Sequence[str], hypotheses: Sequence[Hypothesis], prompts: Sequence[str] | None = None
     ) -> np.ndarray:
         requests = self._requests(texts, hypotheses)
-        stored = [self.ledger.find(request_key(r), self.name) for r in requests]
-        scores = np.array([np.nan if s is None else json.loads(s.text)["entailment"] for s in stored])
-        waiting = np.flatnonzero(np.isnan(scores))
-        bar = self.progress(len(waiting), self.name, "verdicts") if self.progress and len(waiting) else None
-        for start in range(0, len(waiting), self.batch):
-            rows = waiting[start : start + self.batch]
-            pairs = [(requests[i]["premise"], requests[i]["hypothesis"]) for i in rows]
-            for i, p in zip(rows, self._entailment(pairs), strict=True):
-                self.ledger.reserve(self.name, 0.0)
-                verdict = Answer(json.dumps({"entailment": p}), 0, 0, 0.0)
-                self.ledger.settle(request_key(requests[i]), self.name, 0.0, verdict)
-                scores[i] = p
-            if bar is not None:
-                bar.update(len(rows))
-        if bar is not None:
-            bar.close()
+        keys = [request_key(r) for r in requests]
+        asked = dict(zip(keys, requests, strict=True))
+
+        def compute(missing: list[str]) -> Iterator[tuple[list[str], list[Answer]]]:
+            for start in range(0, len(missing), self.batch):
+                batch = missing[start : start + self.batch]
+                found = self._entailment([(asked[k]["premise"], asked[k]["hypothesis"]) for k in batch])
+                yield batch, [Answer(json.dumps({"entailment": p}), 0, 0, 0.0) for p in found]
+
+        bar = (lambda total: self.progress(total, self.name, "verdicts")) if self.progress else None
+        held = self.ledger.made_here(self.name, keys, compute, bar)
+        scores = np.array([json.loads(held[key].text)["entailment"] for key in keys])
         return scores.reshape(len(texts), len(hypotheses))
 
     def _entailment(self, pairs: Sequence[tuple[str, str]]) -> list[float]:

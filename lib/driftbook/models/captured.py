@@ -126,11 +126,8 @@ def capture_live(
         key = digest(
             "capture 2", engine.version, side.key, asdict(params), probe.key, [(r.prompt_ids, r.seed) for r in requests]
         )
-        held = store.arrays(key)
-        if held is None:
-            held = store.put_arrays(key, _generate(engine, side, requests, params, probe, progress))
-        elif progress:
-            progress(len(chosen))
+        generate = partial(_generate, engine, side, requests, params, probe, progress)
+        held = store.kept_arrays(key, generate, progress, len(chosen))
         for (p, s), request, piece in zip(chosen, requests, _pieces(held), strict=True):
             ids, finished, rows, seconds, dropped = piece
             sample_id = digest(side.name, side.key, request.prompt_ids, request.seed, asdict(params))[:16]
@@ -222,11 +219,8 @@ def capture_replay(
                 progress(count)
     out: list[Rows] = []
     for key, chosen in zip(keys, shards, strict=True):
-        held = store.arrays(key)
-        if held is None:
-            held = store.put_arrays(key, replay_shard(side, chosen, probe, progress))
-        elif progress and key not in made:
-            progress(len(chosen))
+        heard = None if key in made else progress
+        held = store.kept_arrays(key, partial(replay_shard, side, chosen, probe, progress), heard, len(chosen))
         ends = np.cumsum(held["row_lengths"])
         out += [
             Rows(held["projection"][e - n : e], held["norm"][e - n : e])

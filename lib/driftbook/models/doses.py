@@ -201,11 +201,12 @@ def _cached_doses(
         "doses", DOSE_COLUMNS, model.key, list(coefficients), max_new_tokens, seed, layer, r.site, direction,
         round(unit, 4), asked,
     )  # fmt: skip
-    held = store.table(key)
-    if held is None:
+
+    def answered() -> pa.Table:
         frame = dose_response(model, trait, vectors, coefficients, prompts, max_new_tokens, seed, layer)
-        held = store.put_table(key, pa.Table.from_pandas(frame, preserve_index=False))
-    return held.to_pandas()
+        return pa.Table.from_pandas(frame, preserve_index=False)
+
+    return store.kept_table(key, answered).to_pandas()
 
 
 def summarize_doses(doses: pd.DataFrame, seed: int, resamples: int = 2000) -> pd.DataFrame:

@@ -51,8 +51,8 @@ def sample_answers(
     params = SamplingParams(spec.max_new_tokens, spec.temperature, spec.top_p)
     store = ShardStore(cache / "instructed")
     key = digest("instructed", model.key, LocalEngine.version, vars(params), [(r.prompt_ids, r.seed) for r in requests])
-    held = store.table(key)
-    if held is None:
+
+    def answered() -> pa.Table:
         ids: list[list[int]] = [[] for _ in requests]
         for done in LocalEngine(model).generate(requests, params):
             kept = done.token_ids
@@ -61,10 +61,9 @@ def sample_answers(
                 progress(1)
         table = pd.DataFrame(keys, columns=["scenario", "sample", "label", "instruction", "prompt"])
         table = table.assign(text=[model.decode(row).strip() for row in ids], token_ids=ids)
-        held = store.put_table(key, pa.Table.from_pandas(table, preserve_index=False))
-    elif progress:
-        progress(len(requests))
-    return held.to_pandas()
+        return pa.Table.from_pandas(table, preserve_index=False)
+
+    return store.kept_table(key, answered, progress, len(requests)).to_pandas()
 
 
 def filter_answers(answers: pd.DataFrame, trait: Trait, spec: Any, score: Score | None = None) -> pd.DataFrame:
