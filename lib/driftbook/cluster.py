@@ -72,6 +72,16 @@ def load_texts(decode: Path, split: str = "discover") -> pd.DataFrame:
     return texts.assign(prompt=[said[p] for p in texts["prompt_id"]])
 
 
+def load_answers(decode: Path) -> pd.DataFrame:
+    """The first answers to every prompt, of all splits and both sides, with ``prompt`` beside each: what the panel
+    reads, because it was named before anybody looked. Sorted by text id."""
+    columns = ["text_id", "side", "prompt_id", "family", "split", "round", "text"]
+    texts = pd.read_parquet(decode / "texts.parquet", columns=columns)
+    texts = texts[texts["round"] == 0].sort_values("text_id", kind="stable").reset_index(drop=True)
+    prompts = load_saved(decode)
+    return texts.assign(prompt=[prompts[p].text for p in texts["prompt_id"]])
+
+
 # --------------------------------------------------------------------------------------------------------------- embed
 
 

@@ -239,6 +239,7 @@ def cascade(
     """driftbook's own: screen by the free judge on split screen, then sequential tests with closed e-BH."""
     if not found:
         return []
+    found = [replace(h, measure={"kind": "judge"}) for h in found]
     material = validate.Material(texts, _by_id(texts), found, seed)
     judges = validate.Judges(LexiconJudge(), judge, ledger)
     screening = validate.screen(material, judges, section)

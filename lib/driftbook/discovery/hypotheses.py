@@ -414,7 +414,7 @@ def merge(
 
     Two hypotheses are near-duplicates when their direction is the same and at least half of all their words are
     shared (of their lexicons where both have one, else of their sentences), or when they hold of nearly the same
-    texts: ``held`` says of each which, ``[texts]`` booleans. A person's hypothesis is never merged into another's.
+    texts: ``held`` says of each which, ``[texts]`` booleans. A person's hypothesis is never merged into another.
     """
     kept: list[tuple[Hypothesis, np.ndarray | None]] = []
     for h, texts in zip(hypotheses, held if held is not None else [None] * len(hypotheses), strict=True):
@@ -422,7 +422,7 @@ def merge(
             by_words = bool(h.words and k.words)
             one, two = (h.words, k.words) if by_words else (tokenize(h.text), tokenize(k.text))
             same = _alike(one, two, least if by_words else 0.7) or _together(texts, others) >= SAME_TEXTS
-            if same and h.direction == k.direction and (h.proposer != "person" or k.proposer == "person"):
+            if same and h.direction == k.direction and h.proposer != "person":
                 kept[i] = replace(k, evidence=tuple(dict.fromkeys(k.evidence + h.evidence))[:10]), others
                 break
         else:
