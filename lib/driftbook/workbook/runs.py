@@ -236,12 +236,11 @@ class Run:
         """Progress over an iterable, or towards a total with ``.update(n)``."""
         return Progress(source, label, unit) if self.headless else Bar(source, label, unit)
 
-    def show(self, figure: Figure | None) -> None:
-        """Show a figure here and in the report; nothing where there was nothing to draw (None)."""
+    def show(self, figure: Figure) -> None:
+        """Show a figure here and in the report."""
         from IPython.display import display
 
-        if figure is not None:
-            display(figure)
+        display(figure)
 
     def table(
         self,
