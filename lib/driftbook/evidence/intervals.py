@@ -9,6 +9,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 from scipy.stats import norm
 
 CHUNK = 4_000_000  # numbers in flight per block of resamples
@@ -24,11 +25,15 @@ def wilson(successes: int, n: int, alpha: float = 0.05) -> Interval:
     """Wilson score interval of a proportion. For independent trials only: one per prompt, never one per text."""
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"{successes} successes in {n} trials")
-    z = float(norm.isf(alpha / 2))
     share = successes / n
+    return Interval(share, *_wilson(share, n, float(norm.isf(alpha / 2))))
+
+
+def _wilson(share: float, n: float, z: float) -> tuple[float, float]:
+    """Limits of a share of ``n`` trials, whose number need not be whole."""
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def resample_counts(prompts: int, resamples: int, seed: int) -> np.ndarray:
@@ -155,3 +160,87 @@ def detectable(half_width: float, tests: int = 1, alpha: float = 0.05, power: fl
         raise ValueError(f"tests must be at least 1, not {tests}")
     standard_error = half_width / float(norm.isf(0.025))
     return float((norm.isf(alpha / (2 * tests)) + norm.ppf(power)) * standard_error)
+
+
+# ---------------------------------------------------------------------------------------- differences of paired sides
+
+
+def student_quantile(alpha: float, freedom: float) -> float:
+    """Student's two-sided quantile."""
+    return -float(stdtrit(freedom, alpha / 2))
+
+
+def shares_difference(
+    shares: tuple[float, float], variances: tuple[float, float], least: tuple[float, float], r: float, z: float
+) -> tuple[float, float]:
+    """Limits of the second share less the first: Wilson's limits of both, put together.
+
+    ``variances`` are those of the two shares, and say how many trials each is worth; where a share is 0 or 1 and has
+    none, it is worth as many as the other, and ``least`` at least. ``r``: the correlation of the two; ``z``: the
+    quantile. Newcombe (1998, method 10), as the recovery of variances of Zou and Donner (2008).
+    """
+    trials = [p * (1 - p) / v if v > 1e-15 and 0 < p < 1 else 0.0 for p, v in zip(shares, variances, strict=True)]
+    trials = [one or max(other, n) for one, other, n in zip(trials, trials[::-1], least, strict=True)]
+    (p1, p2), ((l1, u1), (l2, u2)) = shares, [_wilson(p, n, z) for p, n in zip(shares, trials, strict=True)]
+
+    def reach(a: float, b: float) -> float:
+        return math.sqrt(max(a * a - 2 * r * a * b + b * b, 0.0))
+
+    d = p2 - p1
+    return max(-1.0, d - reach(p2 - l2, u1 - p1)), min(1.0, d + reach(u2 - p2, p1 - l1))
+
+
+def bounded(*values: np.ndarray) -> bool:
+    """Are these shares, or at least numbers between 0 and 1?"""
+    return all(v.min() >= 0 and v.max() <= 1 for v in values)
+
+
+def paired_mean(base: np.ndarray, changed: np.ndarray, alpha: float) -> tuple[float, float, float]:
+    """(mean of changed - base, low, high) over prompts, [prompts] each: as ``shares_difference`` where all values lie
+    in [0, 1], else Student's interval."""
+    n, d = len(base), changed - base
+    mean = float(d.mean())
+    if n == 1:
+        return mean, -np.inf, np.inf
+    z = student_quantile(alpha, n - 1)
+    if bounded(base, changed):
+        spread = base.std() * changed.std()
+        r = float(((base - base.mean()) * (changed - changed.mean())).mean() / spread) if spread > 1e-15 else 0.0
+        shares = (float(base.mean()), float(changed.mean()))
+        return mean, *shares_difference(shares, (base.var(ddof=1) / n, changed.var(ddof=1) / n), (n, n), r, z)
+    half = z * float(d.std(ddof=1)) / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+def hodges_lehmann(d: np.ndarray, alpha: float) -> tuple[float, float, float]:
+    """(estimate, low, high) of Hodges and Lehmann (1963): the median of the means of all pairs of differences, each
+    with itself too.
+
+    The interval turns round the test whether as many pairs lie above as below. The spread of that count is read from
+    the data, as differences need not lie evenly around their middle.
+    """
+    n, d = len(d), np.sort(d)
+    middle = _pair_mean(d, 0.5)
+    if n == 1:
+        return middle, -np.inf, np.inf
+    above = n - np.searchsorted(d, 2 * middle - d, side="right")
+    below = np.searchsorted(d, 2 * middle - d, side="left")
+    spread = max(float((above - below).std()) / n, 1 / math.sqrt(3))  # 1 / sqrt(3) where they do, without ties
+    off = 2 * student_quantile(alpha, n - 1) * spread / math.sqrt(n)
+    if off >= 1:
+        return middle, -np.inf, np.inf
+    return middle, _pair_mean(d, (1 - off) / 2), _pair_mean(d, (1 + off) / 2)
+
+
+def _pair_mean(d: np.ndarray, share: float) -> float:
+    """The quantile of (d_i + d_j) / 2 over all ordered pairs; ``d`` [n] is sorted. Without the n^2 pairs: by
+    bisection over how many lie below."""
+    rank = share * len(d) ** 2
+    low, high = float(d[0]), float(d[-1])
+    for _ in range(40):
+        middle = (low + high) / 2
+        if np.searchsorted(d, 2 * middle - d, side="right").sum() >= rank:
+            high = middle
+        else:
+            low = middle
+    return high

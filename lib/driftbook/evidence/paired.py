@@ -10,33 +10,36 @@ Two scopes. *Prompts like these*: the unit is the prompt, all its answers are on
 (``within_prompts_test``); for few prompts with many answers each.
 
 Sources: swaps of paired sides, Fisher (1935) and Wilcoxon (1945); false discoveries, Benjamini and Hochberg (1995),
-without the tests that no outcome could confirm (Tarone 1990, Gilbert 2005); step-down max-T, Westfall and Young (1993);
-intervals of claims that were selected, Benjamini and Yekutieli (2005); of paired shares, Newcombe (1998, method 10) as
-the recovery of variances of Zou and Donner (2008); Hodges and Lehmann (1963); exact tails of small samples, Pagano and
-Tritchler (1983), and saddlepoints of large ones, Robinson (1982) in the form of Barndorff-Nielsen (1986).
+without the tests that no outcome could confirm (Tarone 1990, Gilbert 2005); any false claim, Westfall and Young (1993);
+intervals of claims that were selected, Benjamini and Yekutieli (2005).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.stats import binom, norm, rankdata
-from scipy.stats import t as student
+from scipy.stats import binom
 
-from driftbook.evidence.intervals import CHUNK
+from driftbook.evidence.intervals import (
+    CHUNK,
+    bounded,
+    hodges_lehmann,
+    paired_mean,
+    shares_difference,
+    student_quantile,
+)
 from driftbook.evidence.multiplicity import bh_adjusted
+from driftbook.evidence.swaps import joint_p, max_t, swapped, upper_tail
 from driftbook.evidence.wins import mean_by
 
 Center = Literal["mean", "median"]
 Method = Literal["bh", "max_t"]
 FLIPS = 9999  # joint swaps of step-down max-T
-GRID = 1 << 15  # steps of the greatest sum of differences whose distribution is counted out
-COUNTED = 400  # prompts with a difference up to which it is counted out; beyond, a saddlepoint
 FEW = 30  # prompts below which many answers a prompt are read as "these prompts"
 
 
@@ -125,10 +128,10 @@ def paired_test(
         known = ~np.isnan(base[:, i])
         signs = [int(direction[i])] if direction[i] else [1, -1]
         ranks = bool(centers[i] == "median")
-        each = [_weights(base[known, i], changed[known, i], s, float(margin[i]), ranks) for s in signs]
+        each = [swapped(base[known, i], changed[known, i], s, float(margin[i]), ranks) for s in signs]
         if not (direction[i] or margin[i]):  # the two tails are one
             each = [w for w in each if w.sum() >= 0][:1]
-        tails, names = zip(*map(_upper_tail, each), strict=True)
+        tails, names = zip(*map(upper_tail, each), strict=True)
         p[i], test[i] = min(1.0, len(signs) * min(tails)), "ranks" if ranks else names[0]
         attainable[i] = len(signs) * 0.5 ** np.count_nonzero(each[0])
         weights[known, i] = each[0]
@@ -139,7 +142,7 @@ def paired_test(
     if method == "bh":
         adjusted[counted] = bh_adjusted(p[counted])
     else:
-        drawn = _max_t_swaps(weights[:, counted], direction[counted] == 0, flips, seed)
+        drawn = max_t(weights[:, counted], direction[counted] == 0, flips, seed)
         adjusted[counted] = np.maximum(drawn, p[counted])  # chance may put it a hair below
     interval = partial(paired_interval, base, changed, center=centers)
     return _told(base, changed, centers, interval, alpha, p, adjusted, counted, test)
@@ -161,7 +164,7 @@ def paired_interval(
         known = ~np.isnan(base[:, i])
         b, c = base[known, i], changed[known, i]
         if len(b):
-            out[:, i] = _hodges_lehmann(c - b, alpha) if how == "median" else _mean_interval(b, c, alpha)
+            out[:, i] = hodges_lehmann(c - b, alpha) if how == "median" else paired_mean(b, c, alpha)
     return out[0], out[1], out[2]
 
 
@@ -227,7 +230,7 @@ def within_prompts_test(
     draws = max(flips, math.ceil(2 * h / alpha))
     scale = np.nan_to_num(np.nanmax(np.abs(values), axis=0, initial=1e-100)) ** 2
     observed = statistic([s.label[None] for s in strata])[0] if len(ids) else np.zeros(h)
-    alone, together = _joint(observed, blocks() if len(ids) else [])
+    alone, together = joint_p(observed, blocks() if len(ids) else [])
     moments = [s.moments(s.label[None]) for s in strata]
     means, variances = (
         np.array([np.where(s.used, m[k][:, 0], np.nan) for s, m in zip(strata, moments, strict=True)]).reshape(-1, 2, h)
@@ -245,10 +248,10 @@ def within_prompts_test(
             shares = means[rows, :, i].mean(axis=0)
             spread = variances[rows, :, i].sum(axis=0) / number[i] ** 2
             answers = np.array([s.answers[:, i] for s in strata])[rows].sum(axis=0)
-            z = float(student.isf(level / 2, max(1, answers.sum() - 2 * number[i])))
+            z = student_quantile(level, max(1, answers.sum() - 2 * number[i]))
             d = shares[1] - shares[0]
-            if _bounded(values[np.isin(prompt, ids[rows]) & ~np.isnan(values[:, i]), i]):
-                out[:, i] = d, *_shares_interval(tuple(shares), tuple(spread), tuple(answers), 0.0, z)
+            if bounded(values[np.isin(prompt, ids[rows]) & ~np.isnan(values[:, i]), i]):
+                out[:, i] = d, *shares_difference(tuple(shares), tuple(spread), tuple(answers), 0.0, z)
             else:
                 out[:, i] = d, d - z * math.sqrt(spread.sum()), d + z * math.sqrt(spread.sum())
         return out[0], out[1], out[2]
@@ -346,6 +349,41 @@ def _sign_power(prompts: int, base: float, changed: float, level: float, either:
     return float(binom.pmf(differ, prompts, up + down) @ np.where(differ > 0, found, 0.0))
 
 
+# ------------------------------------------------------------------------------------------------------------- inside
+
+
+def _known(base: np.ndarray, changed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    base, changed = np.asarray(base, dtype=np.float64), np.asarray(changed, dtype=np.float64)
+    if base.ndim != 2 or base.shape != changed.shape:
+        raise ValueError(f"base {base.shape} and changed {changed.shape} must both be [prompts, hypotheses]")
+    if np.isinf(base).any() or np.isinf(changed).any():
+        raise ValueError("values must be finite; NaN says that nothing is known")
+    unknown = np.isnan(base) | np.isnan(changed)
+    return np.where(unknown, np.nan, base), np.where(unknown, np.nan, changed)
+
+
+def _told(
+    base: np.ndarray, changed: np.ndarray, centers: np.ndarray, interval: Callable[[float], tuple], alpha: float,
+    p: np.ndarray, adjusted: np.ndarray, counted: np.ndarray, test: np.ndarray,
+) -> Paired:  # fmt: skip
+    """``interval`` gives (difference, low, high) at an error level; the other arguments are as in ``Paired``."""
+    rejected = adjusted <= alpha
+    share = max(1, int(rejected.sum())) / max(1, int(counted.sum()))
+    difference, low, high = interval(alpha)
+    _, selected_low, selected_high = interval(alpha * share)
+    _, least, most = interval(2 * alpha)
+    sides = [np.full(len(p), np.nan), np.full(len(p), np.nan)]
+    some = ~np.isnan(base).all(axis=0)
+    for values, side in zip((base[:, some], changed[:, some]), sides, strict=True):
+        if some.any():
+            side[some] = np.where(centers[some] == "median", np.nanmedian(values, axis=0), np.nanmean(values, axis=0))
+    d = changed - base
+    known, more, less = (x.sum(axis=0) for x in (~np.isnan(d), d > 1e-12, d < -1e-12))
+    still = np.maximum(np.abs(least), np.abs(most))
+    intervals = (difference, low, high, selected_low, selected_high, still)
+    return Paired(*sides, *intervals, p, adjusted, rejected, known, more, less, counted, test)
+
+
 @dataclass(frozen=True)
 class _Stratum:
     """The answers to one prompt: ``both`` [texts, 3 h] are values, squares and which are known; ``label`` [texts] is 1
@@ -376,223 +414,3 @@ def _stratum(values: np.ndarray, changed: np.ndarray) -> _Stratum:
     varies = (np.abs(np.where(known, values - middle, 0.0)) > 1e-12 * np.maximum(1.0, np.abs(middle))).any(axis=0)
     both = np.concatenate([filled, filled**2, known], axis=1).astype(np.float64)
     return _Stratum(changed.astype(np.float64), both, answers, (answers >= 2).all(axis=0), varies)
-
-
-# ------------------------------------------------------------------------------------------------- one measure, swapped
-
-
-def _known(base: np.ndarray, changed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    base, changed = np.asarray(base, dtype=np.float64), np.asarray(changed, dtype=np.float64)
-    if base.ndim != 2 or base.shape != changed.shape:
-        raise ValueError(f"base {base.shape} and changed {changed.shape} must both be [prompts, hypotheses]")
-    if np.isinf(base).any() or np.isinf(changed).any():
-        raise ValueError("values must be finite; NaN says that nothing is known")
-    unknown = np.isnan(base) | np.isnan(changed)
-    return np.where(unknown, np.nan, base), np.where(unknown, np.nan, changed)
-
-
-def _weights(base: np.ndarray, changed: np.ndarray, sign: int, margin: float, ranks: bool) -> np.ndarray:
-    """What each prompt adds to the statistic, [prompts], and what takes the other sign where its sides are swapped."""
-    d = sign * (changed - base) - margin
-    d[np.abs(d) <= 1e-12 * max(1.0, float(np.max(np.abs([base, changed]), initial=0.0)))] = 0.0
-    if ranks:
-        moved = d != 0
-        d[moved] = np.sign(d[moved]) * rankdata(np.abs(d[moved]))
-    return d
-
-
-def _upper_tail(weights: np.ndarray) -> tuple[float, str]:
-    """P(a sum of the weights with random signs reaches theirs), and the name of the test."""
-    w = weights[weights != 0]
-    size = np.abs(w)
-    if not len(w):
-        return 1.0, "sign"
-    if size.max() <= size.min() * (1 + 1e-9):
-        return float(binom.sf((w > 0).sum() - 1, len(w), 0.5)), "sign"
-    unit = _lattice(size)
-    if len(w) > COUNTED:
-        return _saddlepoint(size / size.max(), w.sum() / size.max(), unit / size.max()), "swap"
-    step = unit if unit and size.sum() <= GRID * unit else size.sum() / GRID
-    steps = np.round(size / step).astype(np.int64)
-    chance, top = np.zeros(steps.sum() + 1), 0  # of each sum of those with sign +; only additions, so tails are exact
-    chance[0] = 1.0
-    for a in np.sort(steps):
-        top += a
-        added = chance[: top + 1 - a] / 2
-        chance[: top + 1] /= 2
-        chance[a : top + 1] += added
-    return float(chance[steps[w > 0].sum() :].sum()), "swap"
-
-
-def _lattice(size: np.ndarray) -> float:
-    """The unit of which all sizes are multiples, 0 where there is none; means of up to twelve answers have one."""
-    for parts in range(1, 13):
-        steps = size / (size.min() / parts)
-        if (np.abs(steps - np.round(steps)) <= 1e-6).all():
-            return float(size.min() / parts)
-    return 0.0
-
-
-def _saddlepoint(size: np.ndarray, total: float, unit: float) -> float:
-    """P(a sum of ``size`` with random signs >= ``total``); ``unit``: 0, or that of which all are multiples."""
-    if total >= size.sum() * (1 - 1e-12):
-        return max(0.5 ** len(size), np.finfo(float).tiny)
-    total -= unit  # sums lie two units apart: half of the gap
-    if total <= -size.sum() * (1 - 1e-12):
-        return 1.0
-    low, high = 0.0, 1.0
-    while (size * np.tanh(high * size)).sum() < abs(total):
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if (size * np.tanh(middle * size)).sum() < abs(total) else (low, middle)
-    y = high * size
-    growth = (y + np.log1p(np.exp(-2 * y)) - math.log(2)).sum()
-    w = math.sqrt(max(2 * (high * abs(total) - growth), 0.0))
-    u = high * math.sqrt((size**2 * 4 * np.exp(-2 * y) / (1 + np.exp(-2 * y)) ** 2).sum())
-    near = w < 1e-3 or u == 0
-    z = w if near else w + math.log(u / w) / w
-    return max(float(norm.sf(math.copysign(z, total))), np.finfo(float).tiny)
-
-
-# ------------------------------------------------------------------------------------------------ all measures together
-
-
-def _joint(observed: np.ndarray, blocks: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(p, adjusted by step-down max-T), [m] each, from blocks [draws, m] of what the statistics are without a change.
-
-    The statistics of a draw belong together: they were read after one swap of all texts.
-    """
-    order = np.argsort(-observed, kind="stable")
-    alone, beyond, total = np.ones(len(observed)), np.ones(len(observed)), 1
-    for block in blocks:
-        # ties count as beyond; without the slack, rounding would decide them
-        reached = observed - 1e-9 * np.maximum(1.0, np.abs(observed))
-        alone += (block >= reached).sum(axis=0)
-        highest = np.maximum.accumulate(block[:, order[::-1]], axis=1)[:, ::-1]
-        beyond += (highest >= reached[order]).sum(axis=0)
-        total += len(block)
-    adjusted = np.empty(len(observed))
-    adjusted[order] = np.maximum.accumulate(beyond / total)
-    return alone / total, adjusted
-
-
-def _max_t_swaps(weights: np.ndarray, either: np.ndarray, flips: int, seed: int) -> np.ndarray:
-    """Adjusted p-values, [m]. One swap of the sides of a prompt turns the sign of its row of ``weights`` [prompts, m];
-    ``either`` [m]: both directions count."""
-    weights = weights[weights.any(axis=1)]
-    scaled = weights / np.sqrt((weights**2).sum(axis=0))
-    rng, n = np.random.default_rng(seed), len(scaled)
-
-    def statistic(sums: np.ndarray) -> np.ndarray:
-        return np.where(either, np.abs(sums), sums)
-
-    def blocks() -> Iterator[np.ndarray]:
-        step = max(1, CHUNK // max(1, n + scaled.shape[1]))
-        for start in range(0, flips, step):
-            signs = rng.integers(0, 2, size=(min(step, flips - start), n), dtype=np.int8) * 2.0 - 1.0
-            yield statistic(signs @ scaled)
-
-    return _joint(statistic(scaled.sum(axis=0)), blocks())[1]
-
-
-def _told(
-    base: np.ndarray, changed: np.ndarray, centers: np.ndarray, interval: Callable[[float], tuple], alpha: float,
-    p: np.ndarray, adjusted: np.ndarray, counted: np.ndarray, test: np.ndarray,
-) -> Paired:  # fmt: skip
-    """``interval`` gives (difference, low, high) at an error level; the other arguments are as in ``Paired``."""
-    rejected = adjusted <= alpha
-    share = max(1, int(rejected.sum())) / max(1, int(counted.sum()))
-    difference, low, high = interval(alpha)
-    _, selected_low, selected_high = interval(alpha * share)
-    _, least, most = interval(2 * alpha)
-    sides = [np.full(len(p), np.nan), np.full(len(p), np.nan)]
-    some = ~np.isnan(base).all(axis=0)
-    for values, side in zip((base[:, some], changed[:, some]), sides, strict=True):
-        if some.any():
-            side[some] = np.where(centers[some] == "median", np.nanmedian(values, axis=0), np.nanmean(values, axis=0))
-    d = changed - base
-    known, more, less = (x.sum(axis=0) for x in (~np.isnan(d), d > 1e-12, d < -1e-12))
-    still = np.maximum(np.abs(least), np.abs(most))
-    intervals = (difference, low, high, selected_low, selected_high, still)
-    return Paired(*sides, *intervals, p, adjusted, rejected, known, more, less, counted, test)
-
-
-# ------------------------------------------------------------------------------------------------------------ intervals
-
-
-def _wilson(share: float, n: float, z: float) -> tuple[float, float]:
-    """As ``intervals.wilson``, for a number of trials that need not be whole."""
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def _shares_interval(
-    shares: tuple[float, float], variances: tuple[float, float], least: tuple[float, float], r: float, z: float
-) -> tuple[float, float]:
-    """Limits of the second share less the first. ``variances`` are those of the two; ``least``: trials where a share is
-    0 or 1 and has none; ``r``: the correlation of the two."""
-    trials = [
-        p * (1 - p) / v if v > 1e-15 and 0 < p < 1 else n for p, v, n in zip(shares, variances, least, strict=True)
-    ]
-    (p1, p2), ((l1, u1), (l2, u2)) = shares, [_wilson(p, n, z) for p, n in zip(shares, trials, strict=True)]
-
-    def reach(a: float, b: float) -> float:
-        return math.sqrt(max(a * a - 2 * r * a * b + b * b, 0.0))
-
-    d = p2 - p1
-    return max(-1.0, d - reach(p2 - l2, u1 - p1)), min(1.0, d + reach(u2 - p2, p1 - l1))
-
-
-def _bounded(*values: np.ndarray) -> bool:
-    """Are these shares, or at least numbers between 0 and 1?"""
-    return all(v.min() >= 0 and v.max() <= 1 for v in values)
-
-
-def _mean_interval(base: np.ndarray, changed: np.ndarray, alpha: float) -> tuple[float, float, float]:
-    n, d = len(base), changed - base
-    mean = float(d.mean())
-    if n == 1:
-        return mean, -np.inf, np.inf
-    z = float(student.isf(alpha / 2, n - 1))
-    if _bounded(base, changed):
-        spread = base.std() * changed.std()
-        r = float(((base - base.mean()) * (changed - changed.mean())).mean() / spread) if spread > 1e-15 else 0.0
-        shares = (float(base.mean()), float(changed.mean()))
-        return mean, *_shares_interval(shares, (base.var(ddof=1) / n, changed.var(ddof=1) / n), (n, n), r, z)
-    half = z * float(d.std(ddof=1)) / math.sqrt(n)
-    return mean, mean - half, mean + half
-
-
-def _hodges_lehmann(d: np.ndarray, alpha: float) -> tuple[float, float, float]:
-    """Median of the means of all pairs of differences, each with itself too, and its interval.
-
-    The interval turns round the test whether as many pairs lie above as below. The spread of that count is read from
-    the data, as differences need not lie evenly around their middle.
-    """
-    n, d = len(d), np.sort(d)
-    middle = _pair_mean(d, 0.5)
-    if n == 1:
-        return middle, -np.inf, np.inf
-    above = n - np.searchsorted(d, 2 * middle - d, side="right")
-    below = np.searchsorted(d, 2 * middle - d, side="left")
-    spread = max(float((above - below).std()) / n, 1 / math.sqrt(3))  # 1 / sqrt(3) where they do, without ties
-    off = 2 * float(student.isf(alpha / 2, n - 1)) * spread / math.sqrt(n)
-    if off >= 1:
-        return middle, -np.inf, np.inf
-    return middle, _pair_mean(d, (1 - off) / 2), _pair_mean(d, (1 + off) / 2)
-
-
-def _pair_mean(d: np.ndarray, share: float) -> float:
-    """The quantile of (d_i + d_j) / 2 over all ordered pairs; ``d`` [n] is sorted. Without the n^2 pairs: by
-    bisection over how many lie below."""
-    rank = share * len(d) ** 2
-    low, high = float(d[0]), float(d[-1])
-    for _ in range(40):
-        middle = (low + high) / 2
-        if np.searchsorted(d, 2 * middle - d, side="right").sum() >= rank:
-            high = middle
-        else:
-            low = middle
-    return high
