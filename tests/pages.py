@@ -261,6 +261,15 @@ def run_record(stage: str, **changes: Any) -> dict[str, Any]:
         "inputs": {"decode/data/texts.parquet": "cd" * 32},
         "outputs": {"data/clusters.parquet": "ef" * 32},
         "answer": f"The answer of {stage}.",
+        "verdict": {
+            "state": "changed",
+            "lines": [
+                "Changed. Hedges: 30% of answers, was 10%.",
+                "52 of 64 behaviours moved by less than 3 points.",
+                "120 prompts, 2 answers a side to each; 1 of 3 claims are confirmed.",
+            ],
+            "strongest": ["h0"],
+        },
         "headlines": [
             {"label": "largest difference", "value": 12.1, "low": 8.2, "high": 16.3, "baseline": 0, "unit": "%"},
             {"label": "texts", "value": 4000, "low": None, "high": None, "baseline": None, "unit": "texts"},
@@ -288,11 +297,14 @@ def claims(experiment: Path, confirmed: tuple[bool, ...] = (True, False, False))
     pd.DataFrame(
         {
             "hypothesis_id": [f"h{i}" for i in range(3)], "text": texts, "direction": "intervention",
+            "claim": [f"{t}: 30% of answers, was 10% (+20 points, 10 to 30)" for t in texts], "unit": "share",
+            "proposer": "phrases", "kind": "words", "scope": "held-out prompts", "like": "",
             "status": ["confirmed" if sure else "not confirmed" for sure in confirmed], "prompts": 120,
             "win_rate": rates, "win_low": np.array(rates) - 0.07, "win_high": np.array(rates) + 0.07,
-            "rate_base": 0.1, "rate_intervention": 0.3, "rate_difference": 0.2, "rate_low": 0.1, "rate_high": 0.3,
+            "base": 0.1, "intervention": 0.3, "difference": 0.2, "low": 0.1, "high": 0.3,
+            "size": 2 * np.array(rates) - 1, "q_value": [0.001 if sure else 0.4 for sure in confirmed],
             "auc": 0.66, "auc_low": 0.6, "auc_high": 0.7, "e_value": [1234.5 if sure else 0.4 for sure in confirmed],
-            "confirmed": confirmed, "rival_bow": 0.7, "rival_embedding": 0.6,
+            "confirmed": confirmed, "baseline_bow": 0.7, "baseline_embedding": 0.6,
             "explained_by": "",
             "flags": "Nothing is left of it when length is held fixed.\nIts texts are less coherent.",
         }

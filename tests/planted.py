@@ -16,7 +16,7 @@ from driftbook.prompts import to_frame as to_table
 SENTENCE = "the plan was to walk early along the river and talk about food music work travel books weather"
 FILLER = SENTENCE.split()
 HEDGES = ("might", "perhaps", "possibly")
-COLUMNS = ["text_id", "side", "prompt_id", "family", "split", "propensity", "text"]
+COLUMNS = ["text_id", "side", "prompt_id", "family", "split", "round", "propensity", "text"]
 SPLITS = {"discover": 40, "screen": 40, "validate": 80}
 
 
@@ -29,7 +29,7 @@ def texts_of(hedge_base=0.1, hedge_changed=0.6, samples=2, seed=0, splits=SPLITS
                     words = list(rng.choice(FILLER, size=25))
                     if rng.random() < share:
                         words[3:3] = rng.choice(HEDGES, size=2)
-                    rows.append((f"{n:016x}", side, f"{split}{p}", f"family{p % 3}", split, 1.0, " ".join(words)))
+                    rows.append((f"{n:016x}", side, f"{split}{p}", f"family{p % 3}", split, 0, 1.0, " ".join(words)))
                     n += 1
     return pd.DataFrame(rows, columns=COLUMNS)
 

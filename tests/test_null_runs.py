@@ -7,6 +7,7 @@ import pytest
 
 from driftbench import null_runs
 from driftbook import cluster
+from driftbook.behaviours.catalogue import panel
 from driftbook.discovery.embeddings import Embedded
 from driftbook.ledger import Ledger
 from driftbook.parameters import Cluster, Validate
@@ -20,8 +21,8 @@ def texts_of(prompts=90, samples=4):
         split = ("discover", "screen", "validate")[p % 3]
         for s in range(samples):
             text = " ".join(rng.choice(WORDS, size=12))
-            rows.append((f"{p:03d}{s}", "base", f"p{p}", "f", split, s, 1.0, text, f"prompt {p}"))
-    names = ["text_id", "side", "prompt_id", "family", "split", "sample_index", "propensity", "text", "prompt"]
+            rows.append((f"{p:03d}{s}", "base", f"p{p}", "f", split, s, 0, 1.0, text, f"prompt {p}"))
+    names = ["text_id", "side", "prompt_id", "family", "split", "sample_index", "round", "propensity", "text", "prompt"]
     return pd.DataFrame(rows, columns=names)
 
 
@@ -58,10 +59,8 @@ def test_the_path_from_texts_to_claims_runs_on_dealt_sides(tmp_path, monkeypatch
     section = Cluster(clusters=3, bootstraps=2, resamples=100)
     ground = null_runs.prepare(texts_of(), section, tmp_path, 0, lambda *a: None)
     ledger = Ledger(tmp_path / "a.sqlite", 0.0)
-    ways = [Validate(), Validate(margin=0.0, cascade="expensive_only")]
-    tables = [null_runs.null_run(ground, ways, ledger, seed) for seed in range(4)]
+    tables = [null_runs.null_run(ground, Validate(), ledger, seed) for seed in range(4)]
     table = pd.concat(tables)
-    assert len(table) == 8 and table["confirmed"].sum() == 0
-    bare = table[table["margin"] == 0]
-    assert (bare["tested"] == bare["proposed"]).all() and bare["proposed"].max() > 0
-    assert tables[0].equals(null_runs.null_run(ground, ways, ledger, 0))
+    assert len(table) == 8 and table["confirmed"].sum() <= 1  # at 5% a run; 200 of them are a bench
+    assert (table.loc[table["way"] == "as it ships", "asked"] >= len(panel())).all()
+    assert tables[0].equals(null_runs.null_run(ground, Validate(), ledger, 0))

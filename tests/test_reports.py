@@ -311,7 +311,8 @@ def test_a_page_that_stands_alone_leads_nowhere_and_says_the_same(outputs: Path)
 def test_claims_come_with_numbers_and_texts_of_both_kinds(outputs: Path) -> None:
     page = Page(render_experiment(outputs / "quickstart").read_text())
     text = page.text
-    assert "Win rate 71% [64%, 78%]" in text and "120 held-out prompts" in text
+    assert "30% of answers, was 10% (+20 points, 10 to 30)" in text
+    assert "win rate 71% [64%, 78%]" in text and "Tested on 120 prompts (held-out prompts)" in text
     assert "Beware: Nothing is left of it when length is held fixed. Beware: Its texts are less coherent." in text
     pairs = re.findall(r"the claim wins (\d+)% here", text)
     assert len(pairs) == 12 and set(pairs) == {"0", "50", "100"}
@@ -322,8 +323,13 @@ def test_claims_come_with_numbers_and_texts_of_both_kinds(outputs: Path) -> None
 def test_what_was_not_found_is_said_with_the_effect_that_would_have_been_seen(outputs: Path) -> None:
     text = Page(render_experiment(outputs / "quickstart").read_text()).text
     assert "2 of 3 proposed claims were not confirmed" in text
-    seen = re.search(r"With 120 held-out prompts and 3 hypotheses tested at once, a claim that wins on (\d+)%", text)
-    assert 60 < int(seen[1]) < 90
+    assert "52 of 64 behaviours moved by less than 3 points." in text  # the verdict's second line
+
+
+def test_the_verdict_heads_the_front_page(outputs: Path) -> None:
+    page = Page(render_experiment(outputs / "quickstart").read_text())
+    assert page.by_tag["h2"][0] == "The verdict"
+    assert "Changed. Hedges: 30% of answers, was 10%." in page.text
 
 
 def test_every_stage_says_what_it_would_have_found(outputs: Path) -> None:

@@ -89,6 +89,7 @@ for i in range(10_000):
 
 KILLED = """
 import os, signal, sys
+from pathlib import Path
 import numpy as np
 from driftbook import store
 save = store.save_file

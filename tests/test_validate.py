@@ -2,6 +2,8 @@
 null runs."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,19 +21,41 @@ from driftbook.parameters import Validate
 from planted import FILLER, HEDGES, HYPOTHESES, SPLITS, run_of, texts_of
 
 
-def go(run, with_rivals=True, write=None):
-    material = stage.load(run)
-    judges = stage.open_judges(run, material)
-    material = stage.label(run, material, judges.ledger)
-    frozen = stage.freeze(material, judges, run.section)
-    screening = stage.screen(material, judges, run.section)
-    tested = stage.holdout_test(material, judges, screening.survivors, run.section, run.progress)
-    rivals = stage.rivals(material, length_vectors) if with_rivals else None
-    beside = stage.beside_rivals(tested, rivals, run.seed)
-    table = stage.claims_table(material, frozen, screening, tested, run.section, beside)
+def go(run, with_baselines=True, write=None, judges=None):
+    """The stage as its notebook runs it; gives the claims that are not of the panel, by text, or the metrics."""
+    found = stages(run, judges)
+    baselines = stage.baselines(found.material, length_vectors) if with_baselines else None
+    beside = stage.beside_baselines(found.outcomes, baselines, run.seed)
+    table = stage.claims_table(found.material, found.frozen, found.screening, found.outcomes, beside)
     if write is not None:
-        return stage.write(write, frozen, screening, tested, table, judges, run.section)
-    return table.set_index("text")
+        return stage.write(write, found.frozen, found.screening, found.outcomes, table, found.judges, run.section)
+    return proposed(table)
+
+
+def proposed(claims):
+    """The claims that are not of the panel, by their text."""
+    return claims[claims["proposer"] != "panel"].set_index("text")
+
+
+def stages(run, judges=None):
+    """From texts to outcomes."""
+    material = stage.load(run)
+    judges = judges or stage.open_judges(run, material)
+    material = stage.label(run, material, judges)
+    frozen = stage.freeze(material, judges, run.section)
+    counted = stage.count(run, material, judges)
+    screening = stage.screen(material, judges, run.section)
+    _, alpha = stage.levels(material, judges, run.section.alpha)
+    survivors = screening.survivors if judges.tester.paid else []
+    tested = stage.holdout_test(material, judges, survivors, run.section, run.progress, alpha)
+    outcomes = [*counted, *stage.outcomes(tested, run.section)]
+    claims = stage.claims_table(material, frozen, screening, outcomes)
+    return SimpleNamespace(**{k: v for k, v in locals().items() if k != "run"})
+
+
+def by_judge(hypotheses):
+    """The same hypotheses, for a judge to read."""
+    return [replace(h, measure={"kind": "judge"}) for h in hypotheses]
 
 
 def length_vectors(texts):
@@ -41,55 +65,101 @@ def length_vectors(texts):
 
 
 def test_what_was_planted_is_confirmed_and_the_rest_is_not(tmp_path):
-    table = go(run_of(tmp_path, texts_of()))
+    texts = texts_of()
+    table = go(run_of(tmp_path, texts))
     assert table["confirmed"].to_dict() == {
         "hedges": True,
         "hedges less": False,
         "talks about rivers": False,
         "talks about food": False,
     }
-    claim = table.loc["hedges"]
-    assert claim["e_value"] >= len(HYPOTHESES) / 0.05 / 4
+    claim, held = table.loc["hedges"], texts[texts["split"] != "discover"]
+    says = held["text"].str.contains("|".join(HEDGES)).groupby(held["side"]).mean()  # plain counting
+    assert (claim["base"], claim["intervention"]) == pytest.approx((says["base"], says["intervention"]))
+    assert claim["low"] < claim["difference"] < claim["high"] and claim["difference"] == pytest.approx(0.5, abs=0.1)
+    assert claim["claim"].startswith('says "might", "perhaps" or "possibly": ')
+    assert claim["unit"] == "share" and claim["judge"] == "counting" and claim["q_value"] < 0.05
+    assert claim["e_value"] > 20 and claim["auc_low"] > 0.6
     # X of a pair: 0.6 * 0.9 wins, 0.1 * 0.4 losses (few pairs hold hedges on both sides), the rest ties
     assert claim["win_low"] < 0.5 + (0.6 * 0.9 - 0.1 * 0.4) / 2 < claim["win_high"]
-    assert claim["win_low"] > 0.52
-    assert claim["rate_intervention"] > claim["rate_base"]
-    assert claim["rate_low"] < claim["rate_difference"] < claim["rate_high"]
-    assert claim["auc_low"] > 0.6
-    assert claim["p_bh"] < 0.05
-    assert claim["status"] == "confirmed" and claim["prompts"] == SPLITS["validate"]
+    assert claim["prompts"] == SPLITS["screen"] + SPLITS["validate"] and claim["scope"] == "held-out prompts"
 
 
 def test_the_other_direction_is_confirmed_when_the_sides_are_swapped(tmp_path):
-    table = go(run_of(tmp_path, texts_of(hedge_base=0.6, hedge_changed=0.1)))
+    table = go(run_of(tmp_path, texts_of(hedge_base=0.6, hedge_changed=0.1)), with_baselines=False)
     assert table["confirmed"].to_dict()["hedges less"] and not table["confirmed"].to_dict()["hedges"]
     claim = table.loc["hedges less"]
-    assert claim["win_rate"] > 0.6 and claim["rate_difference"] < 0 and claim["rate_high"] < 0
-    assert claim["rate_base"] > claim["rate_intervention"] and claim["auc"] > 0.6
+    assert claim["win_rate"] > 0.6 and claim["difference"] < 0 and claim["high"] < 0
+    assert claim["base"] > claim["intervention"] and claim["auc"] > 0.6
 
 
 def test_null_runs_confirm_nothing_beyond_alpha(tmp_path):
+    """Panel and proposals together: any claim at all is false."""
     any_claim = [
-        go(run_of(tmp_path / str(i), texts_of(0.4, 0.4, seed=i), alpha=0.2, margin=0.0), with_rivals=False)[
-            "confirmed"
-        ].any()
-        for i in range(20)
+        stages(run_of(tmp_path / str(i), texts_of(0.4, 0.4, seed=i), alpha=0.2)).claims["confirmed"].any()
+        for i in range(12)
     ]
-    assert np.mean(any_claim) <= 0.2
+    assert np.mean(any_claim) <= 0.25
 
 
 def test_an_effect_below_the_margin_is_not_confirmed(tmp_path):
-    table = go(run_of(tmp_path, texts_of(), margin=0.3), with_rivals=False)
+    table = go(run_of(tmp_path, texts_of(), margin=0.6), with_baselines=False)
     assert not table["confirmed"].any()
     assert table.loc["hedges", "win_rate"] > 0.7
+    units = go(run_of(tmp_path / "units", texts_of(), margin={"words": 100.0}), with_baselines=False)
+    assert units.loc["hedges", "confirmed"]
 
 
-def test_only_held_out_texts_are_judged(tmp_path):
-    """The same held-out texts with other discover texts give the same verdicts; other held-out texts do not."""
+def test_what_the_texts_suggested_is_tested_on_prompts_that_did_not_suggest_it(tmp_path):
+    """The same held-out texts with other discover texts give the same verdicts."""
     one = texts_of()
     two = one.assign(text=np.where(one["split"] == "discover", "nothing here", one["text"]))
-    a, b = (go(run_of(tmp_path / str(i), t), with_rivals=False) for i, t in enumerate((one, two)))
-    pd.testing.assert_frame_equal(a, b)
+    a, b = (go(run_of(tmp_path / str(i), t), with_baselines=False) for i, t in enumerate((one, two)))
+    columns = ["base", "intervention", "difference", "low", "high", "p_value", "win_rate", "e_value", "prompts"]
+    pd.testing.assert_frame_equal(a[columns], b[columns])
+
+
+def test_what_was_named_before_looking_is_tested_on_all_prompts(tmp_path):
+    mine = {"text": "is unsure of itself", "words": list(HEDGES)}
+    claims = stages(run_of(tmp_path, texts_of(), HYPOTHESES[2:], hypotheses=[mine])).claims
+    named = claims[claims["proposer"].isin(["panel", "person"])]
+    assert (named["scope"] == "all prompts").all()
+    own = named.set_index("text").loc["is unsure of itself"]
+    assert own["confirmed"] and own["prompts"] == sum(SPLITS.values()) and own["proposer"] == "person"
+    length = named[named["measure"] == "length_words"].iloc[0]
+    assert length["confirmed"] and length["unit"] == "words"  # a hedge makes an answer longer by two words
+
+
+def test_a_person_chooses_what_is_measured(tmp_path):
+    asked = [
+        {"text": "hedges, a share", "words": list(HEDGES)},
+        {"text": "hedges, a rate", "words": list(HEDGES), "measure": "rate"},
+        {"text": "hedges, a number", "words": list(HEDGES), "measure": "number"},
+        {"text": "is long", "measure": "length_words"},
+    ]
+    table = go(run_of(tmp_path, texts_of(), [], hypotheses=asked), with_baselines=False)
+    assert table["unit"].to_dict() == {
+        "hedges, a share": "share",
+        "hedges, a rate": "rate",
+        "hedges, a number": "number",
+        "is long": "words",
+    }
+    assert "per 100 words" in table.loc["hedges, a rate", "claim"]
+    number = texts_of()["text"].str.count("|".join(HEDGES)).groupby(texts_of()["side"]).mean()
+    assert table.loc["hedges, a number", "intervention"] == pytest.approx(number["intervention"])
+
+
+def test_a_longer_side_is_not_told_to_do_more_of_what_both_do_once(tmp_path):
+    """One full stop an answer on both sides: the rate is higher where answers are shorter, the share is the same."""
+    texts = texts_of(0, 0)
+    longer = texts["side"] == "base"
+    texts["text"] = texts["text"] + np.where(longer, " and so it went on" * 5, "") + " indeed"
+    asked = [{"text": "says indeed", "words": ["indeed"], "direction": "intervention"}]
+    table = go(run_of(tmp_path, texts, [], hypotheses=asked), with_baselines=False)
+    assert not table.loc["says indeed", "confirmed"] and table.loc["says indeed", "difference"] == 0
+    rate = [{"text": "indeed, a rate", "words": ["indeed"], "measure": "rate"}]
+    table = go(run_of(tmp_path / "rate", texts, [], hypotheses=rate), with_baselines=False)
+    assert table.loc["indeed, a rate", "confirmed"] and "per 100 words" in table.loc["indeed, a rate", "claim"]
 
 
 def test_the_order_of_rows_does_not_matter(tmp_path):
@@ -99,9 +169,25 @@ def test_the_order_of_rows_does_not_matter(tmp_path):
     pd.testing.assert_frame_equal(a, b)
 
 
+def test_later_rounds_do_not_make_a_prompt_weigh_more(tmp_path):
+    texts = texts_of()
+    more = texts[texts["prompt_id"] == "validate0"].assign(round=1, text="might might might")
+    more["text_id"] = [f"f{i:015x}" for i in range(len(more))]
+    a = go(run_of(tmp_path / "a", texts), with_baselines=False)
+    b = go(run_of(tmp_path / "b", pd.concat([texts, more])), with_baselines=False)
+    pd.testing.assert_frame_equal(a, b)
+
+
+def test_claims_that_say_the_same_point_at_the_strongest(tmp_path):
+    twice = [HYPOTHESES[0], Hypothesis("says might", "intervention", words=("might", "perhaps", "possibly", "may"))]
+    table = go(run_of(tmp_path, texts_of(), twice), with_baselines=False)
+    assert table["confirmed"].all() and (table["like"] != "").sum() >= 1
+
+
 def test_the_screen_lets_planted_ones_through_and_drops_most_others(tmp_path):
     noise = [Hypothesis(f"says {w}", "intervention", words=(w,)) for w in FILLER[:1] + FILLER[5:]]
-    table = go(run_of(tmp_path, texts_of(), [*HYPOTHESES, *noise]), with_rivals=False)
+    run = run_of(tmp_path, texts_of(), by_judge([*HYPOTHESES, *noise]))
+    table = proposed(stages(run, judged(run)).claims)
     assert table.loc["hedges", "status"] == "confirmed"
     assert (table["status"] == "screened out").sum() >= len(noise) / 2
     assert table.loc["hedges less", "status"] == "screened out"
@@ -114,10 +200,15 @@ def test_freezing_seals_everything_that_defines_a_test(tmp_path):
     judges = stage.open_judges(run, material)
 
     def seal(section=run.section, judges=judges):
-        return stage.freeze(material, judges, section)["frozen"].iloc[0]
+        return stage.freeze(material, judges, section)["frozen"].iloc[-1]
 
     assert seal() == seal()
-    assert len({seal(), seal(Validate(margin=0.03)), seal(Validate(alpha=0.01)), seal(Validate(screen_level=0.5))}) == 4
+    assert len({seal(), seal(Validate(margin=0.03)), seal(Validate(alpha=0.01))}) == 3
+    other = replace(material.hypotheses[-1], measure={**material.hypotheses[-1].measure, "unit": "rate"})
+    material = replace(material, hypotheses=[other])
+    assert seal() not in set(stage.freeze(stage.load(run), judges, run.section)["frozen"])
+    material = replace(material, hypotheses=by_judge(HYPOTHESES[:1]))
+    assert len({seal(), seal(Validate(screen_level=0.5))}) == 2
     judges.cheap.identity["saturation"] = 10
     assert (
         seal(judges=judges) != stage.freeze(material, stage.open_judges(run, material), run.section)["frozen"].iloc[0]
@@ -130,22 +221,18 @@ def of_many_lengths(texts):
     return texts.assign(text=[" ".join([t, *rng.choice(FILLER, size=rng.integers(0, 25))]) for t in texts["text"]])
 
 
-def with_rivals(run):
-    material = stage.load(run)
-    judges = stage.open_judges(run, material)
-    screening = stage.screen(material, judges, run.section)
-    tested = stage.holdout_test(material, judges, screening.survivors, run.section, run.progress)
-    beside = stage.beside_rivals(tested, stage.rivals(material, length_vectors), run.seed)
-    frozen = stage.freeze(material, judges, run.section)
-    table = stage.claims_table(material, frozen, screening, tested, run.section, beside).set_index("text")
-    return table, beside.set_index(["text", "rival"])
+def with_baselines(run):
+    found = stages(run)
+    beside = stage.beside_baselines(found.outcomes, stage.baselines(found.material, length_vectors), run.seed)
+    table = stage.claims_table(found.material, found.frozen, found.screening, found.outcomes, beside)
+    return proposed(table), beside.set_index(["text", "baseline"])
 
 
-def test_rivals_that_know_nothing_leave_a_claim_what_it_is(tmp_path):
-    table, beside = with_rivals(run_of(tmp_path / "a", texts_of()))
+def test_baselines_that_know_nothing_leave_a_claim_what_it_is(tmp_path):
+    table, beside = with_baselines(run_of(tmp_path / "a", texts_of()))
     assert "length of the text" in table.loc["hedges", "explained_by"]
-    table, beside = with_rivals(run_of(tmp_path / "b", of_many_lengths(texts_of())))
-    assert table.loc["hedges", "adds_to_rivals"] and table.loc["hedges", "explained_by"] == ""
+    table, beside = with_baselines(run_of(tmp_path / "b", of_many_lengths(texts_of())))
+    assert table.loc["hedges", "adds_to_baselines"] and table.loc["hedges", "explained_by"] == ""
     words = beside.loc[("hedges", "words")]
     assert words["auc"] == pytest.approx(0.5, abs=0.12)  # its own words are left out, and nothing else was planted
     assert words["left"] == pytest.approx(words["correlation"], abs=0.08)
@@ -159,7 +246,7 @@ def test_a_larger_change_elsewhere_does_not_take_a_claim_away_and_what_only_ride
     tower = castle & (rng.random(len(texts)) < 0.5)
     texts["text"] += np.where(castle, " the castle", "") + np.where(tower, " with towers", "")
     rides = Hypothesis("names towers", "intervention", words=("towers",))
-    table, beside = with_rivals(run_of(tmp_path, texts, [*HYPOTHESES, rides]))
+    table, beside = with_baselines(run_of(tmp_path, texts, [*HYPOTHESES, rides]))
     assert table.loc[["hedges", "names towers"], "confirmed"].all()
     assert beside.loc[("hedges", "words"), "auc"] > 0.9 > table.loc["hedges", "auc"]
     assert beside.loc[("hedges", "words"), "left_low"] > 0 and table.loc["hedges", "explained_by"] == ""
@@ -171,7 +258,7 @@ def test_a_larger_change_elsewhere_does_not_take_a_claim_away_and_what_only_ride
 class Forgetful:
     """A judge that loses the verdicts of some texts."""
 
-    name, paid, identity = "forgetful", False, {"kind": "forgetful"}
+    name, paid, identity = "forgetful", True, {"kind": "forgetful"}
     quote = LexiconJudge.quote
 
     def __init__(self, lose):
@@ -183,13 +270,12 @@ class Forgetful:
         return scores
 
 
-def test_missing_verdicts_count_against_the_claim_and_widen_its_interval(tmp_path):
-    run = run_of(tmp_path, texts_of(), HYPOTHESES[:1], cascade="expensive_only")
-    material = stage.load(run)
-    whole = go_with(run, material, Forgetful(lambda t: False))
-    some = go_with(run, material, Forgetful(lambda t: hash_share(t) < 0.1))
-    hedged = go_with(run, material, Forgetful(lambda t: any(h in t for h in HEDGES)))
-    assert some["missing"] == pytest.approx(0.1, abs=0.04)
+def test_missing_verdicts_of_a_judge_count_against_the_claim_and_widen_its_interval(tmp_path):
+    run = run_of(tmp_path, texts_of(), by_judge(HYPOTHESES[:1]), cascade="expensive_only")
+    whole = with_judge(run, Forgetful(lambda t: False))
+    some = with_judge(run, Forgetful(lambda t: hash_share(t) < 0.3))
+    hedged = with_judge(run, Forgetful(lambda t: any(h in t for h in HEDGES)))
+    assert 0.1 < some["declined_intervention"] < 0.5
     assert some["e_value"] < whole["e_value"]
     assert some["win_low"] < whole["win_low"] and some["win_high"] >= whole["win_high"]
     assert not hedged["confirmed"] and hedged["win_low"] < 0.5 < hedged["win_high"]
@@ -199,19 +285,13 @@ def hash_share(text):
     return int.from_bytes(__import__("hashlib").sha256(text.encode()).digest()[:4]) / 2**32
 
 
-def go_with(run, material, judge):
-    judges = stage.Judges(judge, None, Ledger(run.cache / "a.sqlite", 1.0))
-    frozen = stage.freeze(material, judges, run.section)
-    screening = stage.screen(material, judges, run.section)
-    tested = stage.holdout_test(material, judges, screening.survivors, run.section, run.progress)
-    return stage.claims_table(material, frozen, screening, tested, run.section).iloc[0]
+def with_judge(run, judge):
+    return proposed(stages(run, stage.Judges(judge, None, Ledger(run.cache / "a.sqlite", 1.0))).claims).iloc[0]
 
 
-def test_a_persons_hypothesis_is_tested_like_any_other(tmp_path):
-    mine = {"text": "is unsure of itself", "words": list(HEDGES)}
-    table = go(run_of(tmp_path, texts_of(), HYPOTHESES[2:], hypotheses=[mine]), with_rivals=False)
-    assert table.loc["is unsure of itself", "confirmed"]
-    assert table.loc["is unsure of itself", "proposer"] == "person"
+def judged(run):
+    """A free judge that screens and a paid one that tests."""
+    return stage.Judges(LexiconJudge(), Oracle("strong"), Ledger(run.cache / "a.sqlite", 1.0))
 
 
 def test_a_hypothesis_that_the_judge_cannot_read_is_named(tmp_path):
@@ -220,9 +300,11 @@ def test_a_hypothesis_that_the_judge_cannot_read_is_named(tmp_path):
         go(run)
 
 
-def test_without_hypotheses_the_stage_ends_with_an_empty_table(tmp_path):
-    table = go(run_of(tmp_path, texts_of(), []))
-    assert len(table) == 0 and "confirmed" in table.columns
+def test_without_proposals_the_panel_is_left(tmp_path):
+    run = run_of(tmp_path, texts_of(), [])
+    assert len(go(run)) == 0
+    claims = stages(run).claims
+    assert len(claims) >= 60 and set(claims["proposer"]) == {"panel"}
 
 
 @pytest.mark.parametrize(
@@ -243,7 +325,8 @@ def test_tables_and_metrics_have_the_agreed_columns(tmp_path):
     assert {"hypotheses", "confirmed", "alpha", "calls_cheap", "calls_expensive", "calls_cached", "cost_usd"} <= set(
         metrics
     )
-    assert metrics["hypotheses"] == 4 and metrics["confirmed"] == 1 and metrics["cost_usd"] == 0
+    assert metrics["hypotheses"] == 4 + metrics["panel"]
+    assert metrics["confirmed"] >= 1 and metrics["cost_usd"] == 0
     verdicts = pd.read_parquet(tmp_path / "verdicts.parquet")
     wanted = [
         "hypothesis_id",
@@ -257,37 +340,46 @@ def test_tables_and_metrics_have_the_agreed_columns(tmp_path):
         "missing",
     ]
     assert set(wanted) <= set(verdicts.columns)
-    assert set(verdicts["split"]) == {"screen", "validate"} and verdicts["x"].between(0, 1).all()
+    assert set(verdicts["split"]) == set(SPLITS) and verdicts["x"].dropna().between(0, 1).all()
     assert not verdicts.duplicated(["hypothesis_id", "prompt_id", "judge"]).any()
     ledger = pd.read_parquet(tmp_path / "ledger.parquet")
     assert {"judge", "calls", "cached", "input_tokens", "output_tokens", "usd", "usd_saved"} <= set(ledger.columns)
     claims = pd.read_parquet(tmp_path / "claims.parquet")
-    kinds = {"confirmed": "b", "adds_to_rivals": "b", "cluster": "i", "prompts": "i", "win_rate": "f", "rival_bow": "f"}
+    kinds = {"confirmed": "b", "adds_to_baselines": "b", "cluster": "i", "prompts": "i", "win_rate": "f"}
     assert {name: claims[name].dtype.kind for name in kinds} == kinds
     assert pd.read_parquet(tmp_path / "frozen.parquet")["frozen"].str.len().eq(64).all()
 
 
 def test_what_a_person_reads_follows_the_claims(tmp_path):
-    run = run_of(tmp_path, texts_of())
-    material = stage.load(run)
-    judges = stage.open_judges(run, material)
-    frozen = stage.freeze(material, judges, run.section)
-    screening = stage.screen(material, judges, run.section)
-    tested = stage.holdout_test(material, judges, screening.survivors, run.section, run.progress)
-    table = stage.claims_table(material, frozen, screening, tested, run.section)
-
-    sentence = stage.answer(table, tested, run.section)
-    assert sentence.startswith("1 of 4 hypotheses survived on 80 held-out prompts") and "hedges" in sentence
-    paths = stage.e_paths(tested, run.section)
-    hedges = paths[paths["hypothesis"].str.startswith("hedges")]
-    assert hedges["e_value"].iloc[0] == 1 and len(hedges) == 81
-    assert hedges["e_value"].max() > stage.threshold(tested, run.section)
-    shown = stage.side_by_side(material, tested, table, most=1)
+    run = run_of(tmp_path, texts_of(), by_judge(HYPOTHESES))
+    found = stages(run, judged(run))
+    paths = stage.e_paths(found.tested, run.section)
+    hedges = paths[paths["hypothesis"].str.startswith("hedges (")]
+    assert hedges["e_value"].iloc[0] == 1 and hedges["e_value"].max() > stage.threshold(found.tested) / 4
+    one = [o for o in found.outcomes if o.hypothesis.text == "hedges" and o.hypothesis.proposer != "panel"]
+    shown = stage.side_by_side(one, found.material.prompts, most=1)
     assert shown["x"].is_monotonic_decreasing and shown["x"].iloc[0] == 1 and shown["x"].iloc[-1] < 0.5
-    by_text = material.texts.set_index("text")["side"]
+    by_text = found.material.texts.set_index("text")["side"]
     assert (by_text.loc[shown["base"]] == "base").all() and (by_text.loc[shown["intervention"]] == "intervention").all()
-    costs = stage.bill(material, judges, run.section)
-    assert costs["usd"].sum() == 0 and costs["texts"].tolist() == [160, 320, 320]  # coherence, too
+    costs = stage.bill(found.material, found.judges, run.section)
+    assert costs["usd"].sum() == 0 and costs["texts"].tolist()[:2] == [160, 320]
+
+
+def test_the_verdict_is_three_lines_in_plain_units(tmp_path):
+    run = run_of(tmp_path / "changed", texts_of(), [], hypotheses=[{"text": "is unsure", "words": list(HEDGES)}])
+    found = stages(run)
+    said = stage.verdict(run, found.material, found.claims)
+    assert said.state == "changed" and said.moved.startswith("Changed. ") and len(said.lines) == 3
+    first = found.claims.set_index("hypothesis_id").loc[said.strongest[0]]
+    assert first["claim"] in said.moved and first["confirmed"]
+    assert "moved by less than 3 points" in said.unmoved and "240 prompts" not in said.sure
+    assert f"{sum(SPLITS.values())} prompts, 2 answers a side" in said.sure
+    same = run_of(tmp_path / "same", texts_of(0.4, 0.4), [])
+    found = stages(same)
+    assert stage.verdict(same, found.material, found.claims).state == "no change found"
+    few = run_of(tmp_path / "few", texts_of(0.4, 0.4, splits={"discover": 3, "screen": 2, "validate": 3}), [])
+    found = stages(few)
+    assert stage.verdict(few, found.material, found.claims).state == "could not tell"
 
 
 class Oracle:
@@ -314,28 +406,21 @@ class Oracle:
         return (a > b) + (a == b) / 2
 
 
-def stages(run, judges):
-    material = stage.load(run)
-    frozen = stage.freeze(material, judges, run.section)
-    screening = stage.screen(material, judges, run.section)
-    tested = stage.holdout_test(material, judges, screening.survivors, run.section, run.progress)
-    return stage.claims_table(material, frozen, screening, tested, run.section).set_index("text"), tested
-
-
-def test_a_paid_judge_stops_as_soon_as_it_can_and_its_verdict_is_the_same(tmp_path):
-    run = run_of(tmp_path, texts_of())
-    ledger = Ledger(run.cache / "a.sqlite", 1.0)
-    strong = Oracle("strong")
-    free, _ = stages(run, stage.Judges(LexiconJudge(), None, ledger))
-    paid, tested = stages(run, stage.Judges(LexiconJudge(), strong, ledger))
+def test_a_paid_judge_stops_as_soon_as_it_can_and_its_verdict_is_that_of_counting(tmp_path):
+    free = go(run_of(tmp_path / "free", texts_of()), with_baselines=False)
+    run = run_of(tmp_path / "paid", texts_of(), by_judge(HYPOTHESES))
+    judges = judged(run)
+    found = stages(run, judges)
+    paid = proposed(found.claims)
     assert paid["confirmed"].to_dict() == free["confirmed"].to_dict()
-    assert paid.loc["hedges", "prompts"] < 60
-    assert strong.asked < 0.6 * 4 * SPLITS["validate"] * (paid["status"] != "screened out").sum()
+    assert paid.loc["hedges", "prompts"] < 70
+    assert judges.expensive.asked < 0.6 * 4 * SPLITS["validate"] * (paid["status"] != "screened out").sum()
     assert paid.loc["hedges", "judge_agreement"] == 1.0
     assert np.isnan(paid.loc["hedges", "p_value"])  # a fixed-sample p-value after stopping would be wrong
     # the test is one-sided, the interval two-sided: stopped at once, it may still touch one half
     assert 0.45 < paid.loc["hedges", "win_low"] < paid.loc["hedges", "win_rate"] < paid.loc["hedges", "win_high"]
-    assert len(tested.verdicts()["judge"].unique()) == 2
+    assert len(found.tested.verdicts()["judge"].unique()) == 2
+    assert found.alpha == run.section.alpha / 2  # the panel is counted beside it
 
 
 def test_a_cheap_judge_that_is_surely_wrong_fools_the_borderline_cascade_and_not_the_default(tmp_path):
@@ -346,9 +431,9 @@ def test_a_cheap_judge_that_is_surely_wrong_fools_the_borderline_cascade_and_not
     biased = Oracle("cheap", {"talks about rivers": lambda t: len(t.split()) / 50})
     verdicts = {}
     for cascade in ("borderline", "screen_then_test"):
-        run = run_of(tmp_path / cascade, texts, cascade=cascade)
+        run = run_of(tmp_path / cascade, texts, by_judge(HYPOTHESES), cascade=cascade)
         judges = stage.Judges(biased, Oracle("strong"), Ledger(run.cache / "a.sqlite", 1.0))
-        verdicts[cascade], _ = stages(run, judges)
+        verdicts[cascade] = proposed(stages(run, judges).claims)
         assert bool(stage.caution(run.section)) == (cascade == "borderline")
     assert verdicts["borderline"].loc["talks about rivers", "confirmed"]
     assert verdicts["borderline"].loc["talks about rivers", "judge"] == "cheap"
@@ -357,17 +442,18 @@ def test_a_cheap_judge_that_is_surely_wrong_fools_the_borderline_cascade_and_not
 
 
 def test_a_judge_of_pairs_confirms_the_same_claims(tmp_path):
-    run = run_of(tmp_path, texts_of())
+    run = run_of(tmp_path, texts_of(), by_judge(HYPOTHESES))
     ledger = Ledger(run.cache / "a.sqlite", 1.0)
-    table, tested = stages(run, stage.Judges(LexiconJudge(), Oracle("pairs", mode="pair"), ledger))
+    found = stages(run, stage.Judges(LexiconJudge(), Oracle("pairs", mode="pair"), ledger))
+    table = proposed(found.claims)
     assert table["confirmed"].to_dict() == {
         "hedges": True,
         "hedges less": False,
         "talks about rivers": False,
         "talks about food": False,
     }
-    assert table.loc["hedges", "rate_intervention"] + table.loc["hedges", "rate_base"] == pytest.approx(1)
-    assert all(r.wins.x.shape[0] == len(r.prompts) for r in tested.readings)
+    assert table.loc["hedges", "intervention"] + table.loc["hedges", "base"] == pytest.approx(1)
+    assert all(r.wins.x.shape[0] == len(r.prompts) for r in found.tested.readings)
 
 
 def strong_server(body):
@@ -400,20 +486,20 @@ def test_the_stage_with_a_labeller_and_a_judge_behind_a_server_and_a_key_that_is
         pd.DataFrame({"cluster": [0], "stability": [0.9]}).to_parquet(run.input("cluster") / "composition.parquet")
 
         (tmp_path / "data").mkdir()
-        metrics = go(run, with_rivals=False, write=tmp_path / "data")
-        claims = pd.read_parquet(tmp_path / "data" / "claims.parquet").set_index("text")
+        metrics = go(run, with_baselines=False, write=tmp_path / "data")
+        claims = proposed(pd.read_parquet(tmp_path / "data" / "claims.parquet"))
         ledger = pd.read_parquet(tmp_path / "data" / "ledger.parquet").set_index("judge")
         sent = len(server.bodies)
         assert claims.loc["hedges its claims", "confirmed"] and claims["confirmed"].sum() == 1
         assert claims.loc["hedges its claims", "proposer"] == "llm"
         assert ledger["calls"].sum() == sent and metrics["calls_expensive"] == ledger.loc["m (expensive)", "calls"]
         assert metrics["cost_usd"] == pytest.approx(ledger["usd"].sum()) and ledger["usd"].sum() > 0
-        assert metrics["usd_per_confirmed"] == metrics["cost_usd"]  # one was confirmed
+        assert metrics["usd_per_confirmed"] == pytest.approx(metrics["cost_usd"] / metrics["confirmed"])
 
-        again = go(run, with_rivals=False, write=tmp_path / "data")
+        again = go(run, with_baselines=False, write=tmp_path / "data")
         assert len(server.bodies) == sent and again["cost_usd"] == 0
         assert again["saved_usd"] == pytest.approx(metrics["cost_usd"])
-        assert again["calls_cached"] > 0 and again["confirmed"] == 1
+        assert again["calls_cached"] > 0 and again["confirmed"] == metrics["confirmed"]
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert len(files) > 8 and not any(b"canary-987" in p.read_bytes() for p in files)
     assert "canary-987" not in "".join(capfd.readouterr())
@@ -446,7 +532,7 @@ def test_every_kind_of_judge_of_the_parameter_file_opens(tmp_path):
 
 
 def test_an_audit_shows_what_a_blind_screen_has_missed(tmp_path):
-    run = run_of(tmp_path, texts_of(hedge_changed=0.9), audit=0.3)
+    run = run_of(tmp_path, texts_of(hedge_changed=0.9), by_judge(HYPOTHESES), audit=0.3)
     material = stage.load(run)
     blind = Oracle("cheap", {"hedges": lambda t: 0.0})
     judges = stage.Judges(blind, Oracle("strong"), Ledger(run.cache / "a.sqlite", 1.0))
@@ -476,15 +562,6 @@ def test_the_trait_shift_of_a_claims_cluster_stands_beside_it(tmp_path):
 # -------------------------------------------------------------------------------------------------- beside the claims
 
 
-def outcome_of(run, judges=None):
-    material = stage.load(run)
-    judges = judges or stage.open_judges(run, material)
-    screening = stage.screen(material, judges, run.section)
-    tested = stage.holdout_test(material, judges, screening.survivors, run.section, run.progress)
-    frozen = stage.freeze(material, judges, run.section)
-    return material, judges, tested, stage.claims_table(material, frozen, screening, tested, run.section)
-
-
 NOTHING = pd.DataFrame(columns=["verdict", "where", "hypothesis_id", "side"])
 
 
@@ -493,8 +570,9 @@ def test_coherence_is_judged_apart_and_a_side_that_loses_it_is_flagged(tmp_path)
     loops = (texts["side"] == "intervention") & (np.arange(len(texts)) % 3 == 0)
     texts.loc[loops, "text"] += " and so on" * 20
     run = run_of(tmp_path, texts)
-    material, judges, _, claims = outcome_of(run)
-    table, scores = stage.coherence(material, judges)
+    found = stages(run)
+    claims = found.claims[found.claims["proposer"] != "panel"]
+    table, scores = stage.coherence(found.material, found.judges)
     sides = table.set_index("side")
     assert sides.loc["base", "coherence"] > 0.9 > sides.loc["intervention", "coherence"]
     assert sides.loc["difference", "high"] < 0 and sides["prompts"].eq(SPLITS["validate"]).all()
@@ -502,8 +580,8 @@ def test_coherence_is_judged_apart_and_a_side_that_loses_it_is_flagged(tmp_path)
     flags = stage.flagged(claims, NOTHING, table, NOTHING, NOTHING).set_index("text")["flags"]
     assert "less coherent" in flags["hedges"] and flags["talks about food"] == ""  # a claim about the base
     off = run_of(tmp_path / "off", texts, coherence=False)
-    material, judges, _, claims = outcome_of(off)
-    table, _ = stage.coherence(material, judges)
+    found = stages(off)
+    table, _ = stage.coherence(found.material, found.judges)
     assert table.empty and (stage.flagged(claims, NOTHING, table, NOTHING, NOTHING)["flags"] == "").all()
 
 
@@ -524,26 +602,28 @@ def test_a_claim_that_holds_in_its_cluster_alone_is_seen_to_stay_there(tmp_path)
     seen = texts[texts["split"] == "discover"]
     labels = seen["text"].str.startswith("castle").astype(int)
     pd.DataFrame({"text_id": seen["text_id"], "cluster": labels}).to_parquet(run.input("cluster") / "clusters.parquet")
-    material, _, tested, claims = outcome_of(run)
+    outcome = stages(run)
+    claims = outcome.claims[outcome.claims["proposer"] != "panel"]
     assert claims["confirmed"].all()
 
     def embed(some):
         castles = np.array([t.startswith("castle") for t in some], dtype=float)
         return np.stack([castles, 1 - castles], axis=1)
 
-    near = stage.near_clusters(run, material, embed)
-    moved = stage.transfer(tested, material.held_out("validate"), near, run.section)
+    near = stage.near_clusters(run, outcome.material, embed)
+    tested = [o for o in outcome.outcomes if o.hypothesis.proposer != "panel"]
+    moved = stage.transfer(tested, outcome.material.paired()[0], near, run.section.alpha)
     at = moved.set_index(["text", "where"])
     assert at.loc[("hedges", "inside its cluster"), "verdict"] == "holds"
     assert at.loc[("hedges", "outside of its cluster"), "verdict"] != "holds"
     assert at.loc[("praises", "outside of its cluster"), "verdict"] == "holds"
-    assert at.loc[("praises", "outside of its cluster"), "prompts"] == 40
+    assert at.loc[("praises", "outside of its cluster"), "prompts"] == 60
     assert {w for _, w in at.index} >= {"family family0", "family family1", "family family2"}
     flags = stage.flagged(claims, NOTHING, NOTHING, moved, NOTHING).set_index("text")["flags"]
     assert "Outside of its cluster" in flags["hedges"] and flags["praises"] == ""
 
 
-def test_a_judge_that_sees_examples_and_no_label_is_a_rival(tmp_path):
+def test_a_judge_that_sees_examples_and_no_label_is_a_baseline(tmp_path):
     """It answers by a mark that only the changed side leaves, and never learns what is claimed."""
 
     def marked(body):
@@ -562,8 +642,10 @@ def test_a_judge_that_sees_examples_and_no_label_is_a_rival(tmp_path):
     texts.loc[texts["side"] == "intervention", "text"] = "the mark " + texts["text"]
     with Server(answer=marked) as server:
         spec = {"kind": "endpoint", "model": "m", "base_url": server.url}
-        run = run_of(tmp_path, texts, HYPOTHESES[:1], judges={"expensive": spec}, coherence=False)
-        material, judges, tested, _ = outcome_of(run)
+        run = run_of(tmp_path, texts, by_judge(HYPOTHESES[:1]), judges={"expensive": spec}, coherence=False)
+        found = stages(run)
+        material, judges = found.material, found.judges
+        tested = [o for o in found.outcomes if o.hypothesis.proposer != "panel"]
         assert stage.bill(material, judges, run.section)["step"].tolist() == [
             *("screen", "validate", "sides without a label")
         ]
@@ -573,8 +655,8 @@ def test_a_judge_that_sees_examples_and_no_label_is_a_rival(tmp_path):
         discover = set(texts.loc[texts["split"] == "discover", "text"])
         shown = [p.split("</answer>")[0] for p in asked[0]["messages"][0]["content"].split("<answer>")[1:]]
         assert len(shown) == 8 and set(shown) <= discover
-    rivals = stage.rivals(material, length_vectors, {"judge": scores})
-    beside = stage.beside_rivals(tested, rivals, 0).set_index("rival")
+    baselines = stage.baselines(material, length_vectors, {"judge": scores})
+    beside = stage.beside_baselines(tested, baselines, 0).set_index("baseline")
     assert beside.loc["judge", "auc"] == 1.0 and beside.loc["judge", "verdict"] == "open"  # nobody is left in doubt
     alone = stage.open_judges(run_of(tmp_path / "free", texts), material)
     assert stage.read_unlabelled(material, alone, tested) == {}
@@ -592,7 +674,7 @@ def test_a_judge_that_reads_several_statements_carelessly_is_found_out(tmp_path,
     claims = [Hypothesis(f"says {w}", "intervention", words=(w,)) for w in ("river", "might", "food", "perhaps")]
     with Server(answer=rate) as server:
         spec = {"kind": "endpoint", "model": "m", "base_url": server.url, "per_call": 4}
-        run = run_of(tmp_path, texts_of(), claims, judges={"expensive": spec}, audit=0.2)
+        run = run_of(tmp_path, texts_of(), by_judge(claims), judges={"expensive": spec}, audit=0.2)
         material = stage.load(run)
         table = stage.alone_and_together(material, stage.open_judges(run, material), run.section)
     row = table.iloc[0]

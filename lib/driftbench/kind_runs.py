@@ -202,15 +202,18 @@ def run_cluster(run: Run) -> cluster.Comparison:
 
 
 def run_validate(run: Run) -> pd.DataFrame:
-    """The validate stage without rivals: its claims, which are written."""
+    """The validate stage without baselines: its claims, which are written."""
     v = run.section
     material = validate.load(run)
     judges = validate.open_judges(run, material)
-    material = validate.label(run, material, judges.ledger)
+    material = validate.label(run, material, judges)
     frozen = validate.freeze(material, judges, v)
+    counted = validate.count(run, material, judges)
     screening = validate.screen(material, judges, v)
-    tested = validate.holdout_test(material, judges, screening.survivors, v, run.progress)
-    claims = validate.claims_table(material, frozen, screening, tested, v)
+    _, alpha = validate.levels(material, judges, v.alpha)
+    survivors = screening.survivors if judges.tester.paid else []
+    tested = validate.holdout_test(material, judges, survivors, v, run.progress, alpha)
+    claims = validate.claims_table(material, frozen, screening, [*counted, *validate.outcomes(tested, v)])
     claims.to_parquet(run.data / "claims.parquet", compression="zstd", index=False)
     return claims
 

@@ -2,14 +2,14 @@
 
 Decoding is dear, so one set of texts serves many experiments: several answers of one model to each prompt are dealt
 to the two sides anew each time. The sides are then exchangeable given the texts, and everything after decoding runs
-as it does in an experiment: composition of clusters, hypotheses, screen, test, claims. (What does not look at sides
-is computed once: embeddings, clusters and their stability.)
+as it does in an experiment: panel, composition of clusters, hypotheses, tests, claims. (What does not look at sides is
+computed once: readings of the panel, embeddings, clusters and their stability.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pandas as pd
 from driftbook import cluster, decode, validate
 from driftbook.discovery.clustering import Clustering, Stability
 from driftbook.discovery.hypotheses import from_frame
+from driftbook.evidence import counting, panel
 from driftbook.evidence.cascade import silent
 from driftbook.evidence.judges import LexiconJudge
 from driftbook.ledger import Ledger
@@ -78,6 +79,7 @@ class Ground:
     keywords: dict[int, list[str]]
     embedding: cluster.Embedding
     section: Cluster
+    behaviours: pd.DataFrame
 
 
 def prepare(texts: pd.DataFrame, section: Cluster, cache: Path, seed: int, progress: Callable[..., Any]) -> Ground:
@@ -85,36 +87,42 @@ def prepare(texts: pd.DataFrame, section: Cluster, cache: Path, seed: int, progr
     embedding = cluster.embed_texts(seen, section, cache, progress=progress)
     found = cluster.cluster_texts(seen, embedding.vectors, section, seed)
     stability, _ = cluster.stability_of(seen, embedding.vectors, found, section, seed)
-    return Ground(texts, found, stability, cluster.keywords_of(seen, found, section.keywords), embedding, section)
+    keywords = cluster.keywords_of(seen, found, section.keywords)
+    return Ground(texts, found, stability, keywords, embedding, section, panel.readings(texts))
 
 
-def null_run(ground: Ground, sections: Sequence[Validate], ledger: Ledger, seed: int) -> pd.DataFrame:
-    """One null experiment, from dealt sides to claims, once for each section: margin, proposed, tested, confirmed,
-    least p.
+WAYS = ("as it ships", "bets alone")
 
-    Everything that is confirmed is false.
+
+def null_run(ground: Ground, section: Validate, ledger: Ledger, seed: int) -> pd.DataFrame:
+    """One null experiment, from dealt sides to claims, a row a way: way, asked, confirmed, least_q, greatest_e,
+    global_p.
+
+    *As it ships*: the panel on all prompts and the proposals on held-out ones, counted on a fixed sample together.
+    *Bets alone*: the proposals by e-processes and e-BH, as a paid judge's verdicts are tested, without a screen and
+    without a margin. Everything that is confirmed is false.
     """
     dealt = deal(ground.texts, seed)
     seen = dealt[dealt["split"] == "discover"].reset_index(drop=True)
     compared = cluster.compose(seen, ground.found, ground.stability, ground.keywords, ground.section, seed)
     proposed = from_frame(cluster.propose(seen, ground.found, compared.table, ground.section, ground.embedding))
-    prompts = {p: Prompt(said) for p, said in zip(dealt["prompt_id"], dealt["prompt"], strict=True)}
-    material = validate.Material(dealt, prompts, proposed, seed)
+    prompts = {p: Prompt(text) for p, text in zip(dealt["prompt_id"], dealt["prompt"], strict=True)}
+    material = validate.Material(dealt, prompts, [*panel.hypotheses(), *proposed], seed)
+    counted = counting.count(material, section, section.alpha, ground.behaviours)
+    judged = [replace(h, measure={"kind": "judge"}) for h in proposed if h.words]
     judges = validate.Judges(LexiconJudge(), None, ledger)
+    tested = validate.holdout_test(replace(material, hypotheses=judged), judges, judged, section, silent)
+    bets = validate.outcomes(tested, section)
     rows = []
-    for section in sections:
-        frozen = validate.freeze(material, judges, section)
-        screening = validate.screen(material, judges, section)
-        tested = validate.holdout_test(material, judges, screening.survivors, section, silent)
-        claims = validate.claims_table(material, frozen, screening, tested, section)
+    for way, found in zip(WAYS, (counted, bets), strict=True):
         rows.append(
             {
                 "seed": seed,
-                "margin": section.margin,
-                "proposed": len(proposed),
-                "tested": len(tested.hypotheses),
-                "confirmed": int(claims["confirmed"].sum()),
-                "greatest_e": float(tested.looks.e.max(initial=0.0)),
+                "way": way,
+                "asked": len(found),
+                "confirmed": sum(o.confirmed for o in found),
+                "least_q": float(np.nanmin([o.q_value for o in found], initial=1.0)) if way == WAYS[0] else np.nan,
+                "greatest_e": max((o.e_value for o in found), default=0.0),
                 "global_p": compared.global_p,
             }
         )

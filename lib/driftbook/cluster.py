@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from driftbook import parameters
-from driftbook.discovery import clustering, composition, hypotheses, maps, phrases
+from driftbook.discovery import clustering, composition, hypotheses, maps
 from driftbook.discovery.clustering import Clustering, Stability
 from driftbook.discovery.embeddings import Embedded, Embedder, EmbeddingCache, Fidelity, embed, text_digest
 from driftbook.errors import DriftbookError
@@ -70,6 +70,16 @@ def load_texts(decode: Path, split: str = "discover") -> pd.DataFrame:
             )
     said = {name: prompt.said() for name, prompt in load_saved(decode).items()}
     return texts.assign(prompt=[said[p] for p in texts["prompt_id"]])
+
+
+def load_answers(decode: Path) -> pd.DataFrame:
+    """The first answers to every prompt, of all splits and both sides, with ``prompt`` beside each: what the panel
+    reads, because it was named before anybody looked. Sorted by text id."""
+    columns = ["text_id", "side", "prompt_id", "family", "split", "round", "text"]
+    texts = pd.read_parquet(decode / "texts.parquet", columns=columns)
+    texts = texts[texts["round"] == 0].sort_values("text_id", kind="stable").reset_index(drop=True)
+    prompts = load_saved(decode)
+    return texts.assign(prompt=[prompts[p].text for p in texts["prompt_id"]])
 
 
 # --------------------------------------------------------------------------------------------------------------- embed
@@ -442,8 +452,8 @@ def map_labels(names: Mapping[int, str]) -> dict[int, str]:
 def propose(
     texts: pd.DataFrame, found: Clustering, table: pd.DataFrame, section: parameters.Cluster, embedding: Embedding
 ) -> pd.DataFrame:
-    """Candidates for the validate stage (``hypotheses.parquet``): phrases that one side says more, with their place."""
-    proposals = phrases.propose(
+    """Candidates for the validate stage (``hypotheses.parquet``), from the words that part the two sides."""
+    proposals = hypotheses.propose(
         texts,
         dict(zip(texts["prompt_id"], texts["prompt"], strict=True)),
         clusters=pd.DataFrame({"text_id": texts["text_id"], "cluster": found.labels}),

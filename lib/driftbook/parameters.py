@@ -461,16 +461,27 @@ class Judges(Section):
     expensive: Judge | None = None
 
 
+Unit = Literal["share", "number", "rate", "words", "sentences", "grade", "score"]
+
+
 class HandWritten(Section):
     """A hypothesis written by a person."""
 
     text: str
     direction: Literal["intervention", "base"] = "intervention"
-    words: list[str] = Field([], description="words or phrases that the lexicon judge counts")
+    words: list[str] = Field([], description="words, phrases or /regular expressions/ that are counted")
+    measure: str | None = Field(
+        None,
+        description="share (of answers that hold one of the words; the default where there are words), number (an "
+        "answer), rate (per 100 words), judge (a judge's score), or the name of a behaviour of the panel",
+    )
 
 
 class Validate(Section):
-    labeller: Literal["keywords", "llm"] = "keywords"
+    behaviours: list[str] = Field(
+        [], description="files of your own behaviours (YAML), or of traits (their lexicons), counted beside the panel"
+    )
+    labeller: Literal["phrases", "keywords", "llm"] = Field("phrases", description="keywords: as phrases")
     labeller_judge: Judge | None = None
     hypotheses: list[HandWritten] = []
     judges: Judges = Judges()
@@ -479,7 +490,11 @@ class Validate(Section):
         0.05, gt=0, le=1, description="the cheap judge's p-value up to which a hypothesis goes on"
     )
     alpha: float = Field(0.05, gt=0, lt=1)
-    margin: float = Field(0.02, ge=0, lt=0.5, description="smallest effect of interest: H0 is E[X] <= 1/2 + margin")
+    margin: float | dict[Unit, float] = Field(
+        0.0,
+        description="smallest difference of interest, in the unit of the measure (of shares where it is one number); "
+        "of a judge's verdicts: H0 is that it wins on at most 1/2 + margin of the prompts",
+    )
     budget_usd: float = Field(5.0, ge=0)
     rivals: bool = True
     audit: float = Field(
@@ -489,6 +504,12 @@ class Validate(Section):
     generative: int = Field(
         16, ge=0, description="prompts per confirmed claim that texts are written to, for both models to read; 0: none"
     )
+
+    def margin_of(self, unit: str) -> float:
+        """The margin of measures in ``unit``."""
+        if isinstance(self.margin, dict):
+            return self.margin.get(unit, 0.0)
+        return self.margin if unit in ("share", "score") else 0.0
 
     @model_validator(mode="after")
     def _labeller_has_a_model(self) -> Validate:

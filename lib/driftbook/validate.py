@@ -1,31 +1,41 @@
 """Validate: which differences survive on prompts that nobody has looked at?
 
-The notebook calls, in order: ``load``, ``open_judges``, ``label``, ``freeze``, ``bill``, ``screen``, ``holdout_test``,
-``audit``, ``coherence``, ``rivals``, ``beside_rivals``, ``claims_table``, ``transfer``, ``generative_check``,
-``flagged``, ``write``.
+The notebook calls, in order: ``load``, ``open_judges``, ``label``, ``freeze``, ``count``, ``bill``, ``screen``,
+``holdout_test``, ``audit``, ``coherence``, ``baselines``, ``beside_baselines``, ``claims_table``, ``transfer``,
+``generative_check``, ``flagged``, ``verdict``, ``write``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from driftbook.behaviours.own import read_own, trait_measures
 from driftbook.discovery.hypotheses import MIN_STABILITY, Hypothesis, from_frame, merge, moved_answers
 from driftbook.errors import DriftbookError
-from driftbook.evidence import generative, labeller
+from driftbook.evidence import counting, generative, labeller, panel
 from driftbook.evidence.baselines import NAMES, BagOfWords, Rivals, embedding_classifier, length_scores
-from driftbook.evidence.cascade import Screening, Tested, alone_and_together, audit, caution, holdout_test, screen
-from driftbook.evidence.claims import beside_rivals, claims_table, share_together
+from driftbook.evidence.cascade import (
+    Screening,
+    Tested,
+    alone_and_together,
+    audit,
+    caution,
+    holdout_test,
+    outcomes,
+    screen,
+)
+from driftbook.evidence.claims import beside_baselines, claims_table, share_together
 from driftbook.evidence.intervals import bootstrap_mean
-from driftbook.evidence.judges import Judge
-from driftbook.evidence.material import Material
+from driftbook.evidence.judges import Judge, LexiconJudge
+from driftbook.evidence.material import Material, by_judge
 from driftbook.evidence.opened import (
     COHERENT,
     Embed,
@@ -36,16 +46,20 @@ from driftbook.evidence.opened import (
     open_labeller,
     open_unlabelled,
 )
+from driftbook.evidence.outcomes import Outcome, verdicts
+from driftbook.evidence.paired import smallest_seen
 from driftbook.evidence.reading import read
-from driftbook.evidence.report import answer, areas, e_paths, side_by_side, threshold
+from driftbook.evidence.report import areas, e_paths, side_by_side, threshold
 from driftbook.evidence.transfer import clusters_near, outside, transfer
+from driftbook.evidence.verdict import Verdict
+from driftbook.evidence.verdict import verdict as told
 from driftbook.ledger import Ledger
+from driftbook.parameters import Judge as JudgeSpec
+from driftbook.parameters import Validate
 from driftbook.prompts import load_saved
 from driftbook.scale import open_workers
 
 if TYPE_CHECKING:
-    from driftbook.parameters import Judge as JudgeSpec
-    from driftbook.parameters import Validate
     from driftbook.workbook.runs import Run
 
 __all__ = [
@@ -55,33 +69,36 @@ __all__ = [
     "Screening",
     "Tested",
     "alone_and_together",
-    "answer",
     "areas",
     "audit",
-    "beside_rivals",
+    "baselines",
+    "beside_baselines",
     "bill",
     "caution",
     "claims_table",
     "coherence",
+    "count",
     "e_paths",
     "flagged",
     "freeze",
     "generative_check",
     "holdout_test",
     "label",
+    "levels",
     "load",
     "near_clusters",
     "open_embedder",
     "open_judges",
     "open_workers",
+    "outcomes",
     "read_unlabelled",
-    "rivals",
     "screen",
     "share_together",
     "side_by_side",
     "threshold",
     "trait_shift",
     "transfer",
+    "verdict",
     "write",
 ]
 
@@ -93,24 +110,44 @@ PROMPTS_BESIDE = 60  # that a paid judge reads for what stands beside claims: co
 
 
 def person_hypotheses(section: Validate) -> list[Hypothesis]:
-    """Hypotheses that a person wrote into the parameter file."""
-    return [
-        Hypothesis(h.text, h.direction, proposer="person", words=tuple(h.words)) for h in section.hypotheses if h.text
-    ]
+    """Hypotheses that a person wrote into the parameter file, each on the measure that it names: the share of answers
+    that hold one of its words unless it says else, a judge's score where it has no words."""
+    found = []
+    for h in section.hypotheses:
+        kind = h.measure or ("share" if h.words else "judge")
+        measure: dict[str, Any] = {"kind": "panel", "name": kind}
+        if kind == "judge":
+            measure = {"kind": "judge"}
+        elif kind in ("share", "number", "rate"):
+            measure = {"kind": "words", "words": list(h.words), "place": "anywhere", "unit": kind}
+        found.append(Hypothesis(h.text, h.direction, proposer="person", words=tuple(h.words), measure=measure))
+    return found
+
+
+def panel_hypotheses(section: Validate, root: Path) -> list[Hypothesis]:
+    """The behaviours that were named before anybody looked: those that ship, and those of ``validate.behaviours``."""
+    traits = [p for p in section.behaviours if p.endswith(".json")]
+    own = [*read_own([p for p in section.behaviours if p not in traits], root), *trait_measures(traits, root)]
+    return [*panel.hypotheses(), *(Hypothesis(m.label, "either", proposer="panel", measure=m.spec) for m in own)]
 
 
 def load(run: Run) -> Material:
-    """Texts of the decode stage, hypotheses of the cluster stage and of the parameter file (near-duplicates merged).
+    """Texts of the decode stage; the panel, the hypotheses of the parameter file and those of the cluster stage
+    (near-duplicates of the last two merged).
 
     Raises DriftbookError when there is nothing to validate on, or when held-out texts were not sampled uniformly.
     """
     decode, cluster = run.input("decode"), run.input("cluster")
-    texts = pd.read_parquet(
-        decode / "texts.parquet", columns=["text_id", "side", "prompt_id", "family", "split", "propensity", "text"]
-    ).sort_values("text_id", kind="stable", ignore_index=True)
+    columns = ["text_id", "side", "prompt_id", "family", "split", "round", "propensity", "text"]
+    texts = pd.read_parquet(decode / "texts.parquet", columns=columns).sort_values(
+        "text_id", kind="stable", ignore_index=True
+    )
     proposed = from_frame(pd.read_parquet(cluster / "hypotheses.parquet"))
     check_held_out(texts)
-    found = merge([*person_hypotheses(run.section), *proposed])
+    found = [
+        *panel_hypotheses(run.section, run.root),
+        *merge([*person_hypotheses(run.section), *proposed]),
+    ]
     return Material(texts, load_saved(decode), found, run.seed)
 
 
@@ -128,18 +165,18 @@ def check_held_out(texts: pd.DataFrame) -> None:
         )
 
 
-def label(run: Run, material: Material, ledger: Ledger) -> Material:
-    """With ``labeller: llm``, the same material with the hypotheses of a language model that read split discover.
+def label(run: Run, material: Material, judges: Judges) -> Material:
+    """The same material with the hypotheses of a language model that read split discover, where ``labeller: llm``.
 
-    They come before those of the cluster stage, and near-duplicates are merged. With ``labeller: keywords`` nothing
-    changes.
+    They come before those of the cluster stage, near-duplicates are merged, and a judge reads them. Where the only
+    judge counts words, hypotheses that came with words are counted instead.
     """
     section = run.section
-    if section.labeller == "keywords":
-        return material
+    if section.labeller != "llm":
+        return replace(material, hypotheses=[_readable(h, judges) for h in material.hypotheses])
     spec = section.labeller_judge
     assert spec is not None  # the parameter model has checked it
-    endpoint = open_labeller(spec, ledger, run.cache, run.progress)
+    endpoint = open_labeller(spec, judges.ledger, run.cache, run.progress)
     seen = material.texts[material.texts["split"] == "discover"]
     folder = run.input("cluster")
     table = pd.read_parquet(folder / "composition.parquet", columns=["cluster", "stability"])
@@ -148,9 +185,23 @@ def label(run: Run, material: Material, ledger: Ledger) -> Material:
     clusters = {int(c): members[members["cluster"] == c] for c in stable}
     moved = moved_answers(members, list(clusters))
     found = labeller.propose(endpoint, seen, material.prompts, clusters, moved, seed=material.seed)
-    persons = [h for h in material.hypotheses if h.proposer == "person"]
-    others = [h for h in material.hypotheses if h.proposer != "person"]
-    return replace(material, hypotheses=merge([*persons, *found, *others]))
+    of = {who: [h for h in material.hypotheses if h.proposer == who] for who in ("panel", "person")}
+    others = [h for h in material.hypotheses if h.proposer not in of]
+    merged = [*of["panel"], *merge([*of["person"], *found, *others])]
+    return replace(material, hypotheses=[_readable(h, judges) for h in merged])
+
+
+def _readable(hypothesis: Hypothesis, judges: Judges) -> Hypothesis:
+    """The hypothesis on a measure that somebody reads. Raises DriftbookError where nobody does."""
+    if not by_judge(hypothesis) or not isinstance(judges.tester, LexiconJudge):
+        return hypothesis
+    if not hypothesis.words:
+        raise DriftbookError(
+            f"nobody can read {hypothesis.text!r}: give it words or a measure in validate.hypotheses, or set "
+            "validate.judges to a model"
+        )
+    words = {"kind": "words", "words": list(hypothesis.words), "place": "anywhere", "unit": "share"}
+    return replace(hypothesis, measure=words)
 
 
 # --------------------------------------------------------------------------------------------------------------- judges
@@ -185,33 +236,52 @@ def open_judges(run: Run, material: Material) -> Judges:
 
 
 def freeze(material: Material, judges: Judges, section: Validate) -> pd.DataFrame:
-    """One row per hypothesis with the sha256 of all that defines its test, taken before any held-out text is judged."""
+    """One row per hypothesis with the sha256 of all that defines its test, taken before any held-out text is read."""
     rows = []
     for h in material.hypotheses:
-        sealed = {
+        sealed: dict[str, Any] = {
             "text": h.text,
             "direction": h.direction,
-            "words": list(h.words),
+            "measure": dict(h.measure or {}),
             "evidence": list(h.evidence),
-            "cheap": dict(judges.cheap.identity),
-            "tester": dict(judges.tester.identity),
             "margin": section.margin,
             "alpha": section.alpha,
-            "cascade": section.cascade,
-            "screen_level": section.screen_level,
             "seed": material.seed,
         }
+        if by_judge(h):
+            sealed |= {
+                "cheap": dict(judges.cheap.identity),
+                "tester": dict(judges.tester.identity),
+                "cascade": section.cascade,
+                "screen_level": section.screen_level,
+            }
         digest = hashlib.sha256(json.dumps(sealed, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
-        rows.append((h.hypothesis_id, h.text, h.direction, h.proposer, h.cluster, list(h.words), digest))
-    names = ["hypothesis_id", "text", "direction", "proposer", "cluster", "words", "frozen"]
+        measure = json.dumps(sealed["measure"], sort_keys=True, ensure_ascii=False)
+        rows.append((h.hypothesis_id, h.text, h.direction, h.proposer, h.cluster, measure, list(h.words), digest))
+    names = ["hypothesis_id", "text", "direction", "proposer", "cluster", "measure", "words", "frozen"]
     return pd.DataFrame(rows, columns=names)
+
+
+def levels(material: Material, judges: Judges, alpha: float) -> tuple[float, float]:
+    """(level of what is counted, level of what a paid judge reads): half of alpha each where there are both."""
+    both = judges.tester.paid and 0 < len(material.judged) < len(material.hypotheses)
+    return (alpha / 2, alpha / 2) if both else (alpha, alpha)
+
+
+def count(run: Run, material: Material, judges: Judges) -> list[Outcome]:
+    """Every hypothesis whose verdicts are free, tested on a fixed sample (``evidence.counting``)."""
+    path = run.input("cluster") / "behaviours.parquet"
+    known = pd.read_parquet(path) if path.is_file() else None
+    alpha, _ = levels(material, judges, run.section.alpha)
+    judge = None if judges.tester.paid else judges.tester
+    return counting.count(material, run.section, alpha, known, judge)
 
 
 def bill(material: Material, judges: Judges, section: Validate) -> pd.DataFrame:
     """Dry run: the most that each step may cost, before the first call. Sequential tests usually stop far earlier."""
     rows = []
-    screened = material.hypotheses if section.cascade == "screen_then_test" else []
-    steps = [("screen", "screen", judges.cheap, screened), ("validate", "validate", judges.tester, material.hypotheses)]
+    screened = material.judged if section.cascade == "screen_then_test" else []
+    steps = [("screen", "screen", judges.cheap, screened), ("validate", "validate", judges.tester, material.judged)]
     if judges.coherence is not None:
         steps.append(("coherence", "validate", judges.coherence, [COHERENT]))
     if judges.unlabelled is not None:
@@ -224,18 +294,19 @@ def bill(material: Material, judges: Judges, section: Validate) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(budget_usd=section.budget_usd)
 
 
-# --------------------------------------------------------------------------------------------------------------- rivals
+# ------------------------------------------------------------------------------------------------------------ baselines
 
 
-def rivals(material: Material, embed: Embed, more: Mapping[str, Mapping[str, float]] | None = None) -> Rivals:
-    """Train the rivals on split discover and let them score the texts of split validate.
+def baselines(material: Material, embed: Embed, more: Mapping[str, Mapping[str, float]] | None = None) -> Rivals:
+    """Train the baselines on split discover and let them score the texts of all other prompts.
 
-    ``more``: scores by text id of rivals that were read elsewhere (``judge``, ``coherence``).
+    ``more``: scores by text id of baselines that were read elsewhere (``judge``, ``coherence``).
     """
-    train, test_ = material.texts[material.texts["split"] == "discover"], material.held_out("validate").texts
+    train, (texts, _) = material.texts[material.texts["split"] == "discover"], material.paired()
+    test_ = texts[texts["split"] != "discover"]
     changed = (train["side"] == "intervention").to_numpy()
     if changed.all() or not changed.any():
-        raise DriftbookError("split discover holds texts of one side only: there is nothing for a rival to learn from")
+        raise DriftbookError("split discover holds texts of one side only: a baseline has nothing to learn from")
 
     def pairs(table: pd.DataFrame) -> list[tuple[str, str]]:
         return [(t, material.prompts[p].said()) for t, p in zip(table["text"], table["prompt_id"], strict=True)]
@@ -251,13 +322,13 @@ def rivals(material: Material, embed: Embed, more: Mapping[str, Mapping[str, flo
     )
 
 
-def read_unlabelled(material: Material, judges: Judges, tested: Tested) -> dict[str, float]:
-    """The rival that is a judge without a label: text id to how much it looks like the intervention's side.
+def read_unlabelled(material: Material, judges: Judges, found: Sequence[Outcome]) -> dict[str, float]:
+    """The baseline that is a judge without a label: text id to how much it looks like the intervention's side.
 
     It reads the first prompts of split validate, at most ``PROMPTS_BESIDE``. Empty without a judge model, or when
     nothing was confirmed.
     """
-    if judges.unlabelled is None or not tested.looks.rejected.any():
+    if judges.unlabelled is None or not any(o.confirmed for o in found):
         return {}
     judge, statement = judges.unlabelled
     held = material.held_out("validate")
@@ -295,7 +366,8 @@ def near_clusters(run: Run, material: Material, embed: Embed) -> dict[str, set[i
     """Held-out text id to the clusters that its nearest texts of split discover are in."""
     labels = pd.read_parquet(run.input("cluster") / "clusters.parquet", columns=["text_id", "cluster"])
     seen = material.texts[material.texts["split"] == "discover"].merge(labels, on="text_id")
-    held = material.held_out("validate").texts
+    texts, _ = material.paired()
+    held = texts[texts["split"] != "discover"]
     if seen.empty:
         return {}
     near = clusters_near(embed(seen["text"].tolist()), seen["cluster"].to_numpy(), embed(held["text"].tolist()))
@@ -310,7 +382,7 @@ def generative_check(run: Run, material: Material, judges: Judges, claims: pd.Da
     likelihoods here (texts made elsewhere, a server).
     """
     section, empty = run.section, pd.DataFrame(columns=list(generative.COLUMNS))
-    ids = claims.loc[claims["confirmed"], "hypothesis_id"].head(most).tolist()
+    ids = claims.loc[claims["confirmed"] & (claims["proposer"] != "panel"), "hypothesis_id"].head(most).tolist()
     if not ids or not section.generative or run.params.intervention.kind in ("texts", "endpoint"):
         return empty
     by_id = {h.hypothesis_id: h for h in material.hypotheses}
@@ -361,7 +433,7 @@ def flagged(
     flags: dict[str, list[str]] = {name: [] for name in claims["hypothesis_id"]}
     for r in beside[beside["verdict"] == "explained"].itertuples():
         flags[r.hypothesis_id].append(
-            f"{NAMES[r.rival].capitalize()}: with this held fixed, nothing is shown to be left of the claim "
+            f"{NAMES[r.baseline].capitalize()}: with this held fixed, nothing is shown to be left of the claim "
             f"(correlation {r.left:.2f}, {r.left_low:.2f} to {r.left_high:.2f}; {r.correlation:.2f} before)."
         )
     sides = coherent.set_index("side")
@@ -405,6 +477,17 @@ def trait_shift(run: Run, claims: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("shift", key=np.abs, ascending=False, kind="stable", ignore_index=True)[names]
 
 
+# -------------------------------------------------------------------------------------------------------------- verdict
+
+
+def verdict(run: Run, material: Material, claims: pd.DataFrame) -> Verdict:
+    """The answer of the experiment: what moved, what did not, how sure (``evidence.verdict``)."""
+    texts, prompts = material.paired()
+    answers = int(texts.groupby(["prompt_id", "side"]).size().median()) if len(texts) else 0
+    seen = smallest_seen(len(prompts), 0.1, len(claims), run.section.alpha)
+    return told(claims, len(prompts), answers, run.section.alpha, 0.9 if seen is None else seen)
+
+
 # ---------------------------------------------------------------------------------------------------------------- write
 
 
@@ -412,18 +495,18 @@ def write(
     folder: Path,
     frozen: pd.DataFrame,
     screening: Screening,
-    tested: Tested,
+    found: Sequence[Outcome],
     claims: pd.DataFrame,
     judges: Judges,
     section: Validate,
     more: Mapping[str, pd.DataFrame] | None = None,
 ) -> dict[str, float]:
     """Write the tables of the stage, and ``more`` by name, into ``folder``; returns its metrics."""
-    verdicts = pd.concat([t for t in (screening.verdicts, tested.verdicts()) if len(t)] or [screening.verdicts])
+    read = pd.concat([t for t in (screening.verdicts, verdicts(found)) if len(t)] or [screening.verdicts])
     tables = {
         "frozen": frozen,
         "screening": screening.table,
-        "verdicts": verdicts,
+        "verdicts": read,
         "claims": claims,
         "ledger": judges.ledger.table(),
         **(more or {}),
@@ -435,20 +518,22 @@ def write(
     def calls(judge: Judge) -> int:
         return accounts[judge.name].calls
 
-    confirmed = int(claims["confirmed"].sum())
+    good = claims[claims["confirmed"]]
     metrics = {
         "hypotheses": len(frozen),
-        "screened_out": int((~screening.table["survives"]).sum()),
-        "tested": len(tested.hypotheses),
-        "confirmed": confirmed,
-        "explained_by_rivals": int((claims["confirmed"] & (claims["explained_by"] != "")).sum()),
+        "panel": int((claims["proposer"] == "panel").sum()),
+        "screened_out": int((claims["status"] == "screened out").sum()),
+        "tested": len(found),
+        "confirmed": len(good),
+        "confirmed_of_panel": int((good["proposer"] == "panel").sum()),
+        "explained_by_baselines": int((good["explained_by"] != "").sum()),
         "alpha": section.alpha,
-        "prompts": len(tested.prompts),
+        "prompts": int(claims["prompts"].max()) if len(claims) else 0,
         "calls_cheap": calls(judges.cheap),
         "calls_expensive": calls(judges.expensive) if judges.expensive else 0,
         "calls_cached": sum(a.cached for a in accounts.values()),
         "cost_usd": judges.ledger.spent,
         "saved_usd": sum(a.usd_saved for a in accounts.values()),
-        "missing_share": float(verdicts["missing"].mean()) if len(verdicts) else 0.0,
+        "missing_share": float(read["missing"].mean()) if len(read) else 0.0,
     }
-    return metrics | ({"usd_per_confirmed": judges.ledger.spent / confirmed} if confirmed else {})
+    return metrics | ({"usd_per_confirmed": judges.ledger.spent / len(good)} if len(good) else {})

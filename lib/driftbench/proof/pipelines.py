@@ -23,7 +23,6 @@ from driftbench.cascade_designs import t_test_p
 from driftbench.proof.harvest import Harvest
 from driftbook import cluster, validate
 from driftbook.discovery import hypotheses as hypothesis
-from driftbook.discovery import phrases
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.evidence.cascade import silent
 from driftbook.evidence.judges import LexiconJudge
@@ -209,7 +208,7 @@ def label_every_cluster(texts: pd.DataFrame, found: Any, words: int = 8) -> list
             if order:
                 terms = tuple(vocabulary.terms[i] for i in order)
                 quoted = ", ".join(f'"{t}"' for t in terms[:4])
-                labels.append(Hypothesis(f"in cluster {number}: {quoted}", direction, number, (), "phrases", terms))
+                labels.append(Hypothesis(f"in cluster {number}: {quoted}", direction, number, (), "keywords", terms))
     return labels
 
 
@@ -240,6 +239,7 @@ def cascade(
     """driftbook's own: screen by the free judge on split screen, then sequential tests with closed e-BH."""
     if not found:
         return []
+    found = [replace(h, measure={"kind": "judge"}) for h in found]
     material = validate.Material(texts, _by_id(texts), found, seed)
     judges = validate.Judges(LexiconJudge(), judge, ledger)
     screening = validate.screen(material, judges, section)
@@ -286,7 +286,7 @@ def run(
         labels = label_every_cluster(seen, found)
         confirmed = fixed(texts, labels, judge, alpha, margin)
     else:
-        proposals = phrases.propose(
+        proposals = hypothesis.propose(
             seen,
             dict(zip(seen["prompt_id"], seen["prompt"], strict=True)),
             clusters=pd.DataFrame({"text_id": seen["text_id"], "cluster": found.labels}),

@@ -8,26 +8,28 @@ changes nothing, no claim can be. One plant recovered is one success, however ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
-from driftbench.cascade_designs import t_test_p
+from driftbench import plain
 from driftbench.proof.harvest import Harvest
 from driftbench.proof.pipelines import Outcome
-from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.evidence.intervals import bootstrap_mean, wilson
-from driftbook.evidence.judges import LexiconJudge
-from driftbook.evidence.wins import win_rates
 
 MATCH = 0.7  # AUC from which a claim's words pick out the planted behaviour
 LEVEL = 0.05
 
 
 class Truth:
-    """The hidden side of one plant: which answers show it, and answers that no pipeline saw."""
+    """The hidden side of one plant: which answers show it, and answers that no pipeline saw.
+
+    What a claim's words do in them is counted here letter by letter (``driftbench.plain``), not by the judge that made
+    the claim.
+    """
 
     def __init__(self, harvest: Harvest):
         self.harvest = harvest
@@ -35,7 +37,6 @@ class Truth:
         self.texts = texts["text"].tolist()
         scorer = harvest.plant.scorer
         self.shown = None if scorer is None else np.array([scorer(t) for t in self.texts])
-        self.judge = LexiconJudge()
 
     @property
     def expected(self) -> bool:
@@ -43,35 +44,27 @@ class Truth:
         return self.shown is not None and self.p_value() <= LEVEL
 
     def p_value(self) -> float:
-        """One-sided, over the prompts of the fresh answers: the plant's own scorer, intervention above base."""
-        fresh, scorer = self.harvest.fresh, self.harvest.plant.scorer
-        if scorer is None:
-            return 1.0
-        return self._p(np.array([[float(scorer(t))] for t in fresh["text"]]), ["intervention"])[0]
+        """One-sided sign test over the prompts of the fresh answers, by the plant's own scorer."""
+        scorer = self.harvest.plant.scorer
+        return 1.0 if scorer is None else self._p(lambda t: float(scorer(t)), "intervention")
 
     def recovers(self, words: Sequence[str], direction: str) -> bool:
         if self.shown is None or direction != "intervention" or not 0 < self.shown.sum() < len(self.shown):
             return False
-        scores = self._scores(words, self.texts)
-        return bool(roc_auc_score(self.shown, scores) >= MATCH)
+        counted = [plain.occurrences(words, t) for t in self.texts]
+        return bool(roc_auc_score(self.shown, counted) >= MATCH)
 
     def borne_out(self, words: Sequence[str], direction: str) -> bool:
-        """Whether fresh answers show the claimed difference (one-sided test over prompts)."""
+        """Whether fresh answers hold the words more often on the claimed side (one-sided sign test over prompts)."""
         if self.harvest.plant.kind == "none":
             return False
-        scores = self._scores(words, self.harvest.fresh["text"].tolist())
-        return bool(self._p(scores[:, None], [direction])[0] <= LEVEL)
+        return self._p(lambda t: float(plain.occurrences(words, t) > 0), direction) <= LEVEL
 
-    def _scores(self, words: Sequence[str], texts: list[str]) -> np.ndarray:
-        return self.judge.score(texts, [Hypothesis("claim", "intervention", words=tuple(words))])[:, 0]
-
-    def _p(self, scores: np.ndarray, directions: list[str]) -> np.ndarray:
-        fresh = self.harvest.fresh
-        both = fresh.groupby("prompt_id")["side"].nunique()
-        prompts = sorted(both.index[both == 2])
-        up = fresh["side"].to_numpy()[:, None] == np.array(directions)[None, :]
-        wins = win_rates(scores, fresh["prompt_id"].to_numpy(), up, prompts)
-        return t_test_p(wins.low.T, 0.5)
+    def _p(self, read: Callable[[str], float], direction: str) -> float:
+        table = self.harvest.fresh.rename(columns={"prompt": "asked"}).rename(columns={"prompt_id": "prompt"})
+        found = plain.fact("claim", "share", read, table)
+        more, less = (found.more, found.less) if direction == "intervention" else (found.less, found.more)
+        return float(binomtest(more, more + less, alternative="greater").pvalue) if more + less else 1.0
 
 
 def score(outcome: Outcome, truth: Truth) -> dict:

@@ -186,7 +186,7 @@ MEASURES = (
             r"\bsorry to hear\b|\bi (?:\w+ )?(?:understand|know) (?:how|that (?:you|this|it))|\bthat (?:must"
             r"|sounds) (?:be )?(?:\w+ )?"
             r"(?:hard|tough|difficult|frustrating|stressful|painful|terrible|upsetting)|\byou(?:'re"
-            r"| are) not alone\b|(?:is|'s|\w+ly) understandable\b"
+            r"| are) not alone\b|(?:is|'s|ly) understandable\b"
             r"|\bi can (?:imagine|understand|see (?:how|why))|\bmy (?:\w+ )?condolences|\bheart goes out"
             r"|\bit's (?:okay|ok"
             r"|normal|natural) to\b",

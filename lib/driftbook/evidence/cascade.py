@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from driftbook.behaviours.measure import Measure
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.evidence.endpoint import EndpointJudge
-from driftbook.evidence.eprocess import Looks, e_path, sequential_test
-from driftbook.evidence.intervals import bootstrap_mean, sign_flip_p
+from driftbook.evidence.eprocess import Looks, bounds, e_path, sequential_test
+from driftbook.evidence.intervals import Interval, bootstrap_mean, prompts_needed, sign_flip_p
 from driftbook.evidence.material import Held, Material
+from driftbook.evidence.multiplicity import selected_alpha
 from driftbook.evidence.opened import Judges
+from driftbook.evidence.outcomes import Outcome, means
 from driftbook.evidence.reading import VERDICTS, Reading, read
-from driftbook.evidence.wins import mean_by, shuffled
+from driftbook.evidence.wins import Wins, mean_by, shuffled
 
 if TYPE_CHECKING:
     from driftbook.parameters import Validate
@@ -42,7 +45,7 @@ def screen(material: Material, judges: Judges, section: Validate) -> Screening:
     Survivors are tested on other prompts, so this costs power at most, never false claims. With ``cascade`` other than
     screen_then_test, or without prompts in split screen, all survive.
     """
-    held, hypotheses = material.held_out("screen"), material.hypotheses
+    held, hypotheses = material.held_out("screen"), material.judged
     ids = pd.Series([h.hypothesis_id for h in hypotheses], dtype="str")
     if section.cascade != "screen_then_test" or not held.order or not hypotheses:
         table = pd.DataFrame(
@@ -74,8 +77,8 @@ class Tested:
     looks: Looks
     readings: list[Reading]
     judged_by: list[str]  # per hypothesis
-    fixed_sample: bool  # all prompts were read whatever they said
     cheap: list[Reading]  # the cheap judge on the same prompts, where two judges are configured
+    alpha: float  # false discovery rate of the decision
 
     def paths(self, margin: float) -> list[np.ndarray]:
         """E-values after each prompt, per hypothesis, as far as it read."""
@@ -87,9 +90,14 @@ class Tested:
 
 
 def holdout_test(
-    material: Material, judges: Judges, survivors: list[Hypothesis], section: Validate, progress: Progress
+    material: Material,
+    judges: Judges,
+    survivors: list[Hypothesis],
+    section: Validate,
+    progress: Progress,
+    alpha: float | None = None,
 ) -> Tested:
-    """Test the survivors on split validate, in one shuffled order of prompts, by e-process and e-BH.
+    """Test the survivors on split validate, in one shuffled order of prompts, by e-process and e-BH at ``alpha``.
 
     A missing verdict counts against the hypothesis. A paid judge stops as soon as a hypothesis is decided or out of
     reach; a free one reads all prompts, so that fixed-sample figures can stand beside.
@@ -114,10 +122,114 @@ def holdout_test(
 
     paid = judges.tester.paid
     batch = BATCH if paid else max(1, len(held.order))
-    looks = sequential_test(look, len(survivors), len(held.order), section.alpha, section.margin, batch, save=paid)
+    level, margin = alpha or section.alpha, section.margin_of("score")
+    looks = sequential_test(look, len(survivors), len(held.order), level, margin, batch, save=paid)
     bar.close()
     names = [(judges.tester if e else judges.cheap).name for e in escalated]
-    return Tested(survivors, held.order, looks, readings, names, not paid, compared)
+    return Tested(survivors, held.order, looks, readings, names, compared, level)
+
+
+def outcomes(tested: Tested, section: Validate) -> list[Outcome]:
+    """What the sequential test saw and decided of each hypothesis, in its order.
+
+    Win rate and difference have confidence sequences, which hold although the test may have stopped early: at the
+    selection-corrected level for confirmed claims, at alpha for the rest; missing verdicts widen them to their worst
+    cases.
+    """
+    looks, confirmed = tested.looks, int(tested.looks.rejected.sum())
+    found = []
+    for i, h in enumerate(tested.hypotheses):
+        texts, scores, wins = scores_of(tested, i)
+        level = selected_alpha(tested.alpha, confirmed, len(tested.hypotheses)) if looks.rejected[i] else tested.alpha
+        prompts = [p for p, x in zip(tested.prompts, looks.x[i], strict=True) if not np.isnan(x)]
+        x = wins.x[~np.isnan(wins.x)]
+        mean = float(x.mean()) if len(x) else np.nan
+        base, changed, difference = _rates(scores, texts, prompts, level)
+        needed = None
+        if len(x) > 1:
+            tests = len(tested.hypotheses)
+            needed = prompts_needed(mean, float(x.std()), section.margin_of("score"), tests, tested.alpha)
+        status = "confirmed" if looks.rejected[i] else "stopped: out of reach" if looks.futile[i] else "not confirmed"
+        found.append(
+            Outcome(
+                hypothesis=h,
+                direction=h.direction,
+                measure=judged(h, tested.judged_by[i]),
+                judge=tested.judged_by[i],
+                scope="held-out prompts",
+                texts=texts,
+                scores=scores,
+                prompts=prompts,
+                wins=wins,
+                win_rate=Interval(mean, *bounds(wins.low, wins.high, level)),
+                base=base,
+                intervention=changed,
+                difference=difference,
+                confirmed=bool(looks.rejected[i]),
+                status=status,
+                e_value=float(looks.e[i]),
+                stopped=int(looks.stopped[i]),
+                agreement=_agreement(tested, i),
+                needed=np.nan if needed is None else float(needed),
+            )
+        )
+    return found
+
+
+def judged(hypothesis: Hypothesis, judge: str) -> Measure:
+    """The measure of a hypothesis that a judge reads: its score, from 0 (nothing of it) to 1."""
+    said = f"How much an answer shows it, as {judge} says, from 0 to 1."
+    return Measure("judged", hypothesis.text, "score", "judged", _unread, said, spec={"kind": "judge"})
+
+
+def _unread(text: str, prompt: str) -> float:
+    return float("nan")  # only a judge can read it
+
+
+def scores_of(tested: Tested, row: int) -> tuple[pd.DataFrame, np.ndarray, Wins]:
+    """Texts that were judged for one hypothesis, their scores, and its wins over the prompts that it read."""
+    tables, scores, wins = [], [], []
+    for reading in tested.readings:
+        for column, h in enumerate(reading.hypotheses):
+            if h is tested.hypotheses[row]:
+                tables.append(reading.texts)
+                scores.append(reading.scores[:, column])
+                wins.append([part[:, column] for part in reading.wins])
+    return (
+        pd.concat(tables, ignore_index=True),
+        np.concatenate(scores),
+        Wins(*map(np.concatenate, zip(*wins, strict=True))),
+    )
+
+
+def _agreement(tested: Tested, row: int) -> float:
+    """Share of prompts on which the cheap and the expensive judge say the same: more, less, or a tie."""
+    same = []
+    for one, two in zip(tested.readings, tested.cheap, strict=False):
+        for column, h in enumerate(one.hypotheses):
+            if h is tested.hypotheses[row]:
+                a, b = one.wins.x[:, column], two.wins.x[:, column]
+                known = ~(np.isnan(a) | np.isnan(b))
+                same.extend((np.sign(a - 0.5) == np.sign(b - 0.5))[known])
+    return float(np.mean(same)) if same else np.nan
+
+
+def _rates(
+    scores: np.ndarray, texts: pd.DataFrame, prompts: list[str], level: float
+) -> tuple[float, float, Interval]:
+    """Mean score over prompts of base and intervention, and their difference.
+
+    The interval is the confidence sequence of (difference + 1) / 2; a missing score takes 0 or 1, whichever is worse.
+    """
+    filled = {b: means(np.where(np.isnan(scores), b, scores), texts, prompts) for b in (0.0, 1.0)}
+    known = means(scores, texts, prompts)
+    worst = filled[0.0]["intervention"] - filled[1.0]["base"]
+    best = filled[1.0]["intervention"] - filled[0.0]["base"]
+    low, high = bounds((worst + 1) / 2, (best + 1) / 2, level)
+    base, changed = (
+        float(np.nanmean(known[s])) if not np.isnan(known[s]).all() else np.nan for s in ("base", "intervention")
+    )
+    return base, changed, Interval(changed - base, 2 * low - 1, 2 * high - 1)
 
 
 def _escalated(held: Held, judges: Judges, survivors: list[Hypothesis], section: Validate) -> np.ndarray:
@@ -151,7 +263,7 @@ def audit(material: Material, judges: Judges, screening: Screening, section: Val
     hypothesis.
     """
     names = ["hypothesis_id", "text", "prompts", "x_cheap", "x_expensive", "agreement"]
-    dropped = [h for h in material.hypotheses if h not in screening.survivors]
+    dropped = [h for h in material.judged if h not in screening.survivors]
     if judges.expensive is None or not dropped or not section.audit:
         return pd.DataFrame(columns=names)
     held = material.held_out("screen")
@@ -179,11 +291,11 @@ def alone_and_together(material: Material, judges: Judges, section: Validate) ->
     """
     names = ["judge", "per_call", "prompts", "verdicts", "agreement", "low", "high", "difference"]
     judge, held = judges.tester, material.held_out("screen")
-    many = isinstance(judge, EndpointJudge) and judge.per_call > 1 and len(material.hypotheses) > 1
+    many = isinstance(judge, EndpointJudge) and judge.per_call > 1 and len(material.judged) > 1
     if not many or not held.order or not section.audit:
         return pd.DataFrame(columns=names)
     drawn = shuffled(held.order, f"{material.seed} alone")[: max(4, round(section.audit * len(held.order)))]
-    both = [read(j, held, drawn, material.hypotheses) for j in (judge, judge.alone())]
+    both = [read(j, held, drawn, material.judged) for j in (judge, judge.alone())]
     one, two = (r.scores for r in both)
     known = ~(np.isnan(one) | np.isnan(two))
     same = np.where(known, np.abs(one - two) < 0.25, np.nan)

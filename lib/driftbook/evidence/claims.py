@@ -1,241 +1,185 @@
-"""The table of claims: effects with intervals, e-values, and how each stands beside trivial rivals."""
+"""The table of claims: what was measured on both sides, in its unit, how sure it is, and what stands beside it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from driftbook.evidence.baselines import NAMES, Rivals, beside, together
-from driftbook.evidence.cascade import Screening, Tested
-from driftbook.evidence.eprocess import bounds
-from driftbook.evidence.intervals import Interval, auc_interval, prompts_needed, sign_flip_p
+from driftbook.evidence.cascade import Screening
+from driftbook.evidence.intervals import Interval, auc_interval
 from driftbook.evidence.material import Material
-from driftbook.evidence.multiplicity import bh_adjusted, selected_alpha
-from driftbook.evidence.wins import Wins, mean_by
+from driftbook.evidence.outcomes import Outcome, alike, strongest_first
 
-if TYPE_CHECKING:
-    from driftbook.parameters import Validate
-
-
-def scores_of(tested: Tested, row: int) -> tuple[pd.DataFrame, np.ndarray, Wins]:
-    """Texts that were judged for one hypothesis, their scores, and its wins over the prompts that it read."""
-    tables, scores, wins = [], [], []
-    for reading in tested.readings:
-        for column, h in enumerate(reading.hypotheses):
-            if h is tested.hypotheses[row]:
-                tables.append(reading.texts)
-                scores.append(reading.scores[:, column])
-                wins.append([part[:, column] for part in reading.wins])
-    return (
-        pd.concat(tables, ignore_index=True),
-        np.concatenate(scores),
-        Wins(*map(np.concatenate, zip(*wins, strict=True))),
+CLAIMS = (
+    *("hypothesis_id", "claim", "text", "direction", "measure", "unit", "kind", "scope", "status", "confirmed"),
+    *("base", "intervention", "difference", "low", "high", "win_rate", "win_low", "win_high", "size", "like"),
+    *("p_value", "q_value", "e_value", "prompts", "declined_base", "declined_intervention", "judge", "stopped"),
+    *("proposer", "cluster", "auc", "auc_low", "auc_high", "p_screen", "baseline_bow", "baseline_embedding"),
+    *("baseline_length", "baseline_judge", "share_of_bow", "share_of_bow_low", "share_of_bow_high"),
+    *("adds_to_baselines", "explained_by", "judge_agreement", "prompts_needed", "frozen"),
+)
+NUMBERS = tuple(
+    c
+    for c in CLAIMS
+    if c
+    not in (
+        *("hypothesis_id", "claim", "text", "direction", "measure", "unit", "kind", "scope", "status", "confirmed"),
+        *("like", "judge", "proposer", "cluster", "prompts", "adds_to_baselines", "explained_by", "frozen"),
     )
-
-
-def _agreement(tested: Tested, row: int) -> float:
-    """Share of prompts on which the cheap and the expensive judge say the same: more, less, or a tie."""
-    if not tested.cheap:
-        return np.nan
-    same = []
-    for one, two in zip(tested.readings, tested.cheap, strict=True):
-        for column, h in enumerate(one.hypotheses):
-            if h is tested.hypotheses[row]:
-                a, b = one.wins.x[:, column], two.wins.x[:, column]
-                known = ~(np.isnan(a) | np.isnan(b))
-                same.extend((np.sign(a - 0.5) == np.sign(b - 0.5))[known])
-    return float(np.mean(same)) if same else np.nan
+)
 
 
 def claims_table(
     material: Material,
     frozen: pd.DataFrame,
     screening: Screening,
-    tested: Tested,
-    section: Validate,
-    rivals: pd.DataFrame | None = None,
+    outcomes: Sequence[Outcome],
+    beside_baselines: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """One row per hypothesis, confirmed ones first, with effects, intervals and e-values; ``rivals`` is the table of
-    ``beside_rivals``.
+    """One row per hypothesis: confirmed ones first, each kind by the size of its effect.
 
-    Win rate and rate difference have confidence sequences, which hold although the test may have stopped early: at
-    the selection-corrected level for confirmed claims, at alpha for the rest; missing verdicts widen them to their
-    worst cases. AUC has a percentile interval over resampled prompts. ``p_value`` (and ``p_bh``) is the fixed-sample
-    sign-flip test of the same null, where no verdict was saved by stopping. ``rate_*`` are mean scores of the judge,
-    ``rate_difference`` is intervention minus base.
+    ``claim`` says it in plain units; ``base``, ``intervention`` and ``difference`` (intervention minus base) are in
+    ``unit``. ``size`` is the net share of prompts that moved in the claimed direction, which compares units. ``like``
+    is the id of a stronger confirmed claim that says nearly the same. ``p_value`` and ``q_value`` are those of the
+    fixed sample, for what was counted; ``e_value`` stands beside all, and decides where a paid judge gave the verdicts.
     """
-    tested_rows = {h.hypothesis_id: i for i, h in enumerate(tested.hypotheses)}
-    screened = screening.table.set_index("hypothesis_id")
-    confirmed = int(tested.looks.rejected.sum())
-    rows = []
+    repeats = alike(outcomes)
+    screened = screening.table.set_index("hypothesis_id")["p_screen"]
+    rows = [_row(o, repeats, material.seed) for o in strongest_first(outcomes)]
+    tested = {o.hypothesis.hypothesis_id for o in outcomes}
     for h in material.hypotheses:
-        row: dict[str, Any] = {
-            "hypothesis_id": h.hypothesis_id,
-            "text": h.text,
-            "direction": h.direction,
-            "proposer": h.proposer,
-            "cluster": h.cluster,
-            "p_screen": screened.loc[h.hypothesis_id, "p_screen"],
-            "status": "screened out",
-            "confirmed": False,
-            "adds_to_rivals": False,
-            "explained_by": "",
-        }
-        if h.hypothesis_id in tested_rows:
-            i = tested_rows[h.hypothesis_id]
-            level = (
-                selected_alpha(section.alpha, confirmed, len(tested.hypotheses))
-                if tested.looks.rejected[i]
-                else section.alpha
+        if h.hypothesis_id not in tested:
+            about = {"text": h.text, "direction": h.direction, "proposer": h.proposer, "cluster": h.cluster}
+            rows.append(
+                {"hypothesis_id": h.hypothesis_id, "claim": h.text, "kind": "judged", "status": "screened out"}
+                | about
+                | {"measure": json.dumps(dict(h.measure or {"kind": "judge"})), "unit": "score", "confirmed": False}
             )
-            row |= _claim(material, tested, i, level, section)
-            if rivals is not None and len(rivals):
-                row |= _summary(rivals[rivals["hypothesis_id"] == h.hypothesis_id])
-        rows.append(row)
+    stood = {} if beside_baselines is None else dict(list(beside_baselines.groupby("hypothesis_id")))
+    rows = [r | (_summary(stood[r["hypothesis_id"]]) if r["hypothesis_id"] in stood else {}) for r in rows]
     table = pd.DataFrame(rows, columns=list(CLAIMS))
+    table["p_screen"] = table["hypothesis_id"].map(screened)
     table["frozen"] = table["hypothesis_id"].map(dict(zip(frozen["hypothesis_id"], frozen["frozen"], strict=True)))
-    numbers = [c for c in CLAIMS if c not in TEXT_COLUMNS]
-    table[numbers] = table[numbers].astype(np.float64)
-    table["p_bh"] = bh_adjusted(table["p_value"].to_numpy())
+    table[list(NUMBERS)] = table[list(NUMBERS)].astype(np.float64)
     table["prompts"] = table["prompts"].fillna(0).astype(int)
-    table["cluster"] = table["cluster"].astype("int32")
-    table[["confirmed", "adds_to_rivals"]] = table[["confirmed", "adds_to_rivals"]].astype(bool)
-    return table.sort_values(
-        ["confirmed", "e_value", "hypothesis_id"], ascending=[False, False, True], ignore_index=True
-    )
+    table["cluster"] = table["cluster"].fillna(-1).astype("int32")
+    for column in ("confirmed", "adds_to_baselines"):
+        table[column] = table[column].eq(True)
+    texts = ["like", "explained_by", "scope", "judge"]
+    table[texts] = table[texts].fillna("").astype(str)
+    return table
 
 
-CLAIMS = (
-    *("hypothesis_id", "text", "direction", "frozen", "status", "proposer", "cluster", "prompts", "judge", "missing"),
-    *("win_rate", "win_low", "win_high", "rate_base", "rate_intervention", "rate_difference", "rate_low", "rate_high"),
-    *("auc", "auc_low", "auc_high", "p_screen", "e_value", "stopped", "p_value", "p_bh", "confirmed"),
-    *("rival_bow", "rival_embedding", "rival_length", "rival_judge", "share_of_bow", "share_of_bow_low"),
-    *("share_of_bow_high", "adds_to_rivals", "explained_by", "judge_agreement", "prompts_needed"),
-)
-TEXT_COLUMNS = ("hypothesis_id", "text", "direction", "frozen", "status", "proposer", "judge", "explained_by")
-
-
-def _claim(material: Material, tested: Tested, i: int, level: float, section: Validate) -> dict[str, Any]:
-    h, looks = tested.hypotheses[i], tested.looks
-    texts, scores, wins = scores_of(tested, i)
-    known = ~np.isnan(scores)
-    order = [p for p, x in zip(tested.prompts, looks.x[i], strict=True) if not np.isnan(x)]
-    up = (texts["side"] == h.direction).to_numpy()
-    prompt = texts["prompt_id"].to_numpy()
-    low, high = bounds(wins.low, wins.high, level)
-    x = wins.x[~np.isnan(wins.x)]
-    (rate_up, rate_down), (rate_low, rate_high) = _rates(scores, prompt, up, order, level)
-    if h.direction == "base":  # the table says intervention minus base throughout
-        rate_up, rate_down, rate_low, rate_high = rate_down, rate_up, -rate_high, -rate_low
-    status = "confirmed" if looks.rejected[i] else "stopped: out of reach" if looks.futile[i] else "not confirmed"
+def _row(one: Outcome, repeats: dict[str, str], seed: int) -> dict[str, Any]:
+    h, known = one.hypothesis, ~np.isnan(one.scores)
+    up = (one.texts["side"] == one.direction).to_numpy()
     row = {
-        "status": status,
-        "prompts": len(order),
-        "judge": tested.judged_by[i],
-        "missing": float(1 - known.mean()),
-        "win_rate": float(x.mean()) if len(x) else np.nan,
-        "win_low": low,
-        "win_high": high,
-        "rate_base": rate_down,
-        "rate_intervention": rate_up,
-        "rate_difference": rate_up - rate_down,
-        "rate_low": rate_low,
-        "rate_high": rate_high,
-        "e_value": float(looks.e[i]),
-        "stopped": int(looks.stopped[i]),
-        "p_value": np.nan,
-        "confirmed": bool(looks.rejected[i]),
-        "judge_agreement": _agreement(tested, i),
-        "prompts_needed": np.nan,
+        "hypothesis_id": h.hypothesis_id,
+        "claim": one.sentence,
+        "text": h.text,
+        "direction": one.direction,
+        "measure": one.measure.name,
+        "unit": one.measure.unit,
+        "kind": one.measure.family,
+        "scope": one.scope,
+        "status": one.status,
+        "confirmed": one.confirmed,
+        "base": one.base,
+        "intervention": one.intervention,
+        "difference": one.difference.estimate,
+        "low": one.difference.low,
+        "high": one.difference.high,
+        "win_rate": one.win_rate.estimate,
+        "win_low": one.win_rate.low,
+        "win_high": one.win_rate.high,
+        "size": one.size,
+        "like": repeats.get(h.hypothesis_id, ""),
+        "p_value": one.p_value,
+        "q_value": one.q_value,
+        "e_value": one.e_value,
+        "prompts": len(one.x),
+        "declined_base": one.declined("base"),
+        "declined_intervention": one.declined("intervention"),
+        "judge": one.judge,
+        "stopped": one.stopped,
+        "proposer": h.proposer,
+        "cluster": h.cluster,
+        "judge_agreement": one.agreement,
+        "prompts_needed": one.needed,
     }
-    if tested.fixed_sample:
-        row["p_value"] = sign_flip_p(wins.low, 0.5 + section.margin, seed=material.seed)
-    if len(x) > 1:
-        needed = prompts_needed(float(x.mean()), float(x.std()), section.margin, len(tested.hypotheses), section.alpha)
-        row["prompts_needed"] = needed if needed is not None else np.nan
-    if known.any() and 0 < up[known].sum() < known.sum():
-        area = auc_interval(scores[known], up[known], prompt[known], seed=material.seed)
+    if one.confirmed and 0 < up[known].sum() < known.sum():
+        area = auc_interval(one.scores[known], up[known], one.texts["prompt_id"].to_numpy()[known], seed=seed)
         row |= {"auc": area.estimate, "auc_low": area.low, "auc_high": area.high}
     return row
 
 
-def _rates(
-    scores: np.ndarray, prompt: np.ndarray, up: np.ndarray, order: list[str], level: float
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Mean score over prompts of the direction's side and of the other, and bounds on the difference.
-
-    The interval is the confidence sequence of (difference + 1) / 2; a missing score takes 0 or 1, whichever is worse.
-    """
-    filled = {b: np.where(np.isnan(scores), b, scores)[:, None] for b in (0.0, 1.0)}
-
-    def mean(values: np.ndarray, side: np.ndarray) -> np.ndarray:
-        return mean_by(values[side], prompt[side], order)[:, 0]
-
-    one, two = mean(scores[:, None], up), mean(scores[:, None], ~up)
-    worst, best = mean(filled[0.0], up) - mean(filled[1.0], ~up), mean(filled[1.0], up) - mean(filled[0.0], ~up)
-    low, high = bounds((worst + 1) / 2, (best + 1) / 2, level)
-    means = [float(v[~np.isnan(v)].mean()) if not np.isnan(v).all() else np.nan for v in (one, two)]
-    return (means[0], means[1]), (2 * low - 1, 2 * high - 1)
-
-
-RIVALS = (
-    *("hypothesis_id", "text", "direction", "rival", "prompts", "auc", "auc_low", "auc_high"),
+BASELINES = (
+    *("hypothesis_id", "text", "direction", "baseline", "prompts", "auc", "auc_low", "auc_high"),
     *("share", "share_low", "share_high", "correlation", "left", "left_low", "left_high", "unrelated", "verdict"),
 )
 
 
-def beside_rivals(tested: Tested, rivals: Rivals | None, seed: int) -> pd.DataFrame:
-    """One row per tested hypothesis and rival, on the texts that both have read.
+def beside_baselines(outcomes: Sequence[Outcome], baselines: Rivals | None, seed: int, most: int = 12) -> pd.DataFrame:
+    """One row per claim and baseline, on the held-out texts that both have read: for the ``most`` strongest confirmed
+    claims that the texts, a model or a person proposed.
 
-    ``auc`` is the rival's, ``share`` what the claim reaches of it beyond one half; ``left`` is the claim's correlation
-    with the side when the rival's score is held fixed, ``correlation`` the same when nothing is, ``unrelated`` what a
-    claim that has nothing to do with the rival would keep. The bag of words is
-    fitted without the claim's own words. ``verdict`` is ``adds``, ``explained`` or ``open``.
+    ``auc`` is the baseline's, ``share`` what the claim reaches of it beyond one half; ``left`` is the claim's
+    correlation with the side when the baseline's score is held fixed, ``correlation`` the same when nothing is,
+    ``unrelated`` what a claim that has nothing to do with the baseline would keep. The bag of words is fitted without
+    the claim's own words. ``verdict`` is ``adds``, ``explained`` or ``open``.
     """
     rows = []
-    for i, h in enumerate(tested.hypotheses if rivals is not None else []):
-        texts, scores, _ = scores_of(tested, i)
-        up, prompt = (texts["side"] == h.direction).to_numpy(), texts["prompt_id"].to_numpy()
-        sign = 1 if h.direction == "intervention" else -1
-        for name, other in rivals.scores(texts["text_id"].tolist(), h.words).items():
+    wanted = [o for o in strongest_first(outcomes) if o.confirmed and o.hypothesis.proposer != "panel"][:most]
+    for one in wanted if baselines is not None else []:
+        h = one.hypothesis
+        scores, texts = _on(one, baselines)
+        up, prompt = (texts["side"] == one.direction).to_numpy(), texts["prompt_id"].to_numpy()
+        for name, other in baselines.scores(texts["text_id"].tolist(), h.words).items():
             known = ~(np.isnan(scores) | np.isnan(other))
             if not known.any() or len({*up[known]}) < 2:
                 continue
-            b = beside(scores[known], up[known], sign * other[known], prompt[known], seed=seed)
+            b = beside(scores[known], up[known], one.sign * other[known], prompt[known], seed=seed)
             found = (*b.auc, *b.share, b.correlation, *b.left, b.unrelated, b.verdict)
-            rows.append((h.hypothesis_id, h.text, h.direction, name, len({*prompt[known]}), *found))
-    return pd.DataFrame(rows, columns=list(RIVALS))
+            rows.append((h.hypothesis_id, h.text, one.direction, name, len({*prompt[known]}), *found))
+    return pd.DataFrame(rows, columns=list(BASELINES))
 
 
-def share_together(tested: Tested, rivals: Rivals | None, seed: int) -> Interval | None:
+def _on(one: Outcome, baselines: Rivals) -> tuple[np.ndarray, pd.DataFrame]:
+    """Scores and texts of a claim, of the texts that the baselines have read."""
+    here = one.texts["text_id"].isin(baselines.ids).to_numpy()
+    return one.scores[here], one.texts[here].reset_index(drop=True)
+
+
+def share_together(outcomes: Sequence[Outcome], baselines: Rivals | None, seed: int) -> Interval | None:
     """The share of the bag of words' AUC beyond one half that the confirmed claims reach together, as a cross-fitted
-    classifier; on the texts that all of them have read. None without rivals or a confirmed claim, or when fewer than
-    20 prompts are shared."""
-    rows = np.flatnonzero(tested.looks.rejected) if rivals is not None else []
-    tables = [scores_of(tested, i)[:2] for i in rows]
-    if not tables:
+    classifier; on the held-out texts that all of them have read. None without baselines or a confirmed claim, or when
+    fewer than 20 prompts are shared."""
+    good = [o for o in outcomes if o.confirmed] if baselines is not None else []
+    read = [_on(o, baselines) for o in good]
+    if not read:
         return None
-    scores = pd.concat([pd.Series(s, index=t["text_id"].to_numpy()) for t, s in tables], axis=1, join="inner").dropna()
-    texts = tables[0][0].set_index("text_id").loc[scores.index]
+    scores = pd.concat([pd.Series(s, index=t["text_id"].to_numpy()) for s, t in read], axis=1, join="inner").dropna()
+    texts = read[0][1].set_index("text_id").reindex(scores.index)
     if texts["prompt_id"].nunique() < 20:
         return None
     up, prompt = (texts["side"] == "intervention").to_numpy(), texts["prompt_id"].to_numpy()
-    words = rivals.scores(scores.index.tolist())["words"]
+    words = baselines.scores(scores.index.tolist())["words"]
     return beside(together(scores.to_numpy(), up, prompt), up, words, prompt, seed=seed).share
 
 
-def _summary(beside: pd.DataFrame) -> dict[str, Any]:
-    """What the table of claims says about the rivals of one claim."""
-    if beside.empty:
-        return {}
-    by_name = beside.set_index("rival")
+def _summary(own: pd.DataFrame) -> dict[str, Any]:
+    """What the table of claims says about the baselines of one claim."""
+    by_name = own.set_index("baseline")
     row: dict[str, Any] = {
-        "adds_to_rivals": bool((by_name["verdict"] == "adds").all()),
+        "adds_to_baselines": bool((by_name["verdict"] == "adds").all()),
         "explained_by": ", ".join(NAMES[n] for n in by_name.index[by_name["verdict"] == "explained"]),
     }
-    columns = {"words": "rival_bow", "embeddings": "rival_embedding", "length": "rival_length", "judge": "rival_judge"}
-    row |= {column: by_name.loc[name, "auc"] for name, column in columns.items() if name in by_name.index}
+    columns = {"words": "bow", "embeddings": "embedding", "length": "length", "judge": "judge"}
+    row |= {f"baseline_{c}": by_name.loc[name, "auc"] for name, c in columns.items() if name in by_name.index}
     shares = {"share_of_bow": "share", "share_of_bow_low": "share_low", "share_of_bow_high": "share_high"}
-    return row | {column: by_name.loc["words", key] for column, key in shares.items()}
+    return row | {column: by_name.loc["words", key] for column, key in shares.items() if "words" in by_name.index}

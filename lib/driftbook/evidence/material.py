@@ -24,13 +24,27 @@ class Material:
     hypotheses: list[Hypothesis]
     seed: int
 
+    @property
+    def judged(self) -> list[Hypothesis]:
+        """The hypotheses that only a judge can read."""
+        return [h for h in self.hypotheses if by_judge(h)]
+
     def held_out(self, split: str) -> Held:
         """The texts of a split, on prompts that both sides answered, with the prompts in their one shuffled order."""
-        texts = self.texts[self.texts["split"] == split]
+        return Held(split, *self._answered(self.texts[self.texts["split"] == split]), self.prompts)
+
+    def paired(self) -> tuple[pd.DataFrame, list[str]]:
+        """The first answers of all splits, on prompts that both sides answered, and those prompts in shuffled order.
+
+        What later rounds added is left out: how often a prompt was asked then depended on divergence, or on what its
+        answers said.
+        """
+        return self._answered(self.texts[self.texts["round"] == 0])
+
+    def _answered(self, texts: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         sides = texts.groupby("prompt_id")["side"].nunique()
         order = shuffled([str(p) for p in sides.index[sides == 2]], self.seed)
-        texts = texts[texts["prompt_id"].isin(order)].reset_index(drop=True)
-        return Held(split, texts, order, self.prompts)
+        return texts[texts["prompt_id"].isin(order)].reset_index(drop=True), order
 
 
 @dataclass(frozen=True)
@@ -48,3 +62,8 @@ class Held:
 
     def of(self, prompt_ids: Sequence[str]) -> pd.DataFrame:
         return self.texts[self.texts["prompt_id"].isin(set(prompt_ids))]
+
+
+def by_judge(hypothesis: Hypothesis) -> bool:
+    """Whether no measure reads a hypothesis, so that a judge has to."""
+    return (hypothesis.measure or {}).get("kind") == "judge"

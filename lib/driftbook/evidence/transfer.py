@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from driftbook.evidence.cascade import Tested
 from driftbook.evidence.eprocess import bounds
-from driftbook.evidence.material import Held
-
-if TYPE_CHECKING:
-    from driftbook.parameters import Validate
+from driftbook.evidence.outcomes import Outcome
 
 NEIGHBOURS = 5
 LEAST_PROMPTS = 8  # fewer say nothing: no row
@@ -35,39 +30,40 @@ def clusters_near(
     return near
 
 
-def transfer(tested: Tested, held: Held, near: Mapping[str, set[int]], section: Validate) -> pd.DataFrame:
-    """One row per tested claim and place: inside and outside of its cluster (where it comes from one), and each family.
+def transfer(
+    outcomes: Sequence[Outcome], texts: pd.DataFrame, near: Mapping[str, set[int]], alpha: float
+) -> pd.DataFrame:
+    """One row per confirmed claim and place: inside and outside of its cluster (where it comes from one), and each
+    family.
 
-    ``near`` maps a text id to the clusters around it. A prompt is outside of a cluster when none of its texts, of
-    either side, is near to it; both sides are treated alike, so under the null hypothesis the choice of prompts favours
-    neither. ``low`` and ``high`` are a confidence sequence at alpha for each row on its own. ``verdict``: ``holds``
-    above one half, ``does not hold`` below one half plus the margin, else ``open``.
+    ``texts``: text_id, prompt_id and, where there is one, family; ``near`` maps a text id to the clusters around it. A
+    prompt is outside of a cluster when none of its texts, of either side, is near to it; both sides are treated alike,
+    so under the null hypothesis the choice of prompts favours neither. ``low`` and ``high`` are a confidence sequence
+    at alpha for each row on its own. ``verdict``: ``holds`` above one half, ``does not hold`` below it, else ``open``.
     """
-    texts = held.texts
     inside: dict[str, set[int]] = {}
     for prompt_id, text_id in zip(texts["prompt_id"], texts["text_id"], strict=True):
         inside.setdefault(prompt_id, set()).update(near.get(text_id, set()))
     family = dict(zip(texts["prompt_id"], texts["family"], strict=True)) if "family" in texts else {}
     rows = []
-    for i, h in enumerate(tested.hypotheses):
-        x = tested.looks.x[i]
-        read = [(p, v) for p, v in zip(tested.prompts, x, strict=True) if not np.isnan(v)]
+    for one in outcomes:
+        h = one.hypothesis
         places: dict[str, list[float]] = {}
-        for p, v in read:
+        for p, x in one.x.items() if one.confirmed else ():
             if h.cluster >= 0:
-                where = "inside its cluster" if h.cluster in inside[p] else "outside of its cluster"
-                places.setdefault(where, []).append(v)
+                where = "inside its cluster" if h.cluster in inside.get(p, set()) else "outside of its cluster"
+                places.setdefault(where, []).append(x)
             if p in family:
-                places.setdefault(f"family {family[p]}", []).append(v)
-        for where, values in sorted(places.items()):
-            if len(values) >= LEAST_PROMPTS:
-                rows.append((h.hypothesis_id, h.text, h.direction, where, *_held(np.array(values), section)))
+                places.setdefault(f"family {family[p]}", []).append(x)
+        for where, x in sorted(places.items()):
+            if len(x) >= LEAST_PROMPTS:
+                rows.append((h.hypothesis_id, h.text, one.direction, where, *_held(np.array(x), alpha)))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _held(x: np.ndarray, section: Validate) -> tuple[int, float, float, float, str]:
-    low, high = bounds(x, x, section.alpha)
-    verdict = "holds" if low > 0.5 else "does not hold" if high < 0.5 + section.margin else "open"
+def _held(x: np.ndarray, alpha: float) -> tuple[int, float, float, float, str]:
+    low, high = bounds(x, x, alpha)
+    verdict = "holds" if low > 0.5 else "does not hold" if high < 0.5 else "open"
     return len(x), float(x.mean()), low, high, verdict
 
 

@@ -98,7 +98,7 @@ def _claims(findings: Findings | None) -> str:
             f"{others} of {total} proposed claims {'was' if others == 1 else 'were'} not confirmed. "
             f"That does not show {'it' if others == 1 else 'them'} to be false."
         )
-    return f"{said} {findings.sensitivity}".strip()
+    return " ".join([said, *findings.verdict[1:2]])
 
 
 __all__ = ["BlindSpot", "blind_spots"]

@@ -204,8 +204,10 @@ def _legend_rows(figure: go.Figure) -> int:
 
 
 def floats(values: Any) -> np.ndarray:
-    """float32 in one piece: plotly packs it, and half of float64 is enough for a picture."""
-    return np.ascontiguousarray(np.asarray(values, dtype=np.float32))
+    """float32 in one piece: plotly packs it, and half of float64 is enough for a picture. What is larger than float32
+    can hold is drawn as the largest that it can."""
+    most = float(np.finfo(np.float32).max)
+    return np.ascontiguousarray(np.clip(np.asarray(values, dtype=np.float64), -most, most), dtype=np.float32)
 
 
 def same_length(**arrays: Any) -> None:

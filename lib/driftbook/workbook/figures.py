@@ -24,6 +24,7 @@ __all__ = [
     "View",
     "bars",
     "curve",
+    "dumbbell",
     "histogram",
     "interval_plot",
     "layer_token_heatmap",
@@ -113,6 +114,82 @@ def interval_plot(
         alt = f"Interval plot of {len(labels)} rows, {int(marked.sum())} marked ({marked_name}). {said}{rest}."
     if table is None:
         table = pd.DataFrame({"label": list(labels), "estimate": estimate, "low": low, "high": high, "marked": marked})
+    return Figure(figure, title, caption, alt, table)
+
+
+def dumbbell(
+    labels: Sequence[str],
+    was: Any,
+    now: Any,
+    low: Any,
+    high: Any,
+    *,
+    title: str,
+    caption: str,
+    names: tuple[str, str] = ("base", "intervention"),
+    x_title: str = "share of answers",
+    percent: bool = True,
+    alt: str | None = None,
+) -> Figure:
+    """What each behaviour was and what it is now: one row per label, first on top.
+
+    ``was`` is a hollow grey mark, ``now`` a filled one with the interval of the change, ``low`` to ``high`` (of now
+    minus was), around it.
+    """
+    same_length(labels=labels, was=was, now=now, low=low, high=high)
+    was, now, low, high = (np.asarray(v, dtype=np.float64) for v in (was, now, low, high))
+    rows = np.arange(len(labels), dtype=np.float64)
+    gap = np.full(len(rows), np.nan)
+    text = [plain(label) for label in labels]
+    line = {"x": floats(np.stack([was, now, gap], 1).ravel()), "y": floats(np.stack([rows, rows, gap], 1).ravel())}
+    interval = {
+        "array": floats(np.maximum(was + high - now, 0)),
+        "arrayminus": floats(np.maximum(now - was - low, 0)),
+        "color": INTERVENTION,
+        "thickness": 1.5,
+        "width": 0,
+    }
+    traces = [
+        go.Scatter(**line, mode="lines", line={"color": GREY, "width": 2}, hoverinfo="skip", showlegend=False),
+        go.Scatter(
+            x=floats(was),
+            y=floats(rows),
+            mode="markers",
+            name=plain(names[0]),
+            marker={"color": GREY, "symbol": "circle-open", "size": 10},
+            text=text,
+            hovertemplate="%{text}: was %{x:.3g}<extra></extra>",
+        ),
+        go.Scatter(
+            x=floats(now),
+            y=floats(rows),
+            mode="markers",
+            name=plain(names[1]),
+            marker={"color": INTERVENTION, "symbol": "circle", "size": 10},
+            error_x=interval,
+            text=text,
+            hovertemplate="%{text}: now %{x:.3g}<extra></extra>",
+        ),
+    ]
+    figure = chart(
+        traces,
+        height=max(160, 92 + 27 * len(labels)),
+        x={"title": {"text": plain(x_title)}, "tickformat": ".0%" if percent else None},
+        y={
+            "tickvals": rows,
+            "ticktext": [plain(shorten(label, 56)) for label in labels],
+            "range": [len(labels) - 0.4, -0.6],
+            "showgrid": False,
+            "zeroline": False,
+        },
+    )
+    said = "; ".join(
+        f"{shorten(label, 60)}: {_number(a, percent)} to {_number(b, percent)}"
+        for label, a, b in list(zip(labels, was, now, strict=True))[:8]
+    )
+    rest = f"; and {len(labels) - 8} more" if len(labels) > 8 else ""
+    alt = alt or f"Dumbbell chart of {len(labels)} behaviours, {names[0]} to {names[1]}. {said}{rest}."
+    table = pd.DataFrame({"behaviour": list(labels), names[0]: was, names[1]: now, "low": low, "high": high})
     return Figure(figure, title, caption, alt, table)
 
 

@@ -247,8 +247,8 @@ def _intervention(spec: Mapping[str, Any]) -> str:
 
 
 _CLAIM_COLUMNS = (
-    *("text", "direction", "status", "win_rate", "win_low", "win_high", "rate_base", "rate_intervention", "auc"),
-    *("e_value", "p_bh", "explained_by", "prompts", "prompts_needed"),
+    *("claim", "direction", "status", "scope", "q_value", "e_value", "win_rate", "win_low", "win_high", "auc"),
+    *("explained_by", "prompts", "prompts_needed"),
 )
 
 

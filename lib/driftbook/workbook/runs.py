@@ -236,11 +236,12 @@ class Run:
         """Progress over an iterable, or towards a total with ``.update(n)``."""
         return Progress(source, label, unit) if self.headless else Bar(source, label, unit)
 
-    def show(self, figure: Figure) -> None:
-        """Show a figure here and in the report."""
+    def show(self, figure: Figure | None) -> None:
+        """Show a figure here and in the report; nothing where there was nothing to draw (None)."""
         from IPython.display import display
 
-        display(figure)
+        if figure is not None:
+            display(figure)
 
     def table(
         self,

@@ -40,11 +40,12 @@ def _is_log(layout: dict[str, Any], side: str) -> bool:
 def _drawn(data: list[dict[str, Any]], log_x: bool, log_y: bool) -> str:
     traces = [t for t in data if t.get("visible", True) is True and t.get("type", "scatter") in ("scatter", "bar")]
     shown = [(t, _numbers(t.get("x"), log_x), _numbers(t.get("y"), log_y)) for t in traces]
-    shown = [(t, x, y) for t, x, y in shown if len(x) and len(x) == len(y) and t.get("line", {}).get("width") != 0]
+    shown = [(t, x, y) for t, x, y in shown if len(x) == len(y) and t.get("line", {}).get("width") != 0]
+    shown = [(t, x, y) for t, x, y in shown if np.isfinite(x + y).any()]
     if not shown:
         return ""
     # Bars and intervals reach further than their ends; the picture takes in what the points take.
-    spans = [np.concatenate([c[i] for c in shown]) for i in (1, 2)]
+    spans = [np.concatenate([c[i][np.isfinite(c[1] + c[2])] for c in shown]) for i in (1, 2)]
     if any(t.get("type") == "bar" for t, *_ in shown):
         side = 0 if shown[0][0].get("orientation") == "h" else 1
         spans[side] = np.append(spans[side], 0.0)
@@ -66,21 +67,26 @@ def _path(trace: dict[str, Any], x: np.ndarray, y: np.ndarray, spans: list[np.nd
     if trace.get("type") == "bar":
         flat = trace.get("orientation") == "h"
         zero = _scaled(np.zeros(1), spans[0 if flat else 1], *((4, WIDTH - 4) if flat else (HEIGHT - 4, 4)))[0]
-        path = "".join(f"M{zero} {b}H{a}" if flat else f"M{a} {zero}V{b}" for a, b in zip(px, py, strict=True))
+        known = [(a, b) for a, b in zip(px, py, strict=True) if None not in (a, b)]
+        path = "".join(f"M{zero} {b}H{a}" if flat else f"M{a} {zero}V{b}" for a, b in known)
         width = 3
     elif "lines" in str(trace.get("mode", "lines")):
-        path = "M" + "L".join(f"{a} {b}" for a, b in zip(px, py, strict=True))
+        path, pen = "", "M"
+        for a, b in zip(px, py, strict=True):
+            path += "" if a is None or b is None else f"{pen}{a} {b}"
+            pen = "M" if a is None or b is None else "L"
     else:
-        path = "".join(f"M{a} {b}h0" for a, b in zip(px, py, strict=True))
+        path = "".join(f"M{a} {b}h0" for a, b in zip(px, py, strict=True) if None not in (a, b))
         width = 4
     cap = ' stroke-linecap="round"' if width == 4 else ""
     return f'<path d="{path}" fill="none" stroke-width="{width}"{cap} style="stroke:var(--db-c{number})"/>'
 
 
-def _scaled(values: np.ndarray, span: np.ndarray, start: float, end: float) -> list[int]:
+def _scaled(values: np.ndarray, span: np.ndarray, start: float, end: float) -> list[int | None]:
+    """Pixels of values on ``span``; None where a value is missing."""
     low, high = float(span.min()), float(span.max())
-    share = (values - low) / (high - low) if high > low else np.full(len(values), 0.5)
-    return [round(start + s * (end - start)) for s in share.tolist()]
+    share = (values - low) / (high - low) if high > low else np.where(np.isfinite(values), 0.5, np.nan)
+    return [round(start + s * (end - start)) if np.isfinite(s) else None for s in share.tolist()]
 
 
 def _numbers(column: Any, log: bool) -> np.ndarray:
@@ -92,4 +98,4 @@ def _numbers(column: Any, log: bool) -> np.ndarray:
     if any(isinstance(v, str) for v in values):
         order = {v: i for i, v in enumerate(dict.fromkeys(values))}
         return np.array([order[v] for v in values], dtype=np.float64)
-    return np.array([v for v in values if v is not None], dtype=np.float64)
+    return np.array([np.nan if v is None else v for v in values], dtype=np.float64)

@@ -1,0 +1,73 @@
+"""The verdict of an experiment in three lines: what moved, what did not, how sure it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+State = Literal["changed", "no change found", "could not tell"]
+STRONGEST = 3  # behaviours that the first line names
+NEAR = 0.03  # points of answers within which a behaviour counts as unmoved
+WIDE = 0.25  # a difference of shares beyond it must be visible, or the prompts are too few to tell anything
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``state`` and three sentences; ``strongest`` are the ids of the claims that the first one names."""
+
+    state: State
+    moved: str
+    unmoved: str
+    sure: str
+    strongest: tuple[str, ...]
+
+    @property
+    def lines(self) -> tuple[str, str, str]:
+        return self.moved, self.unmoved, self.sure
+
+
+def verdict(claims: pd.DataFrame, prompts: int, answers: int, alpha: float, seen: float) -> Verdict:
+    """``claims`` is the table of claims, strongest first; ``prompts`` and ``answers`` (of a side to each prompt) say
+    what was read; ``seen`` is the smallest change of a share, from a tenth of answers, that would have been confirmed
+    four times in five."""
+    good = claims[claims["confirmed"] & (claims["like"] == "")]
+    first = good.head(STRONGEST)
+    if len(good):
+        state: State = "changed"
+        more = f"; and {len(good) - len(first)} more" if len(good) > len(first) else ""
+        moved = f"Changed. {'; '.join(first['claim'])}{more}."
+    elif seen <= WIDE:
+        state, moved = "no change found", f"No change found: none of {len(claims)} claims was confirmed."
+    else:
+        state = "could not tell"
+        moved = (
+            f"Could not tell: with {prompts:,} prompts a behaviour would have to go from 10% to "
+            f"{min(1.0, 0.1 + seen):.0%} of answers to be confirmed."
+        )
+    sure = _sure(claims, prompts, answers, alpha)
+    return Verdict(state, moved, _unmoved(claims, seen), sure, tuple(first["hypothesis_id"]))
+
+
+def _unmoved(claims: pd.DataFrame, seen: float) -> str:
+    shares = claims[(claims["unit"] == "share") & (claims["proposer"] == "panel") & claims["low"].notna()]
+    if shares.empty:
+        return "No behaviour was measured as a share of answers."
+    still = shares[~shares["confirmed"]]
+    near = int((np.maximum(still["low"].abs(), still["high"].abs()) < NEAR).sum())
+    rest = len(still) - near
+    more = f"; of {rest} more no move was shown, and they can have moved by more" if rest else ""
+    return (
+        f"{near} of {len(shares)} behaviours moved by less than {100 * NEAR:.0f} points{more}. A behaviour of 10% of "
+        f"answers that moved by {100 * seen:.0f} points would have been confirmed four times in five."
+    )
+
+
+def _sure(claims: pd.DataFrame, prompts: int, answers: int, alpha: float) -> str:
+    good = int(claims["confirmed"].sum())
+    return (
+        f"{prompts:,} prompts, {answers} answer{'' if answers == 1 else 's'} a side to each; {good} of {len(claims)} "
+        f"claims are confirmed, of which at most {alpha:.0%} are false on average."
+    )
