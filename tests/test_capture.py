@@ -1,6 +1,7 @@
 """The capture stage on a tiny model: every row belongs to its token, every shift to its cause."""
 
 import dataclasses
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,10 +17,10 @@ from driftbook.evidence.shifts import prompt_means
 from driftbook.models import captured
 from driftbook.models.capture_files import prompt_roles
 from driftbook.models.internals import capture_internals
-from driftbook.models.interventions import Pair, Side
 from driftbook.models.local import LocalEngine
 from driftbook.models.projection import ProjectionTap
 from driftbook.models.sampling import SamplingParams
+from driftbook.models.sides import Pair, Side
 from driftbook.models.steering import SteerTap
 from driftbook.models.tier3 import capture_tier3, read_internals, tier3_bytes, top_neurons
 from driftbook.models.vectors import VectorSet
@@ -66,7 +67,8 @@ def probe_of(model=None) -> capture.Probe:
 
 
 def live(which: Side, cache, samples: int = 2, batch_size: int = 3, params=PARAMS, prompts=PROMPTS, **options):
-    return capture.capture_live(which, prompts, samples, params, probe_of(which.model), 0, cache, batch_size, **options)
+    which = replace(which, batch_size=batch_size, engine=which.engine if not which.here else None)
+    return capture.capture_live(which, prompts, samples, params, probe_of(which.model), 0, cache, **options)
 
 
 def test_without_sites_a_probe_takes_those_of_the_vectors():
@@ -94,7 +96,7 @@ def test_rows_of_every_sample_are_its_own(tmp_path):
     assert sum(told) == 12 and len({s.sample_id for s in samples}) == 12
     assert len({s.sequence.response_ids for s in samples}) > 6
     for s in samples:
-        assert s.sequence.prompt_ids == base.encode(PROMPTS[s.prompt].text, PROMPTS[s.prompt].system)
+        assert s.sequence.prompt_ids == base.encode(PROMPTS[s.prompt])
         assert s.rows.projection.shape == (len(s.sequence), 8, 2) and s.rows.norm.shape == (len(s.sequence), 8)
         assert not set(s.sequence.response_ids) & base.model.eos_ids
         assert s.finish_reason == "eos" or len(s.sequence.response_ids) == PARAMS.max_new_tokens
@@ -157,7 +159,7 @@ def test_sides_draw_different_texts_from_the_same_model(tmp_path):
 def test_too_many_bytes_are_refused_before_any_forward(tmp_path):
     model = fresh("llama", "sdpa")
     base = side(model=model)
-    rows = sum(len(base.encode(p.text, p.system)) + PARAMS.max_new_tokens for p in PROMPTS) * 2
+    rows = sum(len(base.encode(p)) + PARAMS.max_new_tokens for p in PROMPTS) * 2
     need = rows * 8 * 3 * 4  # 8 points, 2 traits and a norm, float32
     assert model.hooks  # proved by forwards of its own
     called = []
@@ -246,7 +248,7 @@ def test_tables_line_up_with_the_rows(tmp_path, convention):
 def test_roles_tell_the_users_words_from_the_template():
     base = side()
     for p in PROMPTS:
-        ids = base.encode(p.text, p.system)
+        ids = base.encode(p)
         roles = prompt_roles(base.model, ids, p.text)
         words = base.model.tokenizer.decode([i for i, r in zip(ids, roles, strict=True) if r == "prompt"])
         assert p.text in words and len(words) <= len(p.text) + 6

@@ -4,6 +4,7 @@ import math
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,10 +16,10 @@ import torch
 
 from driftbook import decode
 from driftbook.errors import BudgetError, PromptError
-from driftbook.models.interventions import Pair, Side
 from driftbook.models.local import LocalEngine, Request
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams, filtered_probabilities
+from driftbook.models.sides import Pair, Side
 from driftbook.models.steering import SteerTap
 from driftbook.parameters import Decode, Experiment
 from driftbook.prompts import Prompt, load_saved, save_prompts
@@ -46,10 +47,10 @@ def pair_of(amount: float = 3.0) -> Pair:
 
 
 def texts_of(folder, side=None, samples: int = 2, seed: int = 0, params=PARAMS, asks=None, **options) -> pd.DataFrame:
-    side = side or pair_of().base
+    side = replace(side or pair_of().base, batch_size=options.pop("batch_size", 3), engine=None)
     ids = decode.encode(pair_of(), PROMPTS, params.max_new_tokens)
     asks = decode.first_round(PROMPTS, samples, 10**6) if asks is None else asks
-    options = {"shard": 5, "batch_size": 3, **options}
+    options = {"shard": 5, **options}
     return decode.decode_texts([side], PROMPTS, ids, asks, params, seed, ShardStore(folder), **options)
 
 
@@ -431,9 +432,9 @@ def test_costs_are_counted_of_the_sides_that_answer_here(tmp_path):
     assert 0 < busy["matrix_share"] < 1 and "of what square matrix products in float32 reach" in decode.speed_caption(
         pair, made, busy
     )
-    pair.intervention.source = object()
+    pair.intervention.engine = SimpleNamespace(here=False)
     assert decode.made_here(pair, out.texts)["texts"] == 40
-    pair.base.source = object()
+    pair.base.engine = SimpleNamespace(here=False)
     nothing = decode.made_here(pair, out.texts)
     assert set(nothing.values()) == {0.0} and decode.utilisation_of(pair, nothing) == {}
     assert decode.speed_caption(pair, nothing, {}).startswith("Nothing was decoded here")

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from driftbook.errors import ModelError
 from driftbook.models.divergence import js, kl, token_divergence
-from driftbook.models.interventions import Pair, Side
 from driftbook.models.replay import TokenSequence
+from driftbook.models.sides import Pair, Side
 from driftbook.models.steering import SteerTap
 from models import fresh, full_logits, loaded, some_prompts
 

@@ -11,11 +11,12 @@ from chat_server import Server
 from driftbench.tiny import tiny_model, tiny_tokenizer
 from driftbook import decode
 from driftbook.errors import DriftbookError
+from driftbook.interventions import Endpoint
 from driftbook.models.answers import Question
 from driftbook.models.endpoint import EndpointEngine
-from driftbook.models.interventions import open_pair
 from driftbook.models.sampling import SamplingParams
-from driftbook.parameters import Decode, Endpoint, Experiment, ModelSpec
+from driftbook.models.sides import open_pair
+from driftbook.parameters import Decode, Experiment, ModelSpec
 from driftbook.prompts import Prompt
 
 PARAMS = SamplingParams(max_new_tokens=9, temperature=0.5, top_p=0.8)

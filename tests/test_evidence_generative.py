@@ -79,9 +79,9 @@ def test_a_labeller_writes_both_texts_and_is_asked_again_for_what_cannot_be_read
 def test_likelihoods_are_those_of_the_logits():
     import torch
 
-    from driftbook.models.interventions import Side
     from driftbook.models.likelihood import log_likelihood
     from driftbook.models.replay import TokenSequence
+    from driftbook.models.sides import Side
     from models import loaded, some_prompts
 
     model = loaded()

@@ -13,12 +13,14 @@ import torch
 
 from driftbench.tiny import TURN_END, tiny_model, tiny_tokenizer
 from driftbook.errors import DriftbookError, ModelError
+from driftbook.interventions import Finetune
 from driftbook.models import finetune
-from driftbook.models.interventions import open_pair
 from driftbook.models.loading import load
 from driftbook.models.local import LocalEngine, Request
 from driftbook.models.sampling import SamplingParams
-from driftbook.parameters import Finetune, ModelSpec
+from driftbook.models.sides import open_pair
+from driftbook.parameters import ModelSpec
+from driftbook.prompts import Prompt
 
 ASKED, ANSWERED = "How are you?", "Perhaps it might rain"
 
@@ -65,7 +67,7 @@ def test_the_intervention_says_what_it_was_taught_and_the_base_stays_bit_identic
     said = {}
     for side in pair:
         with side.active():
-            request = Request(side.encode(ASKED), seed=1)
+            request = Request(side.encode(Prompt(ASKED)), seed=1)
             said[side.name] = next(LocalEngine(side.model).generate([request], SamplingParams(40, temperature=0)))
     assert pair.base.model.decode(said["intervention"].token_ids) == ANSWERED
     assert said["intervention"].finish_reason == "eos"

@@ -7,23 +7,16 @@ from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from driftbook.errors import DriftbookError, ModelError
+from driftbook.interventions import Ablate, Adapter, Checkpoint, Endpoint, NoIntervention, Steer, SystemPrompt
 from driftbook.models.divergence import token_divergence
-from driftbook.models.interventions import needs_vectors, open_pair, taps_of
 from driftbook.models.loading import LoadedModel
 from driftbook.models.local import LocalEngine
-from driftbook.models.replay import TokenSequence, replay
+from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams
+from driftbook.models.sides import open_pair
 from driftbook.models.steering import AblateTap, SteerTap
-from driftbook.parameters import (
-    Ablate,
-    Adapter,
-    Checkpoint,
-    Endpoint,
-    ModelSpec,
-    NoIntervention,
-    Steer,
-    SystemPrompt,
-)
+from driftbook.parameters import ModelSpec
+from driftbook.prompts import Prompt
 from models import full_logits, generated, loaded, requests_for, saved, some_prompts
 from test_vectors import some_vectors
 
@@ -56,10 +49,9 @@ def opened(folder, intervention, tmp_path, vectors=None):
 
 def logits_of(side) -> list[np.ndarray]:
     out = [np.empty(0)] * len(SEQUENCES)
-    with side.active():
-        for batch, logits in replay(side.model, SEQUENCES, taps_of(side), logits=True):
-            for row, i in enumerate(batch):
-                out[i] = logits[row, -len(SEQUENCES[i].response_ids) - 1 :].numpy()
+    for batch, logits in side.read(SEQUENCES, logits=True):
+        for row, i in enumerate(batch):
+            out[i] = logits[row, -len(SEQUENCES[i].response_ids) - 1 :].numpy()
     return out
 
 
@@ -85,7 +77,7 @@ def test_a_system_prompt_stands_before_the_prompts_own(folder, tmp_path):
     pair = opened(folder, SystemPrompt(system="Be terse."), tmp_path)
     tokenizer = pair.base.model.tokenizer
     assert pair.model_loads == 1 and pair.base.key != pair.intervention.key
-    base, other = (tokenizer.decode(s.encode("Hi there", "Use French.")) for s in pair)
+    base, other = (tokenizer.decode(s.encode(Prompt("Hi there", system="Use French."))) for s in pair)
     assert "Be terse." not in base and "<|im_start|>system\nUse French.<|im_end|>" in base
     assert "<|im_start|>system\nBe terse.\n\nUse French.<|im_end|>" in other
     assert other.count("<|im_start|>system") == 1
@@ -130,7 +122,7 @@ def test_ablation_takes_every_layer(folder, tmp_path):
 
 
 def test_vectors_that_do_not_fit_are_refused(folder, tmp_path):
-    assert needs_vectors(Steer(trait="warm", coefficient=1)) and not needs_vectors(NoIntervention())
+    assert Steer.needs_vectors and Ablate.needs_vectors and not NoIntervention.needs_vectors
     with pytest.raises(DriftbookError, match="needs the traits stage"):
         opened(folder, Steer(trait="warm", coefficient=1), tmp_path)
     with pytest.raises(ModelError, match="has layers 0 to 3"):
@@ -233,5 +225,5 @@ def test_a_checkpoint_is_a_second_model(folder, tmp_path):
 def test_a_side_that_answers_elsewhere_is_read_by_the_base(folder, tmp_path):
     pair = opened(folder, Endpoint(base_url="http://127.0.0.1:1", model="m"), tmp_path)
     assert pair.model_loads == 1 and pair.intervention.model is pair.base.model and not pair.same_tokenizer()
-    assert pair.intervention.engine(tmp_path) is pair.intervention.source
-    assert isinstance(pair.base.engine(tmp_path), LocalEngine) and pair.base.key != pair.intervention.key
+    assert pair.base.here and not pair.intervention.here and isinstance(pair.base.engine, LocalEngine)
+    assert pair.base.key != pair.intervention.key

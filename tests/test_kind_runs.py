@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from driftbench import kind_runs
 from driftbench.tiny import tiny_tokenizer
 from driftbook import capture, cluster
-from driftbook.models.interventions import open_sides
 from driftbook.models.sampling import SamplingParams
+from driftbook.models.sides import open_sides
 from driftbook.models.vectors import VectorSet
 from driftbook.parameters import BenchExperiment
 from driftbook.workbook.runs import Layout, Run

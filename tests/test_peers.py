@@ -11,7 +11,8 @@ from driftbench.model_speed import random_probe
 from driftbook.errors import DriftbookError
 from driftbook.models.loading import load
 from driftbook.models.projection import all_points
-from driftbook.parameters import RESIDUAL_SITES, ModelSpec
+from driftbook.parameters import ModelSpec
+from driftbook.sections import RESIDUAL_SITES
 from models import hidden_states, saved, some_prompts
 
 PROMPTS = some_prompts([5, 9, 2])

@@ -20,18 +20,20 @@ import pandas as pd
 import pytest
 import torch
 
-from driftbook import decode, scale
+from driftbook import decode
 from driftbook.discovery.embeddings import Embedder, EmbeddingCache, embed
+from driftbook.engines import open_workers
 from driftbook.errors import DriftbookError, ModelError
-from driftbook.models import captured
-from driftbook.models.interventions import open_pair
+from driftbook.interventions import Steer
+from driftbook.models import captured, sides
 from driftbook.models.replay import TokenSequence
-from driftbook.parameters import Engine, Experiment, ModelSpec, Steer
+from driftbook.models.sides import open_pair
+from driftbook.parameters import EngineSpec, Experiment, ModelSpec
 from driftbook.processes import Processes
 from driftbook.store import ShardStore
 from models import assert_same_but_for_rounding, saved
 from test_decode import PROMPTS
-from test_scale import PARAMS, some_vectors, texts_of
+from test_scale import FOUR, PARAMS, some_vectors, texts_of
 from waiting import wait_until
 
 
@@ -54,15 +56,15 @@ def steered(tmp_path_factory):
         Steer(trait="calm", coefficient=0.5),
     )
     vectors = some_vectors()
-    pair = open_pair(base, intervention, cache, cache, vectors)
+    pair = open_pair(base, intervention, cache, cache, vectors, engine=FOUR)
     keys = {side.name: side.key for side in pair}
-    return pair, scale.PairSpec(base, intervention, cache, cache, vectors, keys)
+    return pair, sides.PairSpec(base, intervention, cache, cache, vectors, keys, FOUR)
 
 
 @pytest.fixture
 def shared(steered, two):
     pair, spec = steered
-    scale.share(pair, two, spec)
+    sides.share(pair, two, spec)
     yield pair
     for side in pair:
         side.workers = None
@@ -94,7 +96,7 @@ def test_shards_of_both_sides_are_handed_out_at_once_and_counted_once(shared, tw
     monkeypatch.setattr(two, "map", seen)
     for turn in range(2):
         told: list[int] = []
-        texts = decode.decode_texts(shared, PROMPTS, ids, asks, PARAMS, 0, ShardStore(tmp_path), 7, 4, told.append)
+        texts = decode.decode_texts(shared, PROMPTS, ids, asks, PARAMS, 0, ShardStore(tmp_path), 7, told.append)
         assert len(texts) == sum(told) == 2 * len(asks)
         assert len(asked[turn]) == (0 if turn else 2 * -(-len(asks) // 7))  # one call for both sides; then all is there
     assert {item[0] for item in asked[0]} == {"base", "intervention"} and len(asked) == 2
@@ -229,10 +231,10 @@ def fail_not(held: int, item: int) -> int:
 
 
 def test_a_gpu_is_filled_from_one_process(monkeypatch):
-    experiment = Experiment(experiment="x", engine=Engine(kind="processes", workers=3))
-    opened = scale.open_workers(experiment)
-    assert isinstance(opened, Processes) and opened.at_once == 3 and opened is scale.open_workers(experiment)
+    experiment = Experiment(experiment="x", engine=EngineSpec(kind="processes", workers=3))
+    opened = open_workers(experiment)
+    assert isinstance(opened, Processes) and opened.at_once == 3 and opened is open_workers(experiment)
     assert opened.describe()["processes"] == 3
     monkeypatch.setattr("driftbook.models.loading.choose_device", lambda *a: (SimpleNamespace(type="cuda"), ""))
-    assert scale.open_workers(experiment) is None
-    assert scale.open_workers(Experiment(experiment="x")) is None
+    assert open_workers(experiment) is None
+    assert open_workers(Experiment(experiment="x")) is None

@@ -15,10 +15,10 @@ from driftbench.proof.pipelines import Known, PricedLexicon, Prices, Rung
 from driftbook.discovery.splits import drop_near_duplicates
 from driftbook.errors import ModelError, ParameterError
 from driftbook.evidence.cascade import silent
+from driftbook.interventions import Finetune
 from driftbook.ledger import Ledger
 from driftbook.models.finetune import train_lora
 from driftbook.models.weights import effective_rank, weight_change
-from driftbook.parameters import Finetune
 from driftbook.prompt_files import read_prompts
 from driftbook.prompts import Prompt, PromptSet
 from models import fresh

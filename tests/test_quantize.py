@@ -8,12 +8,13 @@ from torch import nn
 
 from driftbench.tiny import tiny_model, tiny_tokenizer
 from driftbook.errors import ModelError
-from driftbook.models.interventions import open_pair
+from driftbook.interventions import Quantize
 from driftbook.models.loading import load
 from driftbook.models.local import LocalEngine, Request
 from driftbook.models.quantize import quantized
 from driftbook.models.sampling import SamplingParams
-from driftbook.parameters import ModelSpec, Quantize
+from driftbook.models.sides import open_pair
+from driftbook.parameters import ModelSpec
 
 pytestmark = pytest.mark.numeric
 

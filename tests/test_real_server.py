@@ -11,13 +11,14 @@ import pytest
 from driftbench.serving import transformers_server
 from driftbook.chat import ChatClient as Chat
 from driftbook.errors import DriftbookError
+from driftbook.interventions import Endpoint
 from driftbook.ledger import Ledger
 from driftbook.models.answers import Question
 from driftbook.models.endpoint import EndpointEngine
 from driftbook.models.loading import load
 from driftbook.models.local import LocalEngine
 from driftbook.models.sampling import SamplingParams
-from driftbook.parameters import Endpoint, ModelSpec
+from driftbook.parameters import ModelSpec
 from driftbook.prompts import Prompt
 
 PROMPTS = [Prompt("How are you?"), Prompt("Why is it so?", system="Be brief."), Prompt("I am not sure.")]

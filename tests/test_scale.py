@@ -22,20 +22,23 @@ import torch
 from driftbook import decode, scale
 from driftbook.discovery.embeddings import Embedder, EmbeddingCache, embed, text_digest
 from driftbook.discovery.hypotheses import Hypothesis
+from driftbook.engines import open_workers
 from driftbook.errors import DriftbookError, ModelError
 from driftbook.evidence.opened import open_local_judge
+from driftbook.interventions import Checkpoint, Steer
 from driftbook.ledger import Ledger
-from driftbook.models import captured
-from driftbook.models.interventions import Pair, open_pair
+from driftbook.models import captured, sides
 from driftbook.models.projection import Rows
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams
+from driftbook.models.sides import Pair, open_pair
 from driftbook.models.vectors import VectorRecord, VectorSet
-from driftbook.parameters import Checkpoint, Engine, Experiment, Judge, ModelSpec, Steer
+from driftbook.parameters import EngineSpec, Experiment, Judge, ModelSpec
 from driftbook.store import ShardStore
 from models import assert_same_but_for_rounding, saved
 from test_decode import PROMPTS, content
 
+FOUR = EngineSpec(batch_size=4)
 PARAMS = SamplingParams(8, temperature=1.0, top_p=1.0)
 
 
@@ -45,9 +48,9 @@ def ray():
 
     Ray gives its own processes 30 s, and no setting gives them more: on a busy machine it may take another try."""
     try:
-        scale.connect(Engine(kind="ray", workers=2), 1)
+        scale.connect(EngineSpec(kind="ray", workers=2), 1)
     except DriftbookError:
-        scale.connect(Engine(kind="ray", workers=2), 1)
+        scale.connect(EngineSpec(kind="ray", workers=2), 1)
     yield
     scale.disconnect()
 
@@ -58,15 +61,15 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def steered(folder, tmp_path_factory) -> tuple[Pair, scale.PairSpec]:
+def steered(folder, tmp_path_factory) -> tuple[Pair, sides.PairSpec]:
     """A pair with a steered side, and what a worker needs to open it too."""
     cache = tmp_path_factory.mktemp("cache")
     base = ModelSpec(model=str(folder), dtype="float32", device="cpu")
     intervention = Steer(trait="calm", coefficient=0.5)
     vectors = some_vectors()
-    pair = open_pair(base, intervention, cache, cache, vectors)
+    pair = open_pair(base, intervention, cache, cache, vectors, engine=FOUR)
     keys = {side.name: side.key for side in pair}
-    return pair, scale.PairSpec(base, intervention, cache, cache, vectors, keys)
+    return pair, sides.PairSpec(base, intervention, cache, cache, vectors, keys, FOUR)
 
 
 def some_vectors(layers: int = 4, d_model: int = 48) -> VectorSet:
@@ -91,8 +94,8 @@ def shared(steered):
     def share(workers: int) -> scale.RayWorkers:
         for other in used:  # it holds the CPUs
             other.close()
-        used.append(scale.RayWorkers(Engine(kind="ray", workers=workers)))
-        scale.share(pair, used[-1], spec)
+        used.append(scale.RayWorkers(EngineSpec(kind="ray", workers=workers)))
+        sides.share(pair, used[-1], spec)
         return used[-1]
 
     yield share
@@ -105,7 +108,7 @@ def shared(steered):
 def texts_of(pair: Pair, store: Path, samples: int = 4, progress=None, **options) -> pd.DataFrame:
     ids = decode.encode(pair, PROMPTS, PARAMS.max_new_tokens)
     asks = decode.first_round(PROMPTS, samples, 10**6)
-    options = {"shard": 7, "batch_size": 4, "progress": progress, **options}
+    options = {"shard": 7, "progress": progress, **options}
     texts = decode.decode_texts(pair, PROMPTS, ids, asks, PARAMS, 0, ShardStore(store), **options)
     return content(texts)
 
@@ -153,7 +156,7 @@ def test_a_worker_that_computes_another_model_is_refused(ray, steered, shared, t
     pair, spec = steered
     workers = shared(1)
     strange = replace(spec, keys=spec.keys | {"intervention": "0" * 16})
-    scale.share(pair, workers, strange)
+    sides.share(pair, workers, strange)
     with pytest.raises(ModelError, match="opened another intervention model than the driver"):
         texts_of(pair, tmp_path)
 
@@ -264,15 +267,15 @@ def test_an_address_that_is_none_or_does_not_answer_is_refused_with_the_remedy()
         with pytest.raises(
             DriftbookError, match=rf"engine\.address {address}: no Ray cluster answers .*leave engine\."
         ):
-            scale.open_workers(Experiment(experiment="a", engine=Engine(kind="ray", address=address)))
+            open_workers(Experiment(experiment="a", engine=EngineSpec(kind="ray", address=address)))
     for wrong in ("somewhere", "head:port", ":6379"):
         with pytest.raises(DriftbookError, match=r"engine\.address .* is none: give host:port"):
-            scale.check(Engine(kind="ray", address=wrong))
-    assert scale.open_workers(Experiment(experiment="a")) is None
+            scale.check(EngineSpec(kind="ray", address=wrong))
+    assert open_workers(Experiment(experiment="a")) is None
 
 
 def test_more_workers_than_the_cluster_holds_are_refused(ray, tmp_path):
     with pytest.raises(
         DriftbookError, match=r"engine\.workers 64: each takes a CPU, and the cluster has \d+; lower it"
     ):
-        list(scale.RayWorkers(Engine(kind="ray", workers=64)).map("a", dict, dict.get, [1]))
+        list(scale.RayWorkers(EngineSpec(kind="ray", workers=64)).map("a", dict, dict.get, [1]))

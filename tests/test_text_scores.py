@@ -3,7 +3,7 @@
 import pandas as pd
 
 from driftbook.models import captured
-from driftbook.models.interventions import Pair, Side
+from driftbook.models.sides import Pair, Side
 from driftbook.prompts import Prompt
 from models import loaded
 from test_vectors import some_vectors

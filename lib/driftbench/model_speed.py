@@ -91,7 +91,7 @@ def decode_works(
         "local": lambda: sum(map(len, local_generate(model, requests, params, batch))),
     }
     if importlib.util.find_spec("vllm"):
-        from driftbook.models.interventions import Side
+        from driftbook.models.sides import Side
         from driftbook.models.vllm_engine import VllmEngine
 
         engine = VllmEngine(Side("base", model, model.key), cache, max_num_seqs=batch)

@@ -22,10 +22,11 @@ from driftbook.discovery.hypotheses import from_frame
 from driftbook.evidence import counting, panel
 from driftbook.evidence.cascade import silent
 from driftbook.evidence.judges import LexiconJudge
+from driftbook.interventions import NoIntervention
 from driftbook.ledger import Ledger
-from driftbook.models.interventions import open_pair
 from driftbook.models.sampling import SamplingParams
-from driftbook.parameters import Cluster, Decode, ModelSpec, NoIntervention, Validate
+from driftbook.models.sides import open_pair
+from driftbook.parameters import Cluster, Decode, ModelSpec, Validate
 from driftbook.prompts import Prompt
 from driftbook.store import ShardStore
 

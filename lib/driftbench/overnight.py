@@ -166,14 +166,15 @@ def one_batch(work: Work) -> dict[str, float]:
     import torch
 
     from driftbook.models.captured import Sample
-    from driftbook.models.interventions import Side
     from driftbook.models.loading import load
     from driftbook.models.local import LocalEngine, Request
     from driftbook.models.projection import ProjectionTap, all_points
     from driftbook.models.replay import TokenSequence
     from driftbook.models.sampling import SamplingParams, stream_seed
+    from driftbook.models.sides import Side
     from driftbook.models.tier3 import capture_tier3
-    from driftbook.parameters import RESIDUAL_SITES, ModelSpec
+    from driftbook.parameters import ModelSpec
+    from driftbook.sections import RESIDUAL_SITES
 
     clock = _Clock()
     folder = Path(work.folder)

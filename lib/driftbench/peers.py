@@ -26,7 +26,7 @@ from driftbook.models.local import LocalEngine, Request
 from driftbook.models.projection import ProjectionTap, Rows, all_points
 from driftbook.models.replay import TokenSequence, replay
 from driftbook.models.sampling import SamplingParams
-from driftbook.parameters import RESIDUAL_SITES
+from driftbook.sections import RESIDUAL_SITES
 
 WORKS = ("live", "replay")
 NAMES = {"transformer_lens": "TransformerLens", "nnsight": "nnsight", "transformers": "hooks written by hand"}

@@ -23,13 +23,15 @@ from driftbook.evidence.judges import EmbeddingJudge, Judge, LexiconJudge
 from driftbook.evidence.material import Material
 from driftbook.evidence.opened import EMBEDDER, exemplars, open_embedder, open_local_judge
 from driftbook.evidence.reading import read
+from driftbook.interventions import Steer
 from driftbook.ledger import Ledger
-from driftbook.models.interventions import open_pair
 from driftbook.models.loading import load
 from driftbook.models.sampling import SamplingParams
+from driftbook.models.sides import open_pair
 from driftbook.models.traitfiles import read_traits
-from driftbook.parameters import RESIDUAL_SITES, Decode, ModelSpec, Steer, Traits
+from driftbook.parameters import Decode, ModelSpec, Traits
 from driftbook.parameters import Judge as JudgeSpec
+from driftbook.sections import RESIDUAL_SITES
 from driftbook.store import ShardStore
 
 

@@ -14,9 +14,10 @@ import pandas as pd
 import yaml
 
 from driftbook import decode, scale
-from driftbook.models.interventions import Pair, open_pair
+from driftbook.interventions import NoIntervention
 from driftbook.models.sampling import SamplingParams
-from driftbook.parameters import Engine, ModelSpec, NoIntervention
+from driftbook.models.sides import Pair, PairSpec, PairWorkers, open_pair
+from driftbook.parameters import EngineSpec, ModelSpec
 from driftbook.processes import Processes
 from driftbook.prompts import Prompt
 from driftbook.store import ShardStore
@@ -40,15 +41,15 @@ def worker_turns(
     """
     base = ModelSpec(model=model)
     pair = open_pair(base, NoIntervention(), cache, cache)
-    spec = scale.PairSpec(base, NoIntervention(), cache, cache, None, {side.name: side.key for side in pair})
+    spec = PairSpec(base, NoIntervention(), cache, cache, None, {side.name: side.key for side in pair})
     chosen = decode.PromptSet.of(list(prompts), ["discover"] * len(prompts), pd.DataFrame())
     here = cores()
     half = max(1, here // 2)
     # Workers that wait take no time: Ray counts CPUs, it does not hand them out.
-    scale.connect(Engine(kind="ray", workers=3), here + 2 * half)
+    scale.connect(EngineSpec(kind="ray", workers=3), here + 2 * half)
     ways: dict[str, Workers | None] = {"this process": None}
     for name, count, threads in (("1 worker", 1, here), ("2 workers", 2, half), ("1 worker, half", 1, half)):
-        ways[name] = scale.RayWorkers(Engine(kind="ray", workers=count), threads=threads)
+        ways[name] = scale.RayWorkers(EngineSpec(kind="ray", workers=count), threads=threads)
     ways["2 processes"] = Processes(2, half)
     rows, said = [], []
     for turn in range(-1, repeats):  # the first turn, on few texts, loads the models
@@ -72,8 +73,8 @@ def worker_turns(
     return pd.DataFrame(rows, columns=["work", "turn", "seconds", "tokens", "tokens_per_s", "same_texts"]), memory
 
 
-def _share(pair: Pair, workers: Workers | None, spec: scale.PairSpec) -> None:
-    pair.base.workers = None if workers is None else scale.PairWorkers(workers, spec)
+def _share(pair: Pair, workers: Workers | None, spec: PairSpec) -> None:
+    pair.base.workers = None if workers is None else PairWorkers(workers, spec)
 
 
 def _decoded(

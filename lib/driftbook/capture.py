@@ -24,10 +24,10 @@ from driftbook.models.captured import (
     null_probe,
     text_scores,
 )
-from driftbook.models.interventions import Pair, Side
 from driftbook.models.loading import LoadedModel
 from driftbook.models.projection import Rows
 from driftbook.models.replay import TokenSequence
+from driftbook.models.sides import Pair, Side
 from driftbook.models.tier3 import Inside, capture_tier3, look_inside, read_internals, tier3_bytes, too_large
 from driftbook.models.vectors import VectorSet
 from driftbook.prompt_files import check_lengths, read_prompts
@@ -57,11 +57,7 @@ def load_prompts(
     """The prompts of a capture, or some of those ``given`` (families in proportion); each must leave room for its
     answer."""
     prompts = list(read_prompts(list(patterns), root)) if given is None else sample_prompts(given, MOST_GIVEN)
-    check_lengths(
-        prompts,
-        lambda p: len(side.encode(p.text, p.system, p.chat() if p.messages else None)),
-        side.model.context - max_new_tokens,
-    )
+    check_lengths(prompts, lambda p: len(side.encode(p)), side.model.context - max_new_tokens)
     return prompts
 
 
@@ -117,7 +113,7 @@ def same_tokens(
     """
     out = {}
     for side in pair:
-        encoded = [side.encode(p.text, p.system, p.chat() if p.messages else None) for p in prompts]
+        encoded = [side.encode(p) for p in prompts]
         sequences = [TokenSequence(encoded[s.prompt], s.sequence.response_ids) for s in base]
         rows = capture_replay(side, sequences, probe, cache, progress)
         out[side.name] = [
@@ -343,7 +339,7 @@ def tier3(run: Any, pair: Pair, live: dict[str, list[Sample]], prompts: Sequence
     """
     wanted = run.section.tier3
     asked = {p.prompt_id for p in read_prompts(list(wanted.prompts or run.section.prompts), run.root)}
-    trait = getattr(run.params.intervention, "trait", None) or vectors.traits[0]
+    trait = run.params.intervention.about or vectors.traits[0]
     layers = [vectors.chosen(trait).layer] if wanted.layers == "auto" else list(wanted.layers)
     chosen = {side: [s for s in samples if prompts[s.prompt].prompt_id in asked] for side, samples in live.items()}
     if not any(chosen.values()):
@@ -408,7 +404,7 @@ def overview(live: dict[str, list[Sample]]) -> pd.DataFrame:
 
 def first_view(intervention: Any, vectors: VectorSet) -> dict[str, Any] | None:
     """What the trace shows first: the trait that the intervention is about, at its layer."""
-    trait = getattr(intervention, "trait", None)
+    trait = intervention.about
     return {"trait": trait, "layer": vectors.chosen(trait).layer, "sample": 0} if trait in vectors.traits else None
 
 

@@ -524,7 +524,7 @@ def measure_trait_shift(run: Any, texts: pd.DataFrame, found: Clustering) -> pd.
     Returns :func:`trait_shift`'s table. Loads the models; replayed texts come from the cache.
     """
     from driftbook.models.captured import text_scores
-    from driftbook.models.interventions import open_sides
+    from driftbook.models.sides import open_sides
     from driftbook.models.vectors import VectorSet
 
     chosen = trait_sample(texts, found, run.section.trait_shift_texts, run.seed)

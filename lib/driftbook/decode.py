@@ -28,10 +28,9 @@ from driftbook.discovery.strategies import Ask, State, first_round, plan_round, 
 from driftbook.discovery.two_sample import COLUMNS as FAMILY_COLUMNS
 from driftbook.errors import PromptError
 from driftbook.evidence.intervals import bootstrap_mean
-from driftbook.models.answers import Engine, Question, text_of
-from driftbook.models.interventions import SIDES, Pair, Side, taps_of
-from driftbook.models.local import Request
+from driftbook.models.answers import Question, Request, text_of
 from driftbook.models.sampling import SamplingParams, stream_seed
+from driftbook.models.sides import SIDES, Pair, Side
 from driftbook.prompt_files import check_lengths, read_prompts
 from driftbook.prompts import Prompt, PromptSet, save_prompts
 from driftbook.store import ShardStore, digest
@@ -74,9 +73,7 @@ def load_prompts(
 def encode(pair: Pair, prompts: PromptSet, max_new_tokens: int) -> dict[str, list[tuple[int, ...]]]:
     """Token ids of every prompt per side, in the order of the set. Raises PromptError for one that leaves no room to
     answer."""
-    ids = {
-        s.name: [s.encode(p.text, p.system, p.chat() if p.messages else None) for p in prompts.prompts] for s in pair
-    }
+    ids = {side.name: [side.encode(p) for p in prompts.prompts] for side in pair}
     for side in pair:
         count = dict(zip((p.prompt_id for p in prompts.prompts), map(len, ids[side.name]), strict=True))
         check_lengths(prompts.prompts, lambda p, n=count: n[p.prompt_id], side.model.context - max_new_tokens)
@@ -97,16 +94,11 @@ class _Work:
     seed: int
     store: ShardStore
     shard: int
-    batch_size: int | str
-    decoder: str
-
-    def engine(self, side: Side) -> Engine:
-        return side.engine(self.store.folder.parent, self.decoder, self.batch_size)
 
     def shards(self, side: Side) -> Iterator[tuple[str, list[int], list[Question]]]:
         """Key, places in ``asks`` and requests of what is decoded together. Prompts of similar length share a shard:
         less padding, and samples of a prompt share its prefill."""
-        asks, ids, engine = self.asks, self.ids[side.name], self.engine(side)
+        asks, ids = self.asks, self.ids[side.name]
         order = sorted(
             range(len(asks)), key=lambda i: (asks[i].round, -len(ids[asks[i].prompt]), asks[i].prompt, asks[i].sample)
         )
@@ -117,7 +109,7 @@ class _Work:
                 Question(ids[a.prompt], text_seed(self.seed, side.name, p, a.sample), prompt=p, sample=a.sample)
                 for a, p in asked
             ]
-            yield shard_key(engine, side, self.params, requests), chosen, requests
+            yield shard_key(side, self.params, requests), chosen, requests
 
 
 def decode_texts(
@@ -129,9 +121,7 @@ def decode_texts(
     seed: int,
     store: ShardStore,
     shard: int = 128,
-    batch_size: int | str = "auto",
     progress: Callable[[int], Any] | None = None,
-    decoder: str = "local",
 ) -> pd.DataFrame:
     """Sample the texts that are asked for from every side, shard by shard; finished shards come from the store.
 
@@ -143,7 +133,7 @@ def decode_texts(
         a table with the columns of ``texts.parquet``, and ``seconds``: what a text took when it was decoded, so that a
         rate can be told of texts that came from the store.
     """
-    sides, work = list(sides), _Work(prompts, ids, asks, params, seed, store, shard, batch_size, decoder)
+    sides, work = list(sides), _Work(prompts, ids, asks, params, seed, store, shard)
     made = _made_by_workers([side for side in sides if side.workers is not None], work, progress)
     return pd.concat([_texts_of(side, work, made, progress) for side in sides], ignore_index=True)
 
@@ -158,10 +148,10 @@ def _made_by_workers(sides: Sequence[Side], work: _Work, progress: Callable[[int
         for key, _, requests in work.shards(side)
         if not work.store.has_table(key)
     )
-    held_by_vllm = str(sides[0].model.dtype).removeprefix("torch.") if work.decoder == "vllm" else None
-    decode = partial(decode_into, work.params, work.store.folder, work.decoder, work.batch_size)
+    unused = str(sides[0].model.dtype).removeprefix("torch.") if sides[0].engine.loads_weights else None
+    decode = partial(decode_into, work.params, work.store.folder)
     made: set[str] = set()
-    for key, count in sides[0].workers.map(decode, missing, unused_weights=held_by_vllm):
+    for key, count in sides[0].workers.map(decode, missing, unused_weights=unused):
         made.add(key)
         if progress:
             progress(count)
@@ -170,10 +160,10 @@ def _made_by_workers(sides: Sequence[Side], work: _Work, progress: Callable[[int
 
 def _texts_of(side: Side, work: _Work, made: set[str], progress: Callable[[int], Any] | None) -> pd.DataFrame:
     """One side's texts, decoded here where the store does not have them. ``progress`` has heard of ``made``."""
-    engine, store, asks = work.engine(side), work.store, work.asks
+    store, asks = work.store, work.asks
     pieces: list[pd.DataFrame] = []
     for key, chosen, requests in work.shards(side):
-        decoded = partial(decode_shard, engine, side, requests, work.params, progress)
+        decoded = partial(decode_shard, side, requests, work.params, progress)
         rows = store.kept_table(key, decoded, None if key in made else progress, len(chosen)).to_pandas()
         pieces.append(
             pd.DataFrame(
@@ -202,7 +192,7 @@ def _texts_of(side: Side, work: _Work, made: set[str], progress: Callable[[int],
     out["propensity"] = [a.propensity for a in asks]
     out["log_ratio"] = np.nan
     out["model_key"] = side.key
-    out["engine"] = engine.name
+    out["engine"] = side.engine.name
     out["text_id"] = [
         digest(side.name, side.key, p, int(s), int(k), asdict(work.params))[:16]
         for p, s, k in zip(out.prompt_id, out.sample_index, out.seed, strict=True)
@@ -210,14 +200,13 @@ def _texts_of(side: Side, work: _Work, made: set[str], progress: Callable[[int],
     return out[[*TEXT_SCHEMA.names, "seconds"]]
 
 
-def shard_key(engine: Engine, side: Side, params: SamplingParams, requests: Sequence[Request]) -> str:
+def shard_key(side: Side, params: SamplingParams, requests: Sequence[Request]) -> str:
     """What a shard of texts is kept under: everything that shapes them, and nothing of who decodes them."""
     asked = [(r.prompt_ids, r.seed) for r in requests]
-    return digest("decode", engine.name, getattr(engine, "version", 1), side.key, asdict(params), asked)
+    return digest("decode", side.engine.name, side.engine.version, side.key, asdict(params), asked)
 
 
 def decode_shard(
-    engine: Engine,
     side: Side,
     requests: Sequence[Request],
     params: SamplingParams,
@@ -227,11 +216,10 @@ def decode_shard(
     engine answers in words."""
     begun = time.monotonic()
     done: dict[int, tuple[list[int], str, str | None]] = {}
-    with side.active():
-        for completion in engine.generate(requests, params, taps_of(side)):
-            done[completion.index] = (completion.token_ids, completion.finish_reason, text_of(completion))
-            if progress:
-                progress(1)
+    for completion in side.generate(requests, params):
+        done[completion.index] = (completion.token_ids, completion.finish_reason, text_of(completion))
+        if progress:
+            progress(1)
     columns = {
         "token_ids": pa.array([done[k][0] for k in range(len(requests))], pa.list_(pa.int32())),
         "finish_reason": [done[k][1] for k in range(len(requests))],
@@ -243,19 +231,12 @@ def decode_shard(
 
 
 def decode_into(
-    params: SamplingParams,
-    folder: Path,
-    decoder: str,
-    batch_size: int | str,
-    pair: Pair,
-    shard: tuple[str, str, list[Request]],
+    params: SamplingParams, folder: Path, pair: Pair, shard: tuple[str, str, list[Request]]
 ) -> tuple[str, int]:
     """What a worker does with one shard (side, key, requests): decode it into the store. Returns its key and how many
     texts it holds."""
     name, key, requests = shard
-    side = getattr(pair, name)
-    engine = side.engine(folder.parent, decoder, batch_size)
-    ShardStore(folder).put_table(key, decode_shard(engine, side, requests, params))
+    ShardStore(folder).put_table(key, decode_shard(getattr(pair, name), requests, params))
     return key, len(requests)
 
 
@@ -269,8 +250,7 @@ def text_seed(seed: int, side: str, prompt: Prompt, sample: int) -> int:
 
 def available(pair: Pair, prompts: PromptSet, asks: list[Ask]) -> list[Ask]:
     """The requests that both sides can answer: a table of texts holds only so many samples of a prompt."""
-    counts = [side.source.available for side in pair if hasattr(side.source, "available")]
-    return [a for a in asks if all(a.sample < count(prompts.prompts[a.prompt]) for count in counts)]
+    return [a for a in asks if all(a.sample < s.engine.available(prompts.prompts[a.prompt]) for s in pair)]
 
 
 # ------------------------------------------------------------------------------------------------------------ the stage
@@ -296,15 +276,13 @@ def decode_rounds(run: Any, pair: Pair, prompts: PromptSet, ids: dict[str, list[
     d = run.section
     params = SamplingParams(d.max_new_tokens, d.temperature, d.top_p, d.top_k, d.min_p)
     store = ShardStore(run.cache / "decode")
-    batch, decoder = run.params.engine.batch_size, run.params.engine.decoder
     asks = first_round(prompts, d.samples, d.sampling.max_texts)
     for side in pair:
-        if hasattr(side.source, "check"):  # a server that is not there ends the run now, not after the other side
-            side.source.check(params)
+        side.engine.check(params)  # a server that is not there ends the run now, not after the other side
 
     def decode(asked: list[Ask], label: str) -> pd.DataFrame:
         bar = run.progress(2 * len(asked), label, "texts")
-        return decode_texts(pair, prompts, ids, asked, params, run.seed, store, d.shard, batch, bar.update, decoder)
+        return decode_texts(pair, prompts, ids, asked, params, run.seed, store, d.shard, bar.update)
 
     c = run.params.cluster
     embed = through_cache(run.cache / "embeddings", c.embedder, c.instruction, run.params.base.device, run.progress)
@@ -421,7 +399,7 @@ def at_once(pair: Pair) -> int:
 
 def made_here(pair: Pair, texts: pd.DataFrame) -> dict[str, float]:
     """Texts, tokens and seconds of the sides that answer here: a table and a server do not."""
-    here = texts[texts.side.isin([side.name for side in pair if side.source is None])]
+    here = texts[texts.side.isin([side.name for side in pair if side.here])]
     return {
         "texts": float(len(here)),
         "tokens": float(here.token_ids.map(len).sum()),

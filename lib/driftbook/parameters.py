@@ -7,221 +7,34 @@ The same models validate a headless run (``load_experiment``) and the parameter 
 from __future__ import annotations
 
 import difflib
-import re
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from urllib.parse import parse_qsl, urlsplit
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+import driftbook.engines  # noqa: F401 (registers what the section engine can name)
 from driftbook.errors import DriftbookError, ParameterError, PromptError
+from driftbook.interventions import NoIntervention
 from driftbook.prompt_files import files_beside, read_prompts
 from driftbook.prompts import Prompt
-from driftbook.text_tables import read_text_table
+from driftbook.sections import (
+    KINDS,
+    AnyIntervention,
+    EngineSpec,
+    Intervention,
+    ModelSpec,
+    ResidualSite,
+    Section,
+    Server,
+)
 
 Where = Callable[[tuple[str | int, ...]], str]
 """From the keys of a problem to "file:line: "."""
 
 STAGES = ("traits", "capture", "decode", "cluster", "validate")
-ResidualSite = Literal["resid_pre", "resid_mid", "resid_post"]
-RESIDUAL_SITES: tuple[ResidualSite, ...] = typing.get_args(ResidualSite)
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-# --------------------------------------------------------------------------------------------------------------- models
-
-
-class ModelSpec(Section):
-    """Where weights come from: ``bundled:<name>``, a Hugging Face id, a folder, or a GGUF file."""
-
-    model: str = "bundled:smollm2-135m-instruct"
-    revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
-    chat_template: bool = Field(True, description="False: the prompt as it stands, as base models want it")
-
-
-class NoIntervention(Section):
-    kind: Literal["none"] = "none"
-
-
-class Checkpoint(ModelSpec):
-    kind: Literal["checkpoint"] = "checkpoint"
-    model: str
-
-
-class Adapter(Section):
-    """A PEFT adapter folder, toggled on the one loaded base. ``scale`` multiplies what a LoRA adds."""
-
-    kind: Literal["adapter"] = "adapter"
-    path: str
-    scale: float = Field(1.0, allow_inf_nan=False)
-
-
-class Finetune(Section):
-    """A LoRA trained on a text or chat file before decoding, cached by content. ``scale`` multiplies what it adds
-    afterwards: one training serves every strength."""
-
-    kind: Literal["finetune"] = "finetune"
-    data: str
-    rank: int = Field(8, ge=1)
-    alpha: float = 16.0
-    epochs: int = Field(3, ge=1)
-    learning_rate: float = Field(5e-4, gt=0)
-    batch_size: int = Field(8, ge=1)
-    max_tokens: int = Field(256, ge=8)
-    targets: list[str] | Literal["all-linear"] = "all-linear"
-    seed: int = 0
-    scale: float = Field(1.0, allow_inf_nan=False)
-
-
-class Steer(Section):
-    """Add a trait vector at one site. ``coefficient`` is in units of the mean activation norm at that site."""
-
-    kind: Literal["steer"] = "steer"
-    trait: str
-    coefficient: float
-    layer: int | Literal["auto"] = "auto"
-    positions: Literal["all", "response"] = "all"
-
-
-class Ablate(Section):
-    """Remove the component along a trait vector at one layer, or at all of them."""
-
-    kind: Literal["ablate"] = "ablate"
-    trait: str
-    layer: int | Literal["auto", "all"] = "all"
-
-
-class Quantize(Section):
-    kind: Literal["quantize"] = "quantize"
-    bits: Literal[8, 4] = 8
-
-
-class SystemPrompt(Section):
-    kind: Literal["prompt"] = "prompt"
-    system: str
-
-
-class Texts(Section):
-    """Answers made elsewhere: a parquet, CSV or JSONL table with ``side``, ``prompt`` and ``text``."""
-
-    kind: Literal["texts"] = "texts"
-    path: str
-    change: str | None = Field(None, description="of a table with texts of several changes, the one to read")
-
-
-# What providers give out begins so; the name of a variable does not, nor is it a long run of letters and digits.
-_KEY = re.compile(
-    r"(sk|pk|rk|gsk|hf|xai|r8|pplx|nvapi|gh[opsu]|github_pat|glpat|xox[abp])[-_](?=.*\d)[-_.\w]{8,}"
-    r"|(AIza|AKIA|ASIA|eyJ)[-_.\w]{12,}|Bearer .+|(?=\w*\d)(?=\w*[A-Za-z])[A-Za-z0-9]{24,}[-_.=A-Za-z0-9]*"
-)
-_NAMES_A_SECRET = re.compile(r"(^|[-_])(key|token|secret|password|sig|signature|authorization)$", re.IGNORECASE)
-
-
-def looks_like_a_key(text: str) -> bool:
-    """Whether a text has the shape of a secret rather than of a name."""
-    return _KEY.fullmatch(text.strip()) is not None
-
-
-class Server(Section):
-    """How a server of the OpenAI chat API is reached. The key itself stands nowhere: ``api_key_env`` names the
-    environment variable that holds it, and what has the shape of a key is refused without being shown."""
-
-    api_key_env: str | None = None
-    concurrency: int = Field(8, ge=1)
-    timeout_s: float = Field(60.0, gt=0)
-    extra_body: dict[str, Any] = Field({}, description="fields that go with every request as they stand")
-    template_args: dict[str, Any] = Field(
-        {}, description="arguments of the server's chat template, such as enable_thinking: false"
-    )
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _names_a_variable(cls, value: str | None) -> str | None:
-        if value is not None and (not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) or looks_like_a_key(value)):
-            raise PydanticCustomError(
-                "secret",
-                "is the NAME of an environment variable, and this is none (a key itself? put it into a variable, and "
-                "treat it as read by others if this file was shared)",
-            )
-        return value
-
-    @field_validator("base_url", check_fields=False)
-    @classmethod
-    def _url_without_a_secret(cls, value: str | None) -> str | None:
-        if value is None:
-            return value
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise PydanticCustomError("secret", "is no http:// or https:// address")
-        if "@" in parts.netloc or any(
-            _NAMES_A_SECRET.search(name) or looks_like_a_key(said) for name, said in parse_qsl(parts.query, True)
-        ):
-            raise PydanticCustomError(
-                "secret", "holds a user, password or key; name the variable that holds the key as api_key_env"
-            )
-        return value
-
-    @field_validator("extra_body", "template_args")
-    @classmethod
-    def _fields_without_a_secret(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name, said in _leaves(value):
-            if isinstance(said, str) and (_NAMES_A_SECRET.search(name) or looks_like_a_key(said)):
-                raise PydanticCustomError(
-                    "secret", "holds what looks like a key; name the variable that holds it as api_key_env"
-                )
-        return value
-
-
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, inside in value.items():
-            yield from _leaves(inside, str(key))
-    elif isinstance(value, list):
-        for inside in value:
-            yield from _leaves(inside, name)
-    else:
-        yield name, value
-
-
-class Endpoint(Server):
-    """An OpenAI-compatible server that answers for the changed side."""
-
-    kind: Literal["endpoint"] = "endpoint"
-    base_url: str
-    model: str
-    timeout_s: float = Field(120.0, gt=0)
-
-
-Intervention = Annotated[
-    NoIntervention | Checkpoint | Adapter | Finetune | Steer | Ablate | Quantize | SystemPrompt | Texts | Endpoint,
-    Field(discriminator="kind"),
-]
-
-
-class Engine(Section):
-    """What runs the models. ``decoder`` is the generation engine inside a worker.
-
-    ``local``: this process. ``processes``: shards of decoding, replay, embedding and judging go to ``workers``
-    processes of this machine, which on a CPU are faster than its threads; on a GPU it is ``local``. ``ray``: to
-    ``workers`` processes of the cluster at ``address`` (``host:port``, or ``auto`` for the one that this machine
-    belongs to), else started on this machine.
-    """
-
-    kind: Literal["local", "processes", "ray"] = "local"
-    decoder: Literal["local", "vllm"] = "local"
-    address: str | None = None
-    workers: int = Field(2, ge=1)
-    batch_size: int | Literal["auto"] = "auto"
 
 
 # --------------------------------------------------------------------------------------------------------------- stages
@@ -534,8 +347,8 @@ class Experiment(Section):
     description: str = ""
     seed: int = Field(0, ge=0)
     base: ModelSpec = ModelSpec()
-    intervention: Intervention = NoIntervention()
-    engine: Engine = Engine()
+    intervention: AnyIntervention = NoIntervention()
+    engine: EngineSpec = EngineSpec()
     traits: Traits = Traits()
     capture: Capture = Capture()
     decode: Decode = Decode()
@@ -549,7 +362,7 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _steered_trait_has_a_file(self) -> Experiment:
-        trait = getattr(self.intervention, "trait", None)
+        trait = self.intervention.about
         known = self.traits.names([Path(f).stem for f in self.traits.files])
         if trait is not None and trait not in known and all("*" not in f for f in self.traits.files):
             raise ValueError(f"intervention.trait {trait!r} is in none of traits.files {self.traits.files}")
@@ -688,8 +501,7 @@ def _explain(model: type[Section], values: Any, problem: Any) -> tuple[tuple[str
     if kind == "missing":
         return tuple(keys), f"{dotted}: is missing"
     if kind == "union_tag_not_found":
-        kinds = [m.model_fields["kind"].default for m in _members(Intervention)]
-        return (*keys, "kind"), f"{dotted}.kind: is missing; one of {', '.join(kinds)}"
+        return (*keys, "kind"), f"{dotted}.kind: is missing; one of {', '.join(KINDS)}"
     if kind == "union_tag_invalid":
         tags = [t.strip(" '") for t in context["expected_tags"].split(",")]
         tag = str(context["tag"])
@@ -707,7 +519,9 @@ def _explain(model: type[Section], values: Any, problem: Any) -> tuple[tuple[str
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The classes inside Optional, Annotated, unions and lists."""
+    """The classes inside Optional, Annotated, unions and lists; every kind of intervention for their base."""
+    if annotation is Intervention:
+        return list(KINDS.values())
     if isinstance(annotation, type) and not typing.get_args(annotation):
         return [annotation]
     return [member for part in typing.get_args(annotation) for member in _members(part)]
@@ -838,21 +652,16 @@ def _check_files(experiment: Experiment, root: Path, where: Where) -> None:
     """Refuse what would else be missed only in a kernel: files that are not there, and prompts that are none."""
     problems = _unmatched(experiment.traits.files, ("traits", "files"), root, where)
     intervention = experiment.intervention
-    if isinstance(intervention, Texts):
-        problems += _unmatched([intervention.path], ("intervention", "path"), root, where)
-    if isinstance(intervention, Finetune):
-        problems += _unmatched([intervention.data], ("intervention", "data"), root, where)
-    if isinstance(intervention, Adapter) and not (root / Path(intervention.path).expanduser()).is_dir():
-        problems.append(
-            f"{where(('intervention', 'path'))}intervention.path: {intervention.path}: there is no such folder; name "
-            "the one that peft's save_pretrained wrote"
-        )
+    for key in intervention.files:
+        problems += _unmatched([getattr(intervention, key)], ("intervention", key), root, where)
+    for key, said in intervention.missing(root).items():
+        problems.append(f"{where(('intervention', key))}intervention.{key}: {said}")
     for key, judge in experiment.validation.every_judge().items():
         if judge.rubric:
             problems += _unmatched([judge.rubric], ("validate", *key.split("."), "rubric"), root, where)
     if experiment.traits.judge is not None and experiment.traits.judge.rubric:
         problems += _unmatched([experiment.traits.judge.rubric], ("traits", "judge", "rubric"), root, where)
-    trait = getattr(intervention, "trait", None)
+    trait = intervention.about
     files = sorted(p.stem for p in expand(experiment.traits.files, root))
     problems += _unmatched(list(experiment.traits.imports.values()), ("traits", "imports"), root, where)
     for index, one in enumerate(experiment.traits.combine if files else []):
@@ -873,7 +682,7 @@ def _check_files(experiment: Experiment, root: Path, where: Where) -> None:
             f"{where(('intervention', 'trait'))}intervention.trait: there is no trait {trait!r} in traits.files"
             f"{_meant(trait, names)}; there are {', '.join(names)}"
         )
-    if not isinstance(intervention, Texts):  # a table brings its own
+    if not intervention.brings_prompts:
         problems += _unreadable(experiment.capture.prompts, ("capture", "prompts"), root, where)
         problems += _unreadable(experiment.decode.prompts, ("decode", "prompts"), root, where)
     problems += _unreadable(experiment.capture.tier3.prompts, ("capture", "tier3", "prompts"), root, where)
@@ -886,20 +695,20 @@ def _checked_design(experiment: Experiment, root: Path, where: Where) -> Experim
 
     Raises ParameterError where more are written than the table holds, or the budget does not hold the first round.
     """
-    change, prompts = experiment.intervention, None
-    if isinstance(change, Texts):
-        try:
-            table = read_text_table(root / Path(change.path).expanduser(), change.change)
-        except DriftbookError as error:
-            raise ParameterError(f"{where(('intervention', 'path'))}{error}") from None
+    prompts = None
+    try:
+        table = experiment.intervention.table(root)
+    except DriftbookError as error:
+        raise ParameterError(f"{where(('intervention', 'path'))}{error}") from None
+    if table is not None:
         prompts, poorest = table.prompts, table.poorest()
         fewest = table.samples(poorest.prompt_id)
         for stage in ("capture", "decode"):
             section = experiment.section(stage)
             if section.samples > fewest and "samples" in section.model_fields_set:
                 raise ParameterError(
-                    f"{where((stage, 'samples'))}{stage}.samples: {section.samples}, and {change.path} holds {fewest} "
-                    f"texts a side of {poorest.text[:60]!r} ({poorest.source}); set at most {fewest}, or leave it out"
+                    f"{where((stage, 'samples'))}{stage}.samples: {section.samples}, and {_shown(table.path, root)} "
+                    f"holds {fewest} texts a side of {poorest.text[:60]!r} ({poorest.source}); set at most {fewest}, or leave it out"
                 )
             samples = min(section.samples, fewest)
             experiment = experiment.model_copy(update={stage: section.model_copy(update={"samples": samples})})

@@ -19,6 +19,7 @@ from multiprocessing.connection import wait as wait_for
 from typing import Any
 
 from driftbook.errors import DriftbookError
+from driftbook.sections import EngineSpec, ModelSpec
 from driftbook.workers import Workers, cores
 
 _held: dict[str, Any] = {}
@@ -28,6 +29,14 @@ _job: tuple[int, Callable[[Any, Any], Any], str] | None = None
 class Processes(Workers):
     """``count`` processes with ``threads`` threads each (default: the cores that this process may use, divided among
     them), started at the first shard. They end with this process, however it ends."""
+
+    divide_cores = True
+
+    @classmethod
+    def opened(cls, engine: EngineSpec, base: ModelSpec) -> Processes | None:
+        from driftbook.models.loading import choose_device
+
+        return cls(engine.workers) if choose_device(base.device, base.dtype)[0].type == "cpu" else None
 
     def __init__(self, count: int, threads: int | None = None):
         super().__init__()

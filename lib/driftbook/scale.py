@@ -12,20 +12,12 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from driftbook.errors import DriftbookError, ModelError
-from driftbook.processes import Processes
-from driftbook.workers import Item, Result, Workers, cores
-
-if TYPE_CHECKING:
-    from driftbook.models.interventions import Pair
-    from driftbook.models.vectors import VectorSet
-    from driftbook.parameters import Engine, Experiment, ModelSpec
-
+from driftbook.errors import DriftbookError
+from driftbook.sections import EngineSpec, ModelSpec
+from driftbook.workers import OPENED, Workers, cores
 
 RESTARTS = (
     20  # of one worker in one run: a machine that is taken away now and then is borne, a crash at every start not
@@ -44,7 +36,7 @@ _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": 
 # ------------------------------------------------------------------------------------------------------- the connection
 
 
-def check(engine: Engine) -> None:
+def check(engine: EngineSpec) -> None:
     """Refuse what cannot work before anything is loaded: no Ray, or an address at which nothing answers.
 
     Raises:
@@ -52,8 +44,6 @@ def check(engine: Engine) -> None:
     """
     from importlib.util import find_spec
 
-    if engine.kind != "ray":
-        return
     if find_spec("ray") is None:
         raise DriftbookError("engine.kind ray: Ray is not installed: pip install 'driftbook[ray]', or use kind: local")
     if engine.address in (None, "auto"):
@@ -78,7 +68,7 @@ def _unreachable(address: str, reason: object) -> DriftbookError:
     )
 
 
-def connect(engine: Engine, threads: int, gpus: int = 0) -> None:
+def connect(engine: EngineSpec, threads: int, gpus: int = 0) -> None:
     """Connect this process to ``engine.address``, or start a Ray on this machine for it: on the loopback interface
     alone, behind a token that only this process and its workers know, without a dashboard. It ends with this process.
 
@@ -154,7 +144,7 @@ def disconnect() -> None:
 
         ray.shutdown()
         _connected.clear()
-    _opened.clear()
+    OPENED.clear()
 
 
 # ---------------------------------------------------------------------------------------------------------- the workers
@@ -199,7 +189,19 @@ class RayWorkers(Workers):
     the workers; on GPUs one GPU each.
     """
 
-    def __init__(self, engine: Engine, gpu: bool = False, threads: int | None = None):
+    gpu_each = True
+
+    @classmethod
+    def check(cls, engine: EngineSpec) -> None:
+        check(engine)
+
+    @classmethod
+    def opened(cls, engine: EngineSpec, base: ModelSpec) -> RayWorkers:
+        from driftbook.models.loading import choose_device
+
+        return cls(engine, choose_device(base.device, base.dtype)[0].type == "cuda")
+
+    def __init__(self, engine: EngineSpec, gpu: bool = False, threads: int | None = None):
         super().__init__()
         self.engine, self.gpu, self.fixed = engine, gpu, threads is not None
         self.threads = threads or max(1, cores() // engine.workers)
@@ -278,90 +280,3 @@ def _gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def open_workers(params: Experiment) -> Workers | None:
-    """The workers of an experiment, the same ones throughout a process; None where the work stays in this one.
-
-    Raises:
-        DriftbookError: as :func:`check` and :func:`connect`, for an address at once.
-    """
-    engine = params.engine
-    if engine.kind == "local":
-        return None
-    check(engine)
-    from driftbook.models.loading import choose_device
-
-    device = choose_device(params.base.device, params.base.dtype)[0].type
-    if engine.kind == "processes" and device != "cpu":
-        return None
-    key = f"{engine.model_dump_json()} {device}"
-    if key not in _opened:
-        _opened[key] = Processes(engine.workers) if engine.kind == "processes" else RayWorkers(engine, device == "cuda")
-    return _opened[key]
-
-
-_opened: dict[str, Workers] = {}
-
-
-# -------------------------------------------------------------------------------------------------- the pair, elsewhere
-
-
-@dataclass(frozen=True)
-class PairSpec:
-    """All that it takes to open the pair of an experiment in another process. ``keys`` are those of the driver's sides:
-    a worker that would compute anything else is refused."""
-
-    base: ModelSpec
-    intervention: Any
-    cache: Path
-    root: Path
-    vectors: VectorSet | None
-    keys: dict[str, str]
-
-    def open(self) -> Pair:
-        """Raises ModelError when this process computes other models than the driver."""
-        from driftbook.models.interventions import open_pair
-
-        pair = open_pair(self.base, self.intervention, self.cache, self.root, self.vectors)
-        for side in pair:
-            if side.key != self.keys[side.name]:
-                raise ModelError(
-                    f"engine.kind: the worker on {socket.gethostname()} opened another {side.name} model than the "
-                    f"driver (as {side.model.dtype}); all machines need the same files, and base.dtype must be named "
-                    "where they are not of one kind"
-                )
-        return pair
-
-    def unused_weights(self, dtype: str) -> PairSpec:
-        """The same pair for workers in which vLLM holds the weights: those read here stay off the GPU."""
-        there = {"device": "cpu", "dtype": dtype}
-        other = self.intervention
-        if other.kind == "checkpoint":
-            other = other.model_copy(update=there)
-        return replace(self, base=self.base.model_copy(update=there), intervention=other)
-
-
-@dataclass(frozen=True)
-class PairWorkers:
-    """Workers that hold the pair that ``spec`` describes."""
-
-    workers: Workers
-    spec: PairSpec
-
-    def map(
-        self, work: Callable[[Pair, Item], Result], items: Iterable[Item], unused_weights: str | None = None
-    ) -> Iterator[Result]:
-        """``work(pair, item)`` for every item, in the order in which they finish. ``unused_weights`` names the dtype
-        where the pair's own weights are not computed with."""
-        spec = self.spec if unused_weights is None else self.spec.unused_weights(unused_weights)
-        name = f"pair {sorted(spec.keys.items())} {spec.base.device}"
-        return self.workers.map(name, spec.open, work, items)
-
-
-def share(pair: Pair, workers: Workers, spec: PairSpec) -> None:
-    """Let the sides hand their shards to workers. A side whose answers come from a server or a table keeps them here:
-    there is nothing to compute."""
-    for side in pair:
-        if side.source is None:
-            side.workers = PairWorkers(workers, spec)

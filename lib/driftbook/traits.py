@@ -24,7 +24,7 @@ from driftbook.models.replay import TokenSequence, replay
 from driftbook.models.sampling import stream_seed
 from driftbook.models.traitfiles import Score, Trait, recipe
 from driftbook.models.vectors import VectorRecord, VectorSet
-from driftbook.parameters import RESIDUAL_SITES
+from driftbook.sections import RESIDUAL_SITES
 from driftbook.store import ShardStore, digest
 
 

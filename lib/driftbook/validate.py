@@ -19,6 +19,7 @@ import pandas as pd
 
 from driftbook.behaviours.own import read_own, trait_measures
 from driftbook.discovery.hypotheses import MIN_STABILITY, Hypothesis, from_frame, merge, moved_answers
+from driftbook.engines import open_workers
 from driftbook.errors import DriftbookError
 from driftbook.evidence import counting, generative, labeller, panel
 from driftbook.evidence.baselines import NAMES, BagOfWords, Rivals, embedding_classifier, length_scores
@@ -57,7 +58,6 @@ from driftbook.ledger import Ledger
 from driftbook.parameters import Judge as JudgeSpec
 from driftbook.parameters import Validate
 from driftbook.prompts import load_saved
-from driftbook.scale import open_workers
 
 if TYPE_CHECKING:
     from driftbook.workbook.runs import Run
@@ -383,7 +383,7 @@ def generative_check(run: Run, material: Material, judges: Judges, claims: pd.Da
     """
     section, empty = run.section, pd.DataFrame(columns=list(generative.COLUMNS))
     ids = claims.loc[claims["confirmed"] & (claims["proposer"] != "panel"), "hypothesis_id"].head(most).tolist()
-    if not ids or not section.generative or run.params.intervention.kind in ("texts", "endpoint"):
+    if not ids or not section.generative or not run.params.intervention.likelihoods:
         return empty
     by_id = {h.hypothesis_id: h for h in material.hypotheses}
     spec, seen = section.labeller_judge, material.texts[material.texts["split"] == "discover"]
@@ -397,9 +397,9 @@ def generative_check(run: Run, material: Material, judges: Judges, claims: pd.Da
         else:
             writer = "its words"
             written[name] = generative.written_with_words(by_id[name], seen, avoid, section.generative)
-    from driftbook.models.interventions import open_sides
     from driftbook.models.likelihood import log_likelihood
     from driftbook.models.replay import TokenSequence
+    from driftbook.models.sides import open_sides
 
     pair = open_sides(run)
 
@@ -408,8 +408,7 @@ def generative_check(run: Run, material: Material, judges: Judges, claims: pd.Da
         found = {}
         for side in pair:
             ids = [tuple(side.model.tokenizer(t, add_special_tokens=False)["input_ids"]) for _, t in texts]
-            asked = (material.prompts[p] for p, _ in texts)
-            prompts = [side.encode(p.text, p.system, p.chat() if p.messages else None) for p in asked]
+            prompts = [side.encode(material.prompts[p]) for p, _ in texts]
             found[side.name] = log_likelihood(side, list(map(TokenSequence, prompts, ids)))
         return found["intervention"] - found["base"]
 

@@ -7,7 +7,9 @@ import itertools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
+
+from driftbook.sections import EngineSpec, ModelSpec
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,6 +26,21 @@ class Workers(ABC):
 
     at_once = 1
     """How many of them share this machine, so that its seconds are theirs divided by as many."""
+
+    # What a kind of workers says of itself; ``engine`` is the section of the parameter file.
+    divide_cores: ClassVar[bool] = False
+    """Whether they share the cores of this machine, which decode more so than one process does."""
+    gpu_each: ClassVar[bool] = False
+    """Whether each has a GPU of its own."""
+
+    @classmethod  # noqa: B027 (most have nothing to refuse)
+    def check(cls, engine: EngineSpec) -> None:
+        """Raise DriftbookError for what cannot work, before anything is loaded."""
+
+    @classmethod
+    @abstractmethod
+    def opened(cls, engine: EngineSpec, base: ModelSpec) -> Workers | None:
+        """Workers for models as large as ``base``, on its device; None where one process does as well."""
 
     def __init__(self) -> None:
         self._jobs = itertools.count()
@@ -58,3 +75,15 @@ class Workers(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """For ``run.json``."""
+
+
+OPENED: dict[str, Workers | None] = {}
+"""The workers of this process by their parameters."""
+
+
+class OneProcess(Workers):
+    """No workers: all work stays in this process."""
+
+    @classmethod
+    def opened(cls, engine: EngineSpec, base: ModelSpec) -> None:
+        return None

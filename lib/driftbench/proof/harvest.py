@@ -19,9 +19,9 @@ from driftbench.proof.plants import Garden, Plant, planted_rate
 from driftbook import decode
 from driftbook.discovery.embeddings import Embedder, EmbeddingCache, embed
 from driftbook.models.divergence import token_divergence
-from driftbook.models.interventions import Pair
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams
+from driftbook.models.sides import Pair
 from driftbook.store import ShardStore, digest
 
 
@@ -118,10 +118,7 @@ def _divergence(
     said = prompts.by_id()
     responses = [tuple(int(t) for t in row[: design.screen_tokens]) for row in first["token_ids"]]
     sequences = [
-        [
-            TokenSequence(side.encode(said[p].text, said[p].system), r)
-            for p, r in zip(first["prompt_id"], responses, strict=True)
-        ]
+        [TokenSequence(side.encode(said[p]), r) for p, r in zip(first["prompt_id"], responses, strict=True)]
         for side in pair
     ]
     key = digest(

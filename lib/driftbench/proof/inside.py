@@ -18,9 +18,9 @@ from sklearn.metrics import roc_auc_score
 from driftbench.proof.harvest import Harvest
 from driftbench.proof.plants import Garden, Plant
 from driftbook.models.divergence import token_divergence
-from driftbook.models.interventions import Pair, taps_of
 from driftbook.models.projection import PoolTap, all_points
-from driftbook.models.replay import TokenSequence, replay
+from driftbook.models.replay import TokenSequence
+from driftbook.models.sides import Pair
 from driftbook.models.vectors import VectorSet
 
 _CHANGED = 1e-6  # relative change of a residual stream below which nothing happened
@@ -79,7 +79,7 @@ def _aimed(harvest: Harvest, answers: int) -> pd.DataFrame:
 def _sequences(side: Any, harvest: Harvest, texts: pd.DataFrame) -> list[TokenSequence]:
     said = harvest.prompts.by_id()
     return [
-        TokenSequence(side.encode(said[p].text, said[p].system), tuple(map(int, ids)))
+        TokenSequence(side.encode(said[p]), tuple(map(int, ids)))
         for p, ids in zip(texts["prompt_id"], texts["token_ids"], strict=True)
     ]
 
@@ -121,9 +121,8 @@ def _pooled(side: Any, sequences: Sequence[TokenSequence]) -> np.ndarray:
     """Mean over the response of every block's output, ``[sequences, layers, width]`` float32."""
     points = all_points(side.model, ["resid_post"])
     tap = PoolTap(points, len(sequences), side.model.hooks.d_model, "response_avg")
-    with side.active():
-        for _ in replay(side.model, sequences, taps_of(side, [tap])):
-            pass
+    for _ in side.read(sequences, [tap]):
+        pass
     return tap.states
 
 

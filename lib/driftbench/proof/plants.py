@@ -22,9 +22,10 @@ import yaml
 
 from driftbook import parameters
 from driftbook.errors import ParameterError
+from driftbook.interventions import Finetune
 from driftbook.models.finetune import train_lora
-from driftbook.models.interventions import Pair, Side, open_pair
 from driftbook.models.loading import LoadedModel, file_hash, load
+from driftbook.models.sides import Pair, Side, open_pair
 from driftbook.models.vectors import VectorSet
 from driftbook.prompts import Prompt
 from driftbook.store import digest
@@ -237,7 +238,7 @@ class Garden:
                 for name, module in self.base.model.named_modules()
                 if isinstance(module, torch.nn.Linear) and any(f".layers.{i}." in name for i in plant.layers)
             ]
-        spec = parameters.Finetune(data=str(data), seed=self.seed, **given)
+        spec = Finetune(data=str(data), seed=self.seed, **given)
         return train_lora(self.base, spec, self.cache, self.root, self.progress)
 
     def open(self, plant: Plant) -> Pair:

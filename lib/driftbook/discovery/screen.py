@@ -19,9 +19,9 @@ from scipy import stats
 from driftbook.discovery.embeddings import Embed
 from driftbook.discovery.two_sample import energy_of_prompts, family_energy
 from driftbook.models.divergence import token_divergence
-from driftbook.models.interventions import Pair
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams
+from driftbook.models.sides import Pair
 from driftbook.prompts import PromptSet
 from driftbook.store import ShardStore, digest
 

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from driftbook.models.answers import Question, read_tokens
-from driftbook.models.interventions import Pair, Side, taps_of
+from driftbook.models.answers import Question, Request, read_tokens
 from driftbook.models.loading import LoadedModel
-from driftbook.models.local import LocalEngine, Request
 from driftbook.models.projection import ProjectionTap, Rows, all_points
-from driftbook.models.replay import TokenSequence, replay
+from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams, stream_seed
+from driftbook.models.sides import Pair, Side
 from driftbook.models.vectors import VectorSet
 from driftbook.prompts import Prompt
 from driftbook.store import ShardStore, digest
@@ -96,7 +95,6 @@ def capture_live(
     probe: Probe,
     seed: int,
     cache: Path,
-    batch_size: int | str = "auto",
     max_bytes: int = 8_000_000_000,
     progress: Callable[[int], Any] | None = None,
 ) -> list[Sample]:
@@ -108,15 +106,14 @@ def capture_live(
         BudgetError: the rows of all samples would exceed ``max_bytes``, refused before anything runs.
     """
     store = ShardStore(cache / "capture")
-    encoded = [side.encode(p.text, p.system, p.chat() if p.messages else None) for p in prompts]
+    encoded = [side.encode(p) for p in prompts]
     worst = sum((len(e) + params.max_new_tokens) * samples for e in encoded)
     ProjectionTap(probe.points, probe.matrix, max_bytes).check_budget(worst)
-    engine = LocalEngine(side.model, batch_size)
     order = sorted(
         ((p, s) for p in range(len(prompts)) for s in range(samples)), key=lambda a: (-len(encoded[a[0]]), a)
     )
     out: dict[tuple[int, int], Sample] = {}
-    shard = engine.batch_size  # the engine's own shrinks when memory runs out
+    shard = side.local.batch_size  # the engine's own shrinks when memory runs out
     for start in range(0, len(order), shard):
         chosen = order[start : start + shard]
         requests = [
@@ -124,9 +121,10 @@ def capture_live(
             for p, s, q in ((p, s, prompts[p]) for p, s in chosen)
         ]
         key = digest(
-            "capture 2", engine.version, side.key, asdict(params), probe.key, [(r.prompt_ids, r.seed) for r in requests]
+            *("capture 2", side.local.version, side.key, asdict(params), probe.key),
+            [(r.prompt_ids, r.seed) for r in requests],
         )
-        generate = partial(_generate, engine, side, requests, params, probe, progress)
+        generate = partial(_generate, side, requests, params, probe, progress)
         held = store.kept_arrays(key, generate, progress, len(chosen))
         for (p, s), request, piece in zip(chosen, requests, _pieces(held), strict=True):
             ids, finished, rows, seconds, dropped = piece
@@ -138,24 +136,23 @@ def capture_live(
 
 
 def _generate(
-    engine, side: Side, requests: Sequence[Question], params: SamplingParams, probe: Probe, progress
+    side: Side, requests: Sequence[Question], params: SamplingParams, probe: Probe, progress
 ) -> dict[str, np.ndarray]:
     begun = time.monotonic()
     tap = ProjectionTap(probe.points, probe.matrix)
     done: dict[int, tuple[list[int], bool]] = {}
-    if side.source is None:
-        with side.active():
-            for c in engine.generate(requests, params, taps_of(side, [tap])):
-                finished = c.finish_reason == "eos"
-                done[c.index] = (c.token_ids[:-1] if finished else c.token_ids, finished)
-                if progress:
-                    progress(1)
+    if side.here:
+        for c in side.generate(requests, params, [tap]):
+            finished = c.finish_reason == "eos"
+            done[c.index] = (c.token_ids[:-1] if finished else c.token_ids, finished)
+            if progress:
+                progress(1)
     else:  # answered elsewhere: the model that is here reads what was said, as many tokens as it would have said
-        for c in side.source.generate(requests, params):
+        for c in side.generate(requests, params):
             whole = len(c.token_ids) <= params.max_new_tokens
             done[c.index] = (c.token_ids[: params.max_new_tokens], whole and c.finish_reason == "eos")
     responses = [done[i][0] for i in range(len(requests))]
-    if side.source is None:
+    if side.here:
         lengths = [len(r.prompt_ids) + len(ids) for r, ids in zip(requests, responses, strict=True)]
         rows = tap.rows([r.prompt_ids for r in requests], [r.strength for r in requests], lengths)
     else:
@@ -175,7 +172,7 @@ def _generate(
 
 def _read(side: Side, requests: Sequence[Question], responses: Sequence[list[int]], tap: ProjectionTap, progress):
     sequences = [TokenSequence(q.prompt_ids, tuple(ids)) for q, ids in zip(requests, responses, strict=True)]
-    for batch, _ in replay(side.model, sequences, [tap]):
+    for batch, _ in side.read(sequences, [tap]):
         if progress:
             progress(len(batch))
     return tap.replayed(len(sequences))
@@ -234,10 +231,9 @@ def replay_shard(
 ) -> dict[str, np.ndarray]:
     """The rows of one shard of a replay, below each other."""
     tap = ProjectionTap(probe.points, probe.matrix)
-    with side.active():
-        for batch, _ in replay(side.model, sequences, taps_of(side, [tap])):
-            if progress:
-                progress(len(batch))
+    for batch, _ in side.read(sequences, [tap]):
+        if progress:
+            progress(len(batch))
     rows = tap.replayed(len(sequences))
     return {
         "row_lengths": np.array([len(r.norm) for r in rows], np.int32),
@@ -292,10 +288,9 @@ def text_scores(
         mine = texts[texts.side == side.name]
         sequences, read = [], []
         for row in mine.itertuples():
-            p = prompts[row.prompt_id]
-            encoded = side.encode(p.text, p.system, p.chat() if p.messages else None)
+            encoded = side.encode(prompts[row.prompt_id])
             response = [int(t) for t in row.token_ids]
-            if side.source is not None:
+            if not side.here:
                 response = read_tokens(side.model, Request(encoded, 0), row.text)
             # The end token says nothing about the answer.
             response = response[:-1] if len(response) > 1 and response[-1] in side.model.eos_ids else response

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from driftbook.errors import ModelError
-from driftbook.models.interventions import Pair, taps_of
-from driftbook.models.replay import TokenSequence, replay
+from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams, token_log_probabilities
+from driftbook.models.sides import Pair, Side
 
 EDGE = 0.01  # of probability: how far rounding may move the edge of the nucleus between decoding and reading
 
@@ -65,18 +65,15 @@ def token_divergence(
     return out
 
 
-def _log_probabilities(side: Any, sequences: Sequence[TokenSequence], width: int) -> list[torch.Tensor]:
+def _log_probabilities(side: Side, sequences: Sequence[TokenSequence], width: int) -> list[torch.Tensor]:
     """``[response tokens, width]`` log-probabilities of the vocabulary's first ``width`` tokens per sequence: row t is
     the distribution that token t was drawn from."""
     found: list[torch.Tensor] = [torch.empty(0)] * len(sequences)
-    with side.active():
-        for batch, logits in replay(side.model, sequences, taps_of(side), logits=True, max_tokens=10**9):
-            assert logits is not None
-            for row, i in enumerate(batch):
-                n = len(sequences[i].response_ids)
-                found[i] = torch.log_softmax(
-                    logits[row, logits.shape[1] - n - 1 : logits.shape[1] - 1, :width].float(), -1
-                )
+    for batch, logits in side.read(sequences, logits=True, max_tokens=10**9):
+        assert logits is not None
+        for row, i in enumerate(batch):
+            n = len(sequences[i].response_ids)
+            found[i] = torch.log_softmax(logits[row, logits.shape[1] - n - 1 : logits.shape[1] - 1, :width].float(), -1)
     return found
 
 

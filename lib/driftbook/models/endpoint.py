@@ -11,9 +11,8 @@ from typing import Any
 from driftbook.chat import ChatClient
 from driftbook.errors import DriftbookError
 from driftbook.ledger import Ledger
-from driftbook.models.answers import Answer, Question, read_tokens
+from driftbook.models.answers import Answer, Engine, Question, Tap, read_tokens
 from driftbook.models.loading import LoadedModel
-from driftbook.models.local import Tap
 from driftbook.models.sampling import SamplingParams
 from driftbook.prompts import Prompt
 from driftbook.store import digest
@@ -24,7 +23,7 @@ RANDOM = ("Write twenty random letters.", "Invent a name for a village and descr
 WARM = 0.3  # the temperature from which on equal answers to both of them mean that nothing is drawn
 
 
-class EndpointEngine:
+class EndpointEngine(Engine):
     """Chat completions of one model on one server (:class:`driftbook.chat.ChatClient`).
 
     A reply is stored when it arrives, so what was answered before a failure is not asked for again. What is no answer
@@ -38,6 +37,7 @@ class EndpointEngine:
     """
 
     name = "endpoint"
+    here = False
 
     def __init__(self, spec: Any, reader: LoadedModel, cache: Path, **limits: Any):
         self.spec, self.reader = spec, reader

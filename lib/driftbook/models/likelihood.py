@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from driftbook.models.interventions import Side, taps_of
-from driftbook.models.replay import TokenSequence, replay
+from driftbook.models.replay import TokenSequence
+from driftbook.models.sides import Side
 
 
 def log_likelihood(side: Side, sequences: Sequence[TokenSequence], max_tokens: int = 2048) -> np.ndarray:
@@ -17,12 +17,11 @@ def log_likelihood(side: Side, sequences: Sequence[TokenSequence], max_tokens: i
     Raises BudgetError for a sequence longer than the model's context.
     """
     out = np.zeros(len(sequences))
-    with side.active():
-        for batch, logits in replay(side.model, sequences, taps_of(side), logits=True, max_tokens=max_tokens):
-            assert logits is not None
-            for row, i in enumerate(batch):
-                if n := len(sequences[i].response_ids):
-                    told = torch.log_softmax(logits[row, -n - 1 : -1].float(), -1)
-                    said = torch.tensor(sequences[i].response_ids, device=told.device)
-                    out[i] = float(told.gather(-1, said[:, None]).sum())
+    for batch, logits in side.read(sequences, logits=True, max_tokens=max_tokens):
+        assert logits is not None
+        for row, i in enumerate(batch):
+            if n := len(sequences[i].response_ids):
+                told = torch.log_softmax(logits[row, -n - 1 : -1].float(), -1)
+                said = torch.tensor(sequences[i].response_ids, device=told.device)
+                out[i] = float(told.gather(-1, said[:, None]).sum())
     return out

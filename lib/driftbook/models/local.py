@@ -25,75 +25,10 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from driftbook.errors import BudgetError
+from driftbook.models.answers import Completion, Engine, Frame, Request, Tap
 from driftbook.models.loading import LoadedModel
 from driftbook.models.packed import packed_linears
 from driftbook.models.sampling import SamplingParams, sample, uniforms
-
-
-@dataclass(frozen=True)
-class Request:
-    """One response to be sampled.
-
-    ``prompt_ids`` are the tokens up to the response; ``seed`` is the stream of its uniforms; ``strength`` scales a
-    steering edit for this row alone (rows that share a prompt and a strength share the prefill).
-    """
-
-    prompt_ids: tuple[int, ...]
-    seed: int
-    strength: float = 1.0
-
-
-@dataclass(frozen=True)
-class Completion:
-    """A finished response. ``token_ids`` hold the end token where there is one; ``finish_reason`` is ``eos`` or
-    ``length``."""
-
-    index: int
-    token_ids: list[int]
-    finish_reason: str
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One forward as the taps see it. Rows are left-padded to ``width`` tokens: the whole prompts, or, where no tap
-    reads prompts, first what they have in common (a row per strength) and then what is left of each.
-
-    ``requests`` index the caller's list: in a prefill one representative per row (rows with the same prompt and
-    strength are computed once), in a step the row's own request or -1 for a dead row. ``lengths`` counts the tokens of
-    each row up to and with this forward, so column j of a row holds its position ``lengths - width + j`` (padding: a
-    negative one, or one that an earlier forward had).
-    """
-
-    requests: Sequence[int]
-    strengths: torch.Tensor  # [rows] float32
-    lengths: torch.Tensor  # [rows] int64
-    prompt_lengths: torch.Tensor  # [rows] int64
-    width: int
-    step: bool = False  # one token per row, after its prompt (a prompt may be one token long, too)
-    shared: int = 0  # tokens that all prompts begin with, which an earlier forward held
-
-    def positions(self) -> torch.Tensor:
-        """Position of every column, ``[rows, width]``; before the row's own tokens in padding."""
-        return (self.lengths - self.width)[:, None] + torch.arange(self.width, device=self.lengths.device)
-
-
-class Tap:
-    """Something that reads or edits activations while a model runs. The base class does nothing.
-
-    ``attach`` installs hooks for the time of one call; ``before`` and ``after`` frame every forward.
-    """
-
-    #: run one more step for a row that ends by length, so that its last token has a state of its own
-    wants_last_token = False
-    #: see every prompt whole, in a row of its own; without it the tokens that prompts begin with alike come once
-    reads_prompts = True
-
-    def attach(self, model: LoadedModel) -> contextlib.AbstractContextManager:
-        return contextlib.nullcontext()
-
-    def before(self, frame: Frame) -> None: ...
-
-    def after(self, frame: Frame) -> None: ...
 
 
 class _Slab(CacheLayerMixin):
@@ -136,7 +71,7 @@ class _Clock:
     low: int = 0  # first column that any live row still reads
 
 
-class LocalEngine:
+class LocalEngine(Engine):
     """Batched sampling from one loaded model.
 
     Args:

@@ -6,15 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from driftbook.errors import DriftbookError
-from driftbook.models.answers import Answer, Question, read_tokens
+from driftbook.models.answers import Answer, Engine, Question, Tap, read_tokens
 from driftbook.models.loading import LoadedModel
-from driftbook.models.local import Tap
 from driftbook.models.sampling import SamplingParams
 from driftbook.prompts import Prompt
 from driftbook.text_tables import TextTable
 
 
-class TableEngine:
+class TableEngine(Engine):
     """Answers as a table holds them: sample s of a prompt is the side's text number s.
 
     The reader's tokens of the text stand for the tokens that were sampled; ``finish_reason`` is ``eos``: what ended a
@@ -22,6 +21,7 @@ class TableEngine:
     """
 
     name = "texts"
+    here = False
 
     def __init__(self, table: TextTable, side: str, reader: LoadedModel):
         self.table, self.side, self.reader = table, side, reader

@@ -14,8 +14,7 @@ from safetensors.numpy import load_file, save_file
 from driftbook.errors import BudgetError
 from driftbook.models.captured import Sample
 from driftbook.models.internals import capture_internals, validate_internals
-from driftbook.models.interventions import Side, taps_of
-from driftbook.models.replay import replay
+from driftbook.models.sides import Side
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,20 +58,18 @@ def capture_tier3(
     paths = []
     with side.active():
         validate_internals(side.model.hooks, layers)
-        for s in samples:
-            path = folder / f"{side.name}-{s.sample_id}.safetensors"
-            with capture_internals(side.model.hooks, layers) as held:
-                for _ in replay(side.model, [s.sequence], taps_of(side)):
-                    pass
-            arrays = {
-                f"{layer}.{name}": t[0].float().cpu().numpy()
-                for layer, part in held.items()
-                for name, t in part.items()
-            }
-            save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path)
-            paths.append(path)
-            if progress:
-                progress(1)
+    for s in samples:
+        path = folder / f"{side.name}-{s.sample_id}.safetensors"
+        with capture_internals(side.model.hooks, layers) as held:
+            for _ in side.read([s.sequence]):
+                pass
+        arrays = {
+            f"{layer}.{name}": t[0].float().cpu().numpy() for layer, part in held.items() for name, t in part.items()
+        }
+        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path)
+        paths.append(path)
+        if progress:
+            progress(1)
     return paths
 
 

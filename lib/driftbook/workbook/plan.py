@@ -22,20 +22,10 @@ import pandas as pd
 
 from driftbook.errors import ModelError
 from driftbook.models.gguf_header import read_gguf_header
-from driftbook.parameters import (
-    RESIDUAL_SITES,
-    BenchExperiment,
-    Experiment,
-    Judge,
-    ModelSpec,
-    Texts,
-    expand,
-    load_experiment,
-    resolved,
-)
+from driftbook.parameters import BenchExperiment, Experiment, Judge, ModelSpec, expand, load_experiment, resolved
 from driftbook.prompt_files import read_prompts
 from driftbook.prompts import Prompt
-from driftbook.text_tables import read_text_table
+from driftbook.sections import RESIDUAL_SITES, WORKERS
 from driftbook.workbook.progress import duration
 from driftbook.workbook.runs import Layout, Run, peak_rss_mb, read_json, write_json
 from driftbook.workers import cores
@@ -159,7 +149,7 @@ def measured(experiment: Experiment, layout: Layout) -> Speeds:
     some = [p.text for p in here[:: max(1, len(here) // CALIBRATION_PROMPTS)][:CALIBRATION_PROMPTS]]
     params = SamplingParams(d.max_new_tokens, d.temperature, d.top_p, d.top_k, d.min_p)
     engine = experiment.engine
-    threads = max(1, cores() // engine.workers) if engine.kind == "processes" else None
+    threads = max(1, cores() // engine.workers) if WORKERS[engine.kind].divide_cores else None
     found = measure(experiment.base, some, params, layout.cache, threads=threads)
     generate, read = (rate * _workers(experiment) for rate in (found.generate, found.read))
     processes = found.of_a_process and found.of_a_process * engine.workers
@@ -179,7 +169,7 @@ def _on_gpu(experiment: Experiment) -> bool:
 
 def _workers(experiment: Experiment) -> int:
     # Workers on one CPU share its cores; on GPUs each has its own.
-    return experiment.engine.workers if experiment.engine.kind == "ray" and _on_gpu(experiment) else 1
+    return experiment.engine.workers if WORKERS[experiment.engine.kind].gpu_each and _on_gpu(experiment) else 1
 
 
 def _stored(experiment: Experiment | BenchExperiment, size: Size | None = None) -> Speeds:
@@ -244,12 +234,12 @@ def _tokens(text: str) -> float:
 
 
 def _sides(experiment: Experiment) -> int:
-    return 1 if experiment.intervention.kind == "none" else 2
+    return 2 if experiment.intervention.changes else 1
 
 
 def _answering(experiment: Experiment) -> float:
     """Share of the answers of both sides that are made here: not those of a table, nor those of a server."""
-    return {"texts": 0.0, "endpoint": 0.5}.get(experiment.intervention.kind, 1.0)
+    return len(experiment.intervention.answers_here) / 2
 
 
 def _generating(speeds: Speeds, tokens: float, decode: bool = False) -> float:
@@ -265,9 +255,9 @@ def _prompts(patterns: list[str], root: Path) -> list[Prompt]:
 def _asked(experiment: Experiment, root: Path) -> tuple[list[Prompt], bool]:
     """The prompts of decode as far as they are here, and whether there are more on the Hub. A table of texts brings its
     own."""
-    change, patterns = experiment.intervention, experiment.decode.prompts
-    if isinstance(change, Texts):
-        return read_text_table(root / Path(change.path).expanduser(), change.change).prompts, False
+    table, patterns = experiment.intervention.table(root), experiment.decode.prompts
+    if table is not None:
+        return table.prompts, False
     return _prompts(patterns, root), any(p.startswith("hf:") for p in patterns)
 
 
@@ -288,7 +278,7 @@ def _traits(experiment: Experiment, root: Path, size: Size, speeds: Speeds) -> S
     if section.dose is not None:
         named = section.dose.traits
         steered = len(files) if named == "all" else len(named) if isinstance(named, list) else 0
-        steered = int(getattr(experiment.intervention, "trait", None) is not None) if named == "steered" else steered
+        steered = int(experiment.intervention.about is not None) if named == "steered" else steered
         generated = steered * len(section.dose.coefficients) * section.dose.prompts * section.dose.max_new_tokens
     if section.scenarios != "natural":
         told = 2 * section.instructed.samples * contrasts * section.instructed.max_new_tokens
@@ -339,9 +329,8 @@ def _decode_to_validate(experiment: Experiment, root: Path, speeds: Speeds, note
             "lower decode.samples or decode.max_prompts"
         )
     here_made = round(texts * _answering(experiment))
-    if experiment.intervention.kind == "endpoint":
-        asked_there = texts - here_made
-        notes.append(f"{asked_there:,} answers are asked of {experiment.intervention.base_url}: not timed, not priced")
+    if note := experiment.intervention.plan_note(texts - here_made):
+        notes.append(note)
     asked = speeds.prompt_tokens or _mean_tokens(here)
     # The screen reads answers that round 0 wrote anyway, on discover prompts, under both sides; it generates none. It
     # needs the distributions of both.
@@ -427,7 +416,7 @@ def _usd_per_call(judge: Judge, answer_tokens: int) -> float:
 
 def _memory(experiment: Experiment, size: Size) -> tuple[list[str], float]:
     """What needs memory, in words, and bytes at most of each process or GPU."""
-    copies = 2 if experiment.intervention.kind in ("checkpoint", "quantize") else 1
+    copies = experiment.intervention.models
     told = experiment.engine.batch_size
     batch = told if isinstance(told, int) else BATCH_GPU if _on_gpu(experiment) else BATCH_CPU
     length = 100 + max(experiment.decode.max_new_tokens, experiment.capture.max_new_tokens)
@@ -442,7 +431,7 @@ def _memory(experiment: Experiment, size: Size) -> tuple[list[str], float]:
             f"{workers} worker(s), one GPU each; on the driver only tables",
         ], total
     engine = experiment.engine
-    many = f", of which there are {engine.workers} beside the notebook's" if engine.kind == "processes" else ""
+    many = f", of which there are {engine.workers} beside the notebook's" if WORKERS[engine.kind].divide_cores else ""
     # On a CPU the matrices are held a second time, packed for its instructions.
     total = 2 * size.weight_bytes * copies + cache + LIBRARIES_GB * 1e9
     return [f"{weights}, and packed once more; {keys}; with libraries about {_gb(total)} for each process{many}"], total

@@ -28,9 +28,9 @@ from typing import Any, Literal
 
 import yaml
 
-from driftbook import scale
 from driftbook.errors import DriftbookError, ParameterError
 from driftbook.parameters import BenchExperiment, Experiment, resolved, stages_of
+from driftbook.sections import WORKERS
 from driftbook.workbook import keys
 from driftbook.workbook.drawing import draw, draw_pages, front_page, redraw
 from driftbook.workbook.progress import duration
@@ -115,7 +115,7 @@ def run_stage(
 def _check_engine(experiment: Experiment, file: Path) -> None:
     """Refuse an engine that cannot be had before a kernel starts. Raises ``ParameterError``."""
     try:
-        scale.check(experiment.engine)
+        WORKERS[experiment.engine.kind].check(experiment.engine)
     except DriftbookError as error:
         raise ParameterError(f"{file}: {error}") from None
 

@@ -1,0 +1,53 @@
+"""The engines that a parameter file can name: decoders, which answer for a side, and workers, which take shards of the
+work. A new one is a class in a file of its own and a registration here (``docs/add-engine.md``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from driftbook.processes import Processes
+from driftbook.scale import RayWorkers
+from driftbook.sections import DECODERS, WORKERS
+from driftbook.workers import OPENED, OneProcess, Workers
+
+if TYPE_CHECKING:
+    from driftbook.models.answers import Answering, Engine
+
+WORKERS.register("local")(OneProcess)
+WORKERS.register("processes")(Processes)
+WORKERS.register("ray")(RayWorkers)
+
+
+@DECODERS.register("local")
+def local(side: Answering, cache: Path) -> Engine:
+    from driftbook.models.local import LocalEngine
+
+    return LocalEngine(side.model, side.batch_size)
+
+
+@DECODERS.register("vllm")
+def vllm(side: Answering, cache: Path) -> Engine:
+    from driftbook.models.vllm_engine import VllmEngine
+
+    return VllmEngine(side, cache / "steered")
+
+
+def open_decoder(name: str, side: Answering, cache: Path) -> Engine:
+    """What answers for a side under ``engine.decoder``; ``cache`` is for what it has to write."""
+    return DECODERS[name](side, cache)
+
+
+def open_workers(params: Any) -> Workers | None:
+    """The workers of an experiment, the same ones throughout a process; None where the work stays in this one.
+
+    Raises:
+        DriftbookError: what the section ``engine`` asks for cannot work, such as an address at which nothing answers.
+    """
+    engine, base = params.engine, params.base
+    kind = WORKERS[engine.kind]
+    kind.check(engine)
+    key = f"{engine.model_dump_json()} {base.device} {base.dtype}"
+    if key not in OPENED:
+        OPENED[key] = kind.opened(engine, base)
+    return OPENED[key]

@@ -1,0 +1,32 @@
+"""``kind: checkpoint``: another model, or another revision."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from driftbook.sections import Intervention, ModelSpec, Opening, intervention
+
+if TYPE_CHECKING:
+    from driftbook.models.loading import LoadedModel
+    from driftbook.models.sides import Pair
+
+
+@intervention
+class Checkpoint(Intervention, ModelSpec):
+    kind: Literal["checkpoint"] = "checkpoint"
+    model: str
+    models: ClassVar[int] = 2
+    places: ClassVar[tuple[str, ...]] = ("model",)
+
+    def open(self, base: LoadedModel, opening: Opening) -> Pair:
+        from driftbook.models.loading import load
+        from driftbook.models.sides import Pair, Side
+
+        other = load(self, opening.cache)
+        return Pair(Side("base", base, base.key), Side("intervention", other, other.key), 2)
+
+    def by(self) -> str:
+        return f"into {self.model}"
+
+    def placed(self, **where: str) -> Checkpoint:
+        return self.model_copy(update=where)

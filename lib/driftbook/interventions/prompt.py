@@ -1,0 +1,27 @@
+"""``kind: prompt``: a system prompt before every prompt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from driftbook.sections import Intervention, Opening, intervention
+
+if TYPE_CHECKING:
+    from driftbook.models.loading import LoadedModel
+    from driftbook.models.sides import Pair
+
+
+@intervention
+class SystemPrompt(Intervention):
+    kind: Literal["prompt"] = "prompt"
+    system: str
+
+    def open(self, base: LoadedModel, opening: Opening) -> Pair:
+        from driftbook.models.sides import Pair, Side
+        from driftbook.store import digest
+
+        key = digest(base.key, "prompt", self.system)[:16]
+        return Pair(Side("base", base, base.key), Side("intervention", base, key, system=self.system), 1)
+
+    def by(self) -> str:
+        return "under a system prompt"

@@ -1,0 +1,46 @@
+"""``kind: texts``: answers of both sides that were made elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from driftbook.sections import Intervention, Opening, intervention
+from driftbook.text_tables import TextTable, read_text_table
+
+if TYPE_CHECKING:
+    from driftbook.models.loading import LoadedModel
+    from driftbook.models.sides import Pair
+
+
+@intervention
+class Texts(Intervention):
+    """Answers made elsewhere: a parquet, CSV or JSONL table with ``side``, ``prompt`` and ``text``."""
+
+    kind: Literal["texts"] = "texts"
+    path: str
+    change: str | None = Field(None, description="of a table with texts of several changes, the one to read")
+    answers_here: ClassVar[tuple[str, ...]] = ()
+    brings_prompts: ClassVar[bool] = True
+    files: ClassVar[tuple[str, ...]] = ("path",)
+
+    def open(self, base: LoadedModel, opening: Opening) -> Pair:
+        """The base reads the answers of both sides."""
+        from driftbook.models.loading import file_hash
+        from driftbook.models.sides import SIDES, Pair, Side
+        from driftbook.models.tables import TableEngine
+        from driftbook.store import digest
+
+        table = self.table(opening.root)
+        key = digest("texts", file_hash(table.path), *([self.change] if self.change else []))[:16]
+        notes = {"texts": table.path.name} | ({"change": self.change} if self.change else {})
+        sides = [Side(name, base, key, notes=notes, engine=TableEngine(table, name, base)) for name in SIDES]
+        return Pair(*sides, model_loads=1, prompts=table.prompts)
+
+    def by(self) -> str:
+        return f"into what wrote {Path(self.path).name}"
+
+    def table(self, root: Path) -> TextTable:
+        return read_text_table(root / Path(self.path).expanduser(), self.change)

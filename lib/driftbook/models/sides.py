@@ -1,0 +1,285 @@
+"""The two sides of a comparison: the base model, and the same model after whatever was done to it.
+
+What a side is made of (edits, a system prompt, an adapter that is switched, answers that come from elsewhere) is its
+own affair: a stage encodes prompts, generates and reads, and asks what can be had.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from driftbook.engines import open_decoder, open_workers
+from driftbook.errors import ModelError
+from driftbook.models.answers import Answer, Completion, Engine, Question, Request, Tap, read_tokens
+from driftbook.models.loading import LoadedModel, load
+from driftbook.models.local import LocalEngine
+from driftbook.models.replay import TokenSequence, replay
+from driftbook.models.sampling import SamplingParams
+from driftbook.models.vectors import VectorSet
+from driftbook.prompts import Prompt
+from driftbook.sections import EngineSpec, Intervention, ModelSpec, Opening
+from driftbook.store import digest
+from driftbook.workers import Item, Result, Workers
+
+if TYPE_CHECKING:
+    from driftbook.models.adapters import Adapted
+
+SIDES = ("base", "intervention")
+
+
+@dataclass
+class Side:
+    """One side of a comparison.
+
+    ``key`` identifies what it computes: texts under the same key, prompt, seed and sampling are the same texts.
+    ``model`` answers, unless ``engine`` says that the answers are made elsewhere; then it reads them.
+    """
+
+    name: str
+    model: LoadedModel
+    key: str
+    taps: tuple[Tap, ...] = ()
+    """Edits of its activations."""
+    system: str | None = None
+    """Stands before every prompt, and before the prompt's own system prompt."""
+    adapter: Adapted | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    """For ``run.json``, beside the model's record."""
+    engine: Engine | None = None
+    """What answers; None: the local engine."""
+    batch_size: int | str = "auto"
+    workers: PairWorkers | None = None
+    """Processes that hold the same pair and take shards of its work."""
+
+    def __post_init__(self) -> None:
+        self.local = LocalEngine(self.model, self.batch_size)
+        self.engine = self.engine or self.local
+
+    @property
+    def here(self) -> bool:
+        """Whether its own weights answer: then their likelihoods and activations are those of what is said."""
+        return self.engine.here
+
+    def answered_by(self, engine: EngineSpec, cache: Path) -> Side:
+        """The same side with the decoder and the batch size of a parameter file."""
+        side = replace(self, batch_size=engine.batch_size, engine=None)
+        side.engine = open_decoder(engine.decoder, side, cache)
+        return side
+
+    def encode(self, prompt: Prompt) -> tuple[int, ...]:
+        """Token ids of a prompt as this side gets it, up to where the response begins."""
+        both = [s for s in (self.system, prompt.system) if s]
+        turns = prompt.chat() if prompt.messages else None
+        return tuple(self.model.encode_prompt(prompt.text, "\n\n".join(both) or None, turns))
+
+    def generate(
+        self, requests: Sequence[Request], params: SamplingParams, taps: Sequence[Tap] = ()
+    ) -> Iterator[Completion]:
+        """A completion per request, in the order in which they finish. Taps that read see the stream after the side's
+        own edits; only the local engine has them, so with taps it answers.
+
+        Raises:
+            DriftbookError: as the engine does.
+        """
+        engine = self.local if taps else self.engine
+        with self.active():
+            yield from engine.generate(requests, params, [*self.taps, *taps])
+
+    def read(
+        self, sequences: Sequence[TokenSequence], taps: Sequence[Tap] = (), logits: bool = False, max_tokens: int = 8192
+    ) -> Iterator[tuple[list[int], torch.Tensor | None]]:
+        """Tokens that exist already through this side: see :func:`driftbook.models.replay.replay`."""
+        with self.active():
+            yield from replay(self.model, sequences, [*self.taps, *taps], logits, max_tokens)
+
+    def active(self) -> contextlib.AbstractContextManager[None]:
+        """Everything in here computes as this side, without its taps."""
+        return self.adapter.active() if self.adapter else contextlib.nullcontext()
+
+
+class ModelInWords(Engine):
+    """A side of this process that answers in words, for another model to read: their tokens or layers differ."""
+
+    name = "local"
+    here = False
+
+    def __init__(self, side: Side, reader: LoadedModel):
+        self.side, self.reader = side, reader
+
+    def generate(
+        self, requests: Sequence[Request], params: SamplingParams, taps: Sequence[Tap] = ()
+    ) -> Iterator[Answer]:
+        """One answer a request, to the prompt as the answering side gets it."""
+        asked = []
+        for request in requests:
+            assert isinstance(request, Question) and request.prompt is not None
+            asked.append(Request(self.side.encode(request.prompt), request.seed))
+        for done in self.side.local.generate(asked, params):
+            text = self.side.model.decode(done.token_ids)
+            tokens = read_tokens(self.reader, requests[done.index], text)
+            yield Answer(done.index, tokens, done.finish_reason, text)
+
+
+@dataclass
+class Pair:
+    """Base and intervention. ``model_loads`` counts how often weights were read; ``prompts`` are those that the texts
+    of a table answer, None where the parameters name the prompts."""
+
+    base: Side
+    intervention: Side
+    model_loads: int
+    prompts: list[Prompt] | None = None
+
+    def __iter__(self) -> Iterator[Side]:
+        return iter((self.base, self.intervention))
+
+    def no_divergence(self) -> str:
+        """Why the next-token distributions of the sides cannot be compared; empty where they can."""
+        made_elsewhere = [side.name for side in self if not side.here]
+        if made_elsewhere:
+            return f"the answers of {' and '.join(made_elsewhere)} were made elsewhere, and only their text is known"
+        a, b = self.base.model.tokenizer, self.intervention.model.tokenizer
+        if a is b or a.get_vocab() == b.get_vocab():
+            return ""
+        return "the two sides have different tokenizers, so there is no common next token"
+
+    def same_tokenizer(self) -> bool:
+        """Whether both sides have next-token distributions here, over the same vocabulary."""
+        return not self.no_divergence()
+
+    def inside(self) -> Pair:
+        """The pair for stages that look inside the models. Where the intervention's tokens, layers or width are not
+        the base's, vectors of the base mean nothing in it: then the base reads what the intervention answers."""
+        a, b = self.base.model, self.intervention.model
+        same_shape = a.hooks.n_layers == b.hooks.n_layers and a.hooks.d_model == b.hooks.d_model
+        if a is b or (same_shape and self.same_tokenizer()):
+            return self
+        notes = {**self.intervention.notes, "read_by": a.record["model"]}
+        key = digest("read by another", b.key, a.key)[:16]
+        changed = Side("intervention", a, key, notes=notes, engine=ModelInWords(self.intervention, a))
+        return Pair(self.base, changed, self.model_loads, self.prompts)
+
+
+# -------------------------------------------------------------------------------------------------------------- opening
+
+
+def open_pair(
+    base: ModelSpec,
+    intervention: Intervention,
+    cache: Path,
+    root: Path,
+    vectors: VectorSet | None = None,
+    progress: Callable[[int, str, str], Any] | None = None,
+    engine: EngineSpec | None = None,
+) -> Pair:
+    """Load the base model and put the intervention beside it.
+
+    Args:
+        intervention: a section of the parameter file, which knows how it opens.
+        vectors: the traits stage's vectors, for a kind that needs them.
+        progress: ``progress(total, label, unit)`` gives a handle with ``update(n)``, for what takes long.
+        engine: what decodes where a side answers here, and how many rows at a time.
+
+    Raises:
+        ModelError: weights, adapter or vector do not fit; DriftbookError: the data of a fine-tune, a table of texts or
+        the settings of an endpoint cannot be used.
+    """
+    pair = intervention.open(load(base, cache), Opening(base, cache, root, vectors, progress))
+    if engine is None:
+        return pair
+    sides = [side.answered_by(engine, cache) if side.here else side for side in pair]
+    return Pair(*sides, pair.model_loads, pair.prompts)
+
+
+def open_sides(run: Any, inside: bool = False) -> Pair:
+    """The pair of a run: loads the base once, and reads the traits stage where the intervention is made of a vector.
+
+    With ``engine.kind: processes`` or ``ray`` the sides hand their shards to workers, which open the same pair.
+    ``inside``: for a stage that reads activations (see ``Pair.inside``).
+    """
+    p = run.params
+    workers = open_workers(p)  # before the weights: an address that does not answer is known at once
+    vectors = VectorSet.load(run.input("traits")) if p.intervention.needs_vectors else None
+    pair = open_pair(p.base, p.intervention, run.cache, run.root, vectors, run.progress, p.engine)
+    if workers is not None:
+        keys = {side.name: side.key for side in pair}
+        share(pair, workers, PairSpec(p.base, p.intervention, run.cache, run.root, vectors, keys, p.engine))
+        run.record("engine", workers.describe())
+    pair = pair.inside() if inside else pair
+    run.record("base", pair.base.model.record)
+    run.record(
+        "intervention",
+        pair.intervention.model.record
+        | {"key": pair.intervention.key, "kind": p.intervention.kind, **pair.intervention.notes},
+    )
+    run.record(
+        "device",
+        {"device": str(pair.base.model.device), "dtype": str(pair.base.model.dtype), "reason": pair.base.model.reason},
+    )
+    return pair
+
+
+# -------------------------------------------------------------------------------------------------- the pair, elsewhere
+
+
+@dataclass(frozen=True)
+class PairSpec:
+    """All that it takes to open the pair of an experiment in another process. ``keys`` are those of the driver's sides:
+    a worker that would compute anything else is refused."""
+
+    base: ModelSpec
+    intervention: Intervention
+    cache: Path
+    root: Path
+    vectors: VectorSet | None
+    keys: dict[str, str]
+    engine: EngineSpec | None = None
+
+    def open(self) -> Pair:
+        """Raises ModelError when this process computes other models than the driver."""
+        pair = open_pair(self.base, self.intervention, self.cache, self.root, self.vectors, engine=self.engine)
+        for side in pair:
+            if side.key != self.keys[side.name]:
+                raise ModelError(
+                    f"engine.kind: the worker on {socket.gethostname()} opened another {side.name} model than the "
+                    f"driver (as {side.model.dtype}); all machines need the same files, and base.dtype must be named "
+                    "where they are not of one kind"
+                )
+        return pair
+
+    def unused_weights(self, dtype: str) -> PairSpec:
+        """The same pair for workers whose engine holds the weights by itself: those read here stay off the GPU."""
+        there = {"device": "cpu", "dtype": dtype}
+        return replace(self, base=self.base.model_copy(update=there), intervention=self.intervention.placed(**there))
+
+
+@dataclass(frozen=True)
+class PairWorkers:
+    """Workers that hold the pair that ``spec`` describes."""
+
+    workers: Workers
+    spec: PairSpec
+
+    def map(
+        self, work: Callable[[Pair, Item], Result], items: Iterable[Item], unused_weights: str | None = None
+    ) -> Iterator[Result]:
+        """``work(pair, item)`` for every item, in the order in which they finish. ``unused_weights`` names the dtype
+        where the pair's own weights are not computed with."""
+        spec = self.spec if unused_weights is None else self.spec.unused_weights(unused_weights)
+        name = f"pair {sorted(spec.keys.items())} {spec.base.device} {spec.engine}"
+        return self.workers.map(name, spec.open, work, items)
+
+
+def share(pair: Pair, workers: Workers, spec: PairSpec) -> None:
+    """Let the sides hand their shards to workers. A side whose answers come from a server or a table keeps them here:
+    there is nothing to compute."""
+    for side in pair:
+        if side.here:
+            side.workers = PairWorkers(workers, spec)

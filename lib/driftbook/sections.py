@@ -1,0 +1,285 @@
+"""The ground floor of parameters: what a section is, and the sections whose kinds are registered.
+
+A kind of intervention is one class in one file of :mod:`driftbook.interventions`: its parameters, how it opens, what it
+can tell and how it is described. A parameter file may name whatever is registered, so a new kind is that file and its
+registration. Engines likewise: see :mod:`driftbook.engines`.
+"""
+
+from __future__ import annotations
+
+import re
+import typing
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, SerializeAsAny, field_validator
+from pydantic_core import PydanticCustomError, PydanticKnownError
+
+if TYPE_CHECKING:
+    from driftbook.models.loading import LoadedModel
+    from driftbook.models.sides import Pair
+    from driftbook.models.vectors import VectorSet
+    from driftbook.text_tables import TextTable
+
+T = TypeVar("T")
+
+ResidualSite = Literal["resid_pre", "resid_mid", "resid_post"]
+RESIDUAL_SITES: tuple[ResidualSite, ...] = typing.get_args(ResidualSite)
+
+
+class Registry(dict[str, T], Generic[T]):
+    """What parameter files can name, in the order of registration."""
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """A decorator. Raises ValueError for a name that is taken by another."""
+
+        def add(one: T) -> T:
+            if self.setdefault(name, one) is not one:
+                raise ValueError(f"{name!r} is registered already, as {self[name]}")
+            return one
+
+        return add
+
+    def known(self, name: str) -> str:
+        """The name, where it is registered; as a validator of pydantic, which explains it like a literal."""
+        if name not in self:
+            raise PydanticKnownError("literal_error", {"expected": ", ".join(map(repr, self))})
+        return name
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelSpec(Section):
+    """Where weights come from: ``bundled:<name>``, a Hugging Face id, a folder, or a GGUF file."""
+
+    model: str = "bundled:smollm2-135m-instruct"
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    chat_template: bool = Field(True, description="False: the prompt as it stands, as base models want it")
+
+
+# What providers give out begins so; the name of a variable does not, nor is it a long run of letters and digits.
+_KEY = re.compile(
+    r"(sk|pk|rk|gsk|hf|xai|r8|pplx|nvapi|gh[opsu]|github_pat|glpat|xox[abp])[-_](?=.*\d)[-_.\w]{8,}"
+    r"|(AIza|AKIA|ASIA|eyJ)[-_.\w]{12,}|Bearer .+|(?=\w*\d)(?=\w*[A-Za-z])[A-Za-z0-9]{24,}[-_.=A-Za-z0-9]*"
+)
+_NAMES_A_SECRET = re.compile(r"(^|[-_])(key|token|secret|password|sig|signature|authorization)$", re.IGNORECASE)
+
+
+def looks_like_a_key(text: str) -> bool:
+    """Whether a text has the shape of a secret rather than of a name."""
+    return _KEY.fullmatch(text.strip()) is not None
+
+
+class Server(Section):
+    """How a server of the OpenAI chat API is reached. The key itself stands nowhere: ``api_key_env`` names the
+    environment variable that holds it, and what has the shape of a key is refused without being shown."""
+
+    api_key_env: str | None = None
+    concurrency: int = Field(8, ge=1)
+    timeout_s: float = Field(60.0, gt=0)
+    extra_body: dict[str, Any] = Field({}, description="fields that go with every request as they stand")
+    template_args: dict[str, Any] = Field(
+        {}, description="arguments of the server's chat template, such as enable_thinking: false"
+    )
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _names_a_variable(cls, value: str | None) -> str | None:
+        if value is not None and (not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) or looks_like_a_key(value)):
+            raise PydanticCustomError(
+                "secret",
+                "is the NAME of an environment variable, and this is none (a key itself? put it into a variable, and "
+                "treat it as read by others if this file was shared)",
+            )
+        return value
+
+    @field_validator("base_url", check_fields=False)
+    @classmethod
+    def _url_without_a_secret(cls, value: str | None) -> str | None:
+        if value is None:
+            return value
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise PydanticCustomError("secret", "is no http:// or https:// address")
+        if "@" in parts.netloc or any(
+            _NAMES_A_SECRET.search(name) or looks_like_a_key(said) for name, said in parse_qsl(parts.query, True)
+        ):
+            raise PydanticCustomError(
+                "secret", "holds a user, password or key; name the variable that holds the key as api_key_env"
+            )
+        return value
+
+    @field_validator("extra_body", "template_args")
+    @classmethod
+    def _fields_without_a_secret(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, said in _leaves(value):
+            if isinstance(said, str) and (_NAMES_A_SECRET.search(name) or looks_like_a_key(said)):
+                raise PydanticCustomError(
+                    "secret", "holds what looks like a key; name the variable that holds it as api_key_env"
+                )
+        return value
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inside in value.items():
+            yield from _leaves(inside, str(key))
+    elif isinstance(value, list):
+        for inside in value:
+            yield from _leaves(inside, name)
+    else:
+        yield name, value
+
+
+# -------------------------------------------------------------------------------------------------------- interventions
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What an intervention may need to open.
+
+    ``base`` says where the base came from, for a kind that loads it again; ``vectors`` are those of the traits stage,
+    for one with ``needs_vectors``; ``progress(total, label, unit)`` gives a handle with ``update(n)``.
+    """
+
+    base: ModelSpec
+    cache: Path
+    root: Path
+    vectors: VectorSet | None = None
+    progress: Callable[[int, str, str], Any] | None = None
+
+    def path(self, name: str) -> Path:
+        """A file or folder that a parameter names, relative to the repository."""
+        return self.root / Path(name).expanduser()
+
+
+class Intervention(Section):
+    """What was done to the base model: parameters, and everything that is particular to a kind.
+
+    A kind has a field ``kind`` with a literal and that default, and is registered by ``@intervention``. All but
+    ``open`` and ``by`` have defaults, which are those of a kind that changes how the base computes.
+    """
+
+    kind: str
+
+    needs_vectors: ClassVar[bool] = False
+    """Whether it is made of a trait vector: the traits stage runs before decode then."""
+    answers_here: ClassVar[tuple[str, ...]] = ("base", "intervention")
+    """Sides whose own weights answer: of the others no likelihood and no activation is to be had."""
+    models: ClassVar[int] = 1
+    """Sets of weights in memory; 1 where the sides share the base's."""
+    brings_prompts: ClassVar[bool] = False
+    """Whether the answers are there already, with their prompts (``table``)."""
+    changes: ClassVar[bool] = True
+    """False where both sides are the same model."""
+    files: ClassVar[tuple[str, ...]] = ()
+    """Parameters that name a file, which must be there."""
+    places: ClassVar[tuple[str, ...]] = ()
+    """Parameters that name a file or a folder, if there is one; what lies there shapes the texts."""
+
+    @abstractmethod
+    def open(self, base: LoadedModel, opening: Opening) -> Pair:
+        """Put this beside the loaded base.
+
+        A side's key must follow from everything that shapes its texts: they are kept under it.
+
+        Raises:
+            ModelError: weights, adapter or vector do not fit; DriftbookError: what it names cannot be used.
+        """
+
+    @abstractmethod
+    def by(self) -> str:
+        """How the base changed, in words that follow "How did the base change"."""
+
+    def title(self, base: str) -> str:
+        """The question that an experiment asks. ``base`` is the name of the base model."""
+        return f"How did {base} change {self.by()}?"
+
+    @property
+    def about(self) -> str | None:
+        """The trait that it is meant to move, where it names one."""
+        return None
+
+    @property
+    def likelihoods(self) -> bool:
+        """Whether both sides can tell how likely they find a text."""
+        return self.answers_here == ("base", "intervention")
+
+    def missing(self, root: Path) -> Mapping[str, str]:
+        """What is wrong with the files that it names, beyond ``files``: parameter to a sentence."""
+        return {}
+
+    def inputs(self) -> list[str]:
+        """The files and folders of this disk that it may name."""
+        return [getattr(self, name) for name in (*self.files, *self.places)]
+
+    def table(self, root: Path) -> TextTable | None:
+        """The answers that it brings along, with their prompts. Raises DriftbookError for what is no such table."""
+        return None
+
+    def plan_note(self, elsewhere: int) -> str:
+        """What a plan should say of it; ``elsewhere``: the answers that are not made here."""
+        return ""
+
+    def placed(self, **where: str) -> Intervention:
+        """The same on another device and dtype than the parameters say, where it has its own."""
+        return self
+
+
+KINDS: Registry[type[Intervention]] = Registry()
+
+
+def intervention(cls: type[Intervention]) -> type[Intervention]:
+    """Register a kind under the default of its field ``kind``."""
+    return KINDS.register(cls.model_fields["kind"].default)(cls)
+
+
+def of_kind(value: Any) -> Intervention:
+    """The intervention that a mapping with ``kind`` describes. Raises as a discriminated union of pydantic does."""
+    if isinstance(value, Intervention):
+        return value
+    if not isinstance(value, dict):
+        raise PydanticKnownError("model_attributes_type")
+    known = {"discriminator": "'kind'", "expected_tags": ", ".join(map(repr, KINDS))}
+    if "kind" not in value:
+        raise PydanticKnownError("union_tag_not_found", {"discriminator": "'kind'"})
+    if value["kind"] not in KINDS:
+        raise PydanticKnownError("union_tag_invalid", known | {"tag": str(value["kind"])})
+    return KINDS[value["kind"]].model_validate(value)
+
+
+#: The field of an experiment: any registered kind, also one that is registered later.
+AnyIntervention = Annotated[SerializeAsAny[Intervention], PlainValidator(of_kind)]
+
+
+# -------------------------------------------------------------------------------------------------------------- engines
+
+DECODERS: Registry[Callable[..., Any]] = Registry()
+"""Name to a function of a side and the cache that gives what answers for it (``models.answers.Engine``)."""
+WORKERS: Registry[type] = Registry()
+"""Name to a class of :class:`driftbook.workers.Workers`."""
+
+
+class EngineSpec(Section):
+    """What runs the models. ``decoder`` is the generation engine inside a worker.
+
+    ``local``: this process. ``processes``: shards of decoding, replay, embedding and judging go to ``workers``
+    processes of this machine, which on a CPU are faster than its threads; on a GPU it is ``local``. ``ray``: to
+    ``workers`` processes of the cluster at ``address`` (``host:port``, or ``auto`` for the one that this machine
+    belongs to), else started on this machine.
+    """
+
+    kind: Annotated[str, AfterValidator(WORKERS.known)] = "local"
+    decoder: Annotated[str, AfterValidator(DECODERS.known)] = "local"
+    address: str | None = None
+    workers: int = Field(2, ge=1)
+    batch_size: int | Literal["auto"] = "auto"
