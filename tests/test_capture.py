@@ -493,7 +493,7 @@ def test_tier3_of_both_sides_asks_for_captured_prompts(tmp_path):
     bars = []
     run = SimpleNamespace(
         section=SimpleNamespace(tier3=wanted, prompts=[]),
-        params=SimpleNamespace(intervention=SimpleNamespace(trait="terse")),
+        params=SimpleNamespace(intervention=SimpleNamespace(about="terse")),
         root=tmp_path,
         data=tmp_path / "data",
         progress=lambda total, *a: (bars.append(total), SimpleNamespace(update=lambda n: None))[1],

@@ -236,5 +236,5 @@ def test_a_gpu_is_filled_from_one_process(monkeypatch):
     assert isinstance(opened, Processes) and opened.at_once == 3 and opened is open_workers(experiment)
     assert opened.describe()["processes"] == 3
     monkeypatch.setattr("driftbook.models.loading.choose_device", lambda *a: (SimpleNamespace(type="cuda"), ""))
-    assert open_workers(experiment) is None
+    assert open_workers(Experiment(experiment="x", engine=EngineSpec(kind="processes", workers=4))) is None
     assert open_workers(Experiment(experiment="x")) is None

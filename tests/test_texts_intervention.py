@@ -236,7 +236,7 @@ def test_capture_reads_the_beginning_of_each_text_with_the_base(base, tmp_path):
     assert len(samples) == 24 and {s.finish_reason for s in samples} == {"length"}
     model = pair.base.model
     for s in samples[::7]:
-        said = pair.intervention.source.table.texts["intervention", prompts[s.prompt].prompt_id][s.sample]
+        said = pair.intervention.engine.table.texts["intervention", prompts[s.prompt].prompt_id][s.sample]
         assert s.sequence.response_ids == tuple(model.tokenizer(said, add_special_tokens=False)["input_ids"][:8])
         hidden = model.model(torch.tensor([s.sequence.ids]), output_hidden_states=True).hidden_states[2][0]
         expected = hidden @ (direction[0, :, 0] / direction.norm())
