@@ -708,7 +708,8 @@ def _checked_design(experiment: Experiment, root: Path, where: Where) -> Experim
             if section.samples > fewest and "samples" in section.model_fields_set:
                 raise ParameterError(
                     f"{where((stage, 'samples'))}{stage}.samples: {section.samples}, and {_shown(table.path, root)} "
-                    f"holds {fewest} texts a side of {poorest.text[:60]!r} ({poorest.source}); set at most {fewest}, or leave it out"
+                    f"holds {fewest} texts a side of {poorest.text[:60]!r} ({poorest.source}); set at most {fewest}, "
+                    "or leave it out"
                 )
             samples = min(section.samples, fewest)
             experiment = experiment.model_copy(update={stage: section.model_copy(update={"samples": samples})})
