@@ -16,7 +16,7 @@ import pandas as pd
 
 from driftbench import cascade_designs as simulate
 from driftbook import decode, traits
-from driftbook.discovery import hypotheses
+from driftbook.discovery import phrases
 from driftbook.errors import DriftbookError
 from driftbook.evidence.intervals import bootstrap_mean, wilson
 from driftbook.evidence.judges import EmbeddingJudge, Judge, LexiconJudge
@@ -48,7 +48,7 @@ def material(
     progress: Callable[..., Any],
 ) -> Material:
     """One answer of each side to each prompt of the discovery set, the intervention's steered along ``trait`` (a trait
-    file) by ``coefficient``; at most ``limit`` hypotheses that the keyword labeller finds on split discover.
+    file) by ``coefficient``; at most ``limit`` hypotheses that are phrases found on split discover.
 
     ``held_out`` is the share of prompts in split validate. Raises DriftbookError when no hypothesis is found.
     """
@@ -69,7 +69,7 @@ def material(
     texts = decode.decode_texts(pair, chosen, ids, asks, params, seed, store, progress=bar.update)
     bar.close()
     seen = texts[texts["split"] == "discover"]
-    found = hypotheses.propose(seen, {p.prompt_id: p.said() for p in chosen.prompts}, limit=limit)
+    found = phrases.propose(seen, {p.prompt_id: p.said() for p in chosen.prompts}, limit=limit)
     if not found:
         raise DriftbookError("no word tells the two sides apart: raise prompts, max_new_tokens or coefficient")
     return Material(texts, chosen.by_id(), found, seed)

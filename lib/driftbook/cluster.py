@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from driftbook import parameters
-from driftbook.discovery import clustering, composition, hypotheses, maps
+from driftbook.discovery import clustering, composition, hypotheses, maps, phrases
 from driftbook.discovery.clustering import Clustering, Stability
 from driftbook.discovery.embeddings import Embedded, Embedder, EmbeddingCache, Fidelity, embed, text_digest
 from driftbook.errors import DriftbookError
@@ -452,8 +452,8 @@ def map_labels(names: Mapping[int, str]) -> dict[int, str]:
 def propose(
     texts: pd.DataFrame, found: Clustering, table: pd.DataFrame, section: parameters.Cluster, embedding: Embedding
 ) -> pd.DataFrame:
-    """Candidates for the validate stage (``hypotheses.parquet``), from the words that part the two sides."""
-    proposals = hypotheses.propose(
+    """Candidates for the validate stage (``hypotheses.parquet``): phrases that one side says more, with their place."""
+    proposals = phrases.propose(
         texts,
         dict(zip(texts["prompt_id"], texts["prompt"], strict=True)),
         clusters=pd.DataFrame({"text_id": texts["text_id"], "cluster": found.labels}),

@@ -23,6 +23,7 @@ from driftbench.cascade_designs import t_test_p
 from driftbench.proof.harvest import Harvest
 from driftbook import cluster, validate
 from driftbook.discovery import hypotheses as hypothesis
+from driftbook.discovery import phrases
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.evidence.cascade import silent
 from driftbook.evidence.judges import LexiconJudge
@@ -208,7 +209,7 @@ def label_every_cluster(texts: pd.DataFrame, found: Any, words: int = 8) -> list
             if order:
                 terms = tuple(vocabulary.terms[i] for i in order)
                 quoted = ", ".join(f'"{t}"' for t in terms[:4])
-                labels.append(Hypothesis(f"in cluster {number}: {quoted}", direction, number, (), "keywords", terms))
+                labels.append(Hypothesis(f"in cluster {number}: {quoted}", direction, number, (), "phrases", terms))
     return labels
 
 
@@ -286,7 +287,7 @@ def run(
         labels = label_every_cluster(seen, found)
         confirmed = fixed(texts, labels, judge, alpha, margin)
     else:
-        proposals = hypothesis.propose(
+        proposals = phrases.propose(
             seen,
             dict(zip(seen["prompt_id"], seen["prompt"], strict=True)),
             clusters=pd.DataFrame({"text_id": seen["text_id"], "cluster": found.labels}),

@@ -20,11 +20,12 @@ WORD_CHARACTERS = r"\p{L}\p{M}\p{N}_\u200c\u200d"  # with the joiners of Persian
 
 _MARKS = regex.compile(r"(\p{M}{30})\p{M}+")
 _QUOTES = str.maketrans({c: "'" for c in "’‘ʼ＇´"} | {c: '"' for c in "“”„«»"} | {"\u00ad": None, "\ufeff": None})
-_WORD = regex.compile(
-    rf"(?V1)(?:\p{{L}}\.){{2,}}|[{UNSPACED}]\p{{M}}*"
+WORD = (  # of version 1 of the regex package
+    rf"(?:\p{{L}}\.){{2,}}|[{UNSPACED}]\p{{M}}*"
     rf"|[\p{{L}}\p{{N}}_--[{UNSPACED}]][{WORD_CHARACTERS}--[{UNSPACED}]]*"
     rf"(?:(?:'(?=\p{{L}})|(?<=\d)[.,](?=\d))[{WORD_CHARACTERS}--[{UNSPACED}]]+)*"
 )
+_WORD = regex.compile(f"(?V1){WORD}")
 # The same over ASCII, which most answers are: Python's own engine is twice as fast there.
 _ASCII_WORD = re.compile(r"(?:[a-z]\.){2,}|\w+(?:(?:'(?=[a-z])|(?<=\d)[.,](?=\d))\w+)*", re.ASCII)
 _UNSPACED = regex.compile(rf"[{UNSPACED}]")

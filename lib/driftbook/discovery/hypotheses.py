@@ -1,9 +1,8 @@
-"""Hypotheses: structured claims about what one side says more often, proposed from the texts of the discover split.
+"""Hypotheses: structured claims about what one side does more often, and the measure that each is tested on.
 
-The keyword labeller contrasts the words of both sides by weighted log-odds with an informative Dirichlet prior
-(Monroe, Colaresi & Quinn 2008, "Fightin' Words"), with one change: a word counts once per prompt (the share of the
-prompt's texts that hold it), because texts of one prompt are not independent. Nothing here tests anything; a proposal
-is only a proposal.
+``discovery.phrases`` proposes them from texts, ``evidence.labeller`` asks a model for them, and people write them. Here
+are what all share: the record and its table, near-duplicates, and the words of texts weighed by log-odds with an
+informative Dirichlet prior (Monroe, Colaresi & Quinn 2008, "Fightin' Words"), which name clusters.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -20,7 +19,6 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from driftbook.discovery.forms import FORMS
 from driftbook.errors import DriftbookError
 
 Side = Literal["base", "intervention"]
@@ -29,7 +27,6 @@ COLUMNS = ("hypothesis_id", "text", "direction", "cluster", "evidence", "propose
 
 MIN_STABILITY = 0.6  # below it a cluster dissolves when prompts are drawn anew (Hennig 2007)
 SAME_TEXTS = 0.6  # correlation over texts from which on two lexicons say one thing in other words
-LEAST_Z = 1.5  # of a word to be in a lexicon: words that are weak alone make a strong hypothesis together
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _CLAUSE = re.compile(r"[.!?;:,()\[\]\"“”\n]+")
@@ -163,178 +160,34 @@ def read_vocabulary(texts: Sequence[str], prompts: Sequence[str], min_texts: int
     return Vocabulary([str(t) for t in terms[often]], matrix[:, often])
 
 
-def log_odds(up: np.ndarray, down: np.ndarray, background: np.ndarray, strength: float = 0.1) -> np.ndarray:
+def log_odds(
+    up: np.ndarray,
+    down: np.ndarray,
+    background: np.ndarray,
+    strength: float = 0.1,
+    totals: tuple[float, float] | None = None,
+) -> np.ndarray:
     """z-scores of the weighted log-odds ratio with an informative Dirichlet prior; arguments and result are [words].
 
     ``up`` and ``down`` are counts on both sides, ``background`` counts that give the prior its shape; the prior
-    weighs ``strength`` times as much as the data. Positive where ``up`` has more.
+    weighs ``strength`` times as much as the data. ``totals`` are the sizes of both sides, where they are not the sums
+    of the counts (which phrases that overlap inflate). Positive where ``up`` has more.
     """
-    total = up.sum() + down.sum()
+    sizes = totals or (up.sum(), down.sum())
+    total = sum(sizes)
     if total == 0:
         return np.zeros(len(up))
-    prior = np.maximum(strength * total * background / max(background.sum(), 1e-12), 0.01)
-    mass = prior.sum()
+    whole = background.sum() if totals is None else total
+    prior = np.maximum(strength * total * background / max(whole, 1e-12), 0.01)
+    mass = prior.sum() if totals is None else strength * total
 
-    def logit(y: np.ndarray) -> np.ndarray:
-        return np.log((y + prior) / np.maximum(y.sum() + mass - y - prior, 0.01))  # of all other words
+    def logit(y: np.ndarray, size: float) -> np.ndarray:
+        return np.log((y + prior) / np.maximum(size + mass - y - prior, 0.01))  # of all other words
 
-    return (logit(up) - logit(down)) / np.sqrt(1 / (up + prior) + 1 / (down + prior))
-
-
-# -------------------------------------------------------------------------------------------------------------- propose
+    return (logit(up, sizes[0]) - logit(down, sizes[1])) / np.sqrt(1 / (up + prior) + 1 / (down + prior))
 
 
-def _without_overlap(terms: list[str], order: np.ndarray, z: np.ndarray, limit: int) -> list[int]:
-    """The strongest terms, a phrase only where it says clearly more than its words, and no word whose phrase was
-    taken."""
-    kept: list[int] = []
-    for i in order:
-        words = set(terms[i].split())
-        rivals = [k for k in kept if words & set(terms[k].split()) and (len(words) > 1 or " " in terms[k])]
-        if all(abs(z[i]) > 1.25 * abs(z[k]) for k in rivals):
-            kept.append(int(i))
-        if len(kept) == limit:
-            break
-    return kept
-
-
-def _groups(picked: list[int], related: np.ndarray, size: int) -> list[list[int]]:
-    """Greedy groups: the strongest ungrouped word and those related to it, strongest first; positions in ``picked``."""
-    left, groups = list(range(len(picked))), []
-    while left:
-        head = left[0]
-        group = [head, *[j for j in left[1:] if related[head, j]][: size - 1]]
-        groups.append([picked[j] for j in group])
-        left = [j for j in left if j not in group]
-    return groups
-
-
-def _related(vocabulary: Vocabulary, picked: list[int], rows: np.ndarray, embed: Callable | None) -> np.ndarray:
-    """[picked, picked] booleans: words that share texts twice as often as chance has it, or that mean nearly the
-    same."""
-    held = vocabulary.holds[rows][:, picked]
-    together = np.asarray((held.T @ held).todense(), dtype=np.float64)
-    alone = np.maximum(together.diagonal(), 1)
-    lift = together * max(1, int(rows.sum())) / np.outer(alone, alone)
-    related = (lift >= 2) & (together >= 3)
-    if embed is not None and picked:
-        vectors = np.asarray(embed([vocabulary.terms[i] for i in picked]))
-        related |= vectors @ vectors.T >= 0.5
-    return related
-
-
-def _sentence(words: Sequence[str], cluster: int, theme: bool) -> str:
-    quoted = ", ".join(f'"{w}"' for w in words[:4])
-    if theme:
-        return f"gives answers of the kind of cluster {cluster}, with words such as {quoted}, more often"
-    like = " and the like" if len(words) > 1 else ""
-    return f"says {quoted}{like} more often"  # what tells claims apart comes first: labels are cut
-
-
-@dataclass(frozen=True)
-class _Scored:
-    hypothesis: Hypothesis
-    score: float
-    held: np.ndarray  # [texts] booleans
-
-
-def _score(held: np.ndarray, prompt: np.ndarray, side: np.ndarray, direction: Side) -> float:
-    """z of the paired difference over prompts: share of texts that hold it (``[texts]`` booleans), that side minus the
-    other."""
-    column = Vocabulary(["it"], sp.csr_matrix(held[:, None].astype(np.float64)))
-    shares = column.shares(prompt, side, np.ones(len(prompt), dtype=bool))
-    d = np.asarray((shares["intervention"] - shares["base"]).todense()).ravel()
-    if len(d) < 2:
-        return 0.0
-    d = d if direction == "intervention" else -d
-    return float(d.mean() / np.sqrt((d.var() + 0.25 / len(d)) / len(d)))
-
-
-def propose(
-    texts: pd.DataFrame,
-    prompts: Mapping[str, str],
-    clusters: pd.DataFrame | None = None,
-    composition: pd.DataFrame | None = None,
-    limit: int = 12,
-    min_stability: float = MIN_STABILITY,
-    embed: Callable[[list[str]], np.ndarray] | None = None,
-) -> list[Hypothesis]:
-    """Candidate hypotheses, strongest first, at most ``limit``.
-
-    ``texts``: text_id, side, prompt_id, text, of split discover only (a table with other splits is refused).
-    ``prompts``: prompt id to prompt text. ``clusters`` (text_id, cluster) and ``composition`` (cluster, stability,
-    and where there: difference, low, high) add contrasts inside each stable cluster, contrasts between two of them that
-    answers moved between, and themes of clusters whose share moved; unstable clusters propose nothing. ``embed`` (list
-    of words to unit vectors) also groups words by meaning; without it by the texts that they share.
-    """
-    if "split" in texts and (texts["split"] != "discover").any():
-        raise DriftbookError("hypotheses come from split discover only: texts of screen and validate must stay unseen")
-    texts = texts.sort_values("text_id", kind="stable").reset_index(drop=True)
-    if texts.empty:
-        return []
-    prompt_ids = texts["prompt_id"].to_numpy(dtype=str)
-    side, ids = texts["side"].to_numpy(dtype=str), texts["text_id"].to_numpy(dtype=str)
-    vocabulary = read_vocabulary(texts["text"].tolist(), [prompts.get(p, "") for p in prompt_ids])
-    if not vocabulary.terms:
-        return []
-    everything = np.ones(len(texts), dtype=bool)
-    background = _totals(vocabulary.shares(prompt_ids, side, everything))
-    prior = background["base"] + background["intervention"]
-
-    found: list[_Scored] = []
-
-    def add(members: list[int], direction: Side, cluster: int, rows: np.ndarray, theme: bool = False) -> None:
-        held = np.asarray(vocabulary.holds[:, members].sum(axis=1)).ravel() > 0
-        score = _score(held, prompt_ids, side, direction)
-        words = tuple(vocabulary.terms[i] for i in members)
-        evidence = _evidence(vocabulary, members, ids, prompt_ids, rows & (side == direction))
-        text = _sentence(words, cluster, theme)
-        found.append(_Scored(Hypothesis(text, direction, cluster, evidence, "keywords", words), score, held))
-
-    scopes: list[tuple[dict[Side, int], np.ndarray]] = [({"base": -1, "intervention": -1}, everything)]
-    stable = _stable(composition, min_stability)
-    label = np.full(len(texts), -1)
-    if clusters is not None:
-        table = dict(zip(clusters["text_id"], clusters["cluster"], strict=True))
-        label = np.array([table.get(i, -1) for i in ids])
-        scopes += [({"base": c, "intervention": c}, label == c) for c in sorted(stable)]
-        for (a, b), moved in moved_answers(texts.assign(cluster=label), sorted(stable)).items():
-            scopes.append(({"base": a, "intervention": b}, np.isin(ids, moved["text_id"])))
-    for cluster, rows in scopes:
-        counts = _totals(vocabulary.shares(prompt_ids, side, rows))
-        z = log_odds(counts["intervention"], counts["base"], prior)
-        z[counts["intervention"] + counts["base"] < 2] = 0  # fewer than two prompts' worth
-        for direction, sign in (("intervention", 1), ("base", -1)):
-            order = np.argsort(-sign * z, kind="stable")
-            order = order[sign * z[order] >= LEAST_Z]
-            picked = _without_overlap(vocabulary.terms, order, z, 24)
-            if not picked:
-                continue
-            for members in _groups(picked, _related(vocabulary, picked, rows, embed), 8):
-                add(members, direction, cluster[direction], rows)
-            add(picked[:8], direction, cluster[direction], rows)
-    for cluster, difference in _moved(composition, stable).items():
-        rows = label == cluster
-        z = log_odds(_spread(vocabulary, rows), _spread(vocabulary, ~rows), prior)
-        order = np.argsort(-z, kind="stable")
-        picked = _without_overlap(vocabulary.terms, order[z[order] >= LEAST_Z], z, 8)
-        if picked:
-            add(picked, "intervention" if difference > 0 else "base", cluster, rows, theme=True)
-
-    for form in FORMS:
-        held = form.holds(texts["text"].tolist())
-        if held.sum() < 3:
-            continue
-        for direction in SIDES:
-            score = _score(held, prompt_ids, side, direction)
-            if score >= LEAST_Z:
-                chosen = held & (side == direction)
-                evidence = tuple(map(str, ids[chosen][:10]))
-                hypothesis = Hypothesis(f"{form.says} more often", direction, -1, evidence, "keywords", (form.word,))
-                found.append(_Scored(hypothesis, score, held))
-
-    ranked = sorted((s for s in found if s.score > 0), key=lambda s: (-s.score, s.hypothesis.hypothesis_id))
-    return merge([s.hypothesis for s in ranked], held=[s.held for s in ranked])[:limit]
+# --------------------------------------------------------------------------------------------------------------- moved
 
 
 def moved_answers(
@@ -360,45 +213,6 @@ def moved_answers(
     return found
 
 
-def _totals(shares: dict[str, sp.csr_matrix]) -> dict[str, np.ndarray]:
-    return {side: np.asarray(s.sum(axis=0)).ravel() for side, s in shares.items()}
-
-
-def _spread(vocabulary: Vocabulary, rows: np.ndarray) -> np.ndarray:
-    return np.asarray(vocabulary.holds[rows].sum(axis=0), dtype=np.float64).ravel()
-
-
-def _stable(composition: pd.DataFrame | None, least: float) -> set[int]:
-    if composition is None:
-        return set()
-    good = composition[(composition["cluster"] >= 0) & (composition["stability"] >= least)]
-    return set(good["cluster"].astype(int))
-
-
-def _moved(composition: pd.DataFrame | None, stable: set[int]) -> dict[int, float]:
-    """Stable clusters whose share of the two sides differs by more than its interval: cluster to difference."""
-    if composition is None or not {"difference", "low", "high"} <= set(composition.columns):
-        return {}
-    table = composition[composition["cluster"].isin(stable)]
-    table = table[(table["low"] > 0) | (table["high"] < 0)]
-    return dict(zip(table["cluster"].astype(int), table["difference"].astype(float), strict=True))
-
-
-def _evidence(
-    vocabulary: Vocabulary, members: list[int], ids: np.ndarray, prompt: np.ndarray, rows: np.ndarray, limit: int = 10
-) -> tuple[str, ...]:
-    """Texts with most of the words, one per prompt first."""
-    keep = np.flatnonzero(rows)
-    hits = np.asarray(vocabulary.holds[keep][:, members].sum(axis=1)).ravel()
-    order = sorted((i for i in range(len(keep)) if hits[i] > 0), key=lambda i: (-hits[i], ids[keep[i]]))
-    seen: set[str] = set()
-    first, later = [], []
-    for i in order:
-        (later if prompt[keep[i]] in seen else first).append(str(ids[keep[i]]))
-        seen.add(prompt[keep[i]])
-    return tuple((first + later)[:limit])
-
-
 # ---------------------------------------------------------------------------------------------------------------- merge
 
 
@@ -421,7 +235,7 @@ def merge(
         for i, (k, others) in enumerate(kept):
             by_words = bool(h.words and k.words)
             one, two = (h.words, k.words) if by_words else (tokenize(h.text), tokenize(k.text))
-            same = _alike(one, two, least if by_words else 0.7) or _together(texts, others) >= SAME_TEXTS
+            same = _alike(one, two, least if by_words else 0.7) or alike(texts, others) >= SAME_TEXTS
             if same and h.direction == k.direction and h.proposer != "person":
                 kept[i] = replace(k, evidence=tuple(dict.fromkeys(k.evidence + h.evidence))[:10]), others
                 break
@@ -430,7 +244,7 @@ def merge(
     return [h for h, _ in kept]
 
 
-def _together(one: np.ndarray | None, two: np.ndarray | None) -> float:
+def alike(one: np.ndarray | None, two: np.ndarray | None) -> float:
     """Correlation over texts of what holds of them; 0 where one holds of all or of none."""
     if one is None or two is None or one.std() == 0 or two.std() == 0:
         return 0.0

@@ -7,7 +7,7 @@ preference for a place cannot become a direction. Later questions show the state
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,3 +150,42 @@ def propose(
     for one in local:
         found = merge([*found, *one.hypotheses()])
     return found[:limit]
+
+
+@dataclass
+class Naming:
+    """One question: what do these phrases show? Asked again, up to ``retries`` times, while no name can be read."""
+
+    endpoint: Chat
+    phrases: Sequence[str]
+    sentences: Sequence[str]
+    rubric: str = field(default_factory=lambda: shipped("name_phrases"))
+    retries: int = 2
+    asked: int = 0
+    name: str | None = None
+    done: bool = False
+
+    def next(self) -> dict[str, Any] | None:
+        if self.done or self.asked > self.retries:
+            return None
+        shown = [f"PHRASE {p}" for p in self.phrases] + [f"IN {s}" for s in self.sentences]
+        material = "\n".join(" ".join(line.split()).replace("</phrases>", "") for line in shown)
+        user = {"role": "user", "content": f"<phrases>\n{material}\n</phrases>"}
+        messages = [{"role": "system", "content": self.rubric}, user]
+        return self.endpoint.request(messages, self.asked, 0.0 if self.asked == 0 else 0.7) | {"schema": SCHEMA}
+
+    def receive(self, answer: Answer | None) -> None:
+        self.asked = self.asked + 1 if answer is not None else self.retries + 1
+        for found in json_values(answer.text if answer is not None else "", dict):
+            if "name" in found:
+                said = found["name"]
+                name = " ".join(said.split()).rstrip(".") if isinstance(said, str) else ""
+                self.done, self.name = True, name if 3 <= len(name) <= 80 else None
+
+
+def name_phrases(endpoint: Chat, groups: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[str | None]:
+    """What a model calls each group of (phrases, sentences that hold them): "praises the question"; None where it has
+    no name for it. A name is for reading: what is tested stays the phrases. Raises BudgetError at the cap."""
+    questions = [Naming(endpoint, phrases, sentences) for phrases, sentences in groups]
+    endpoint.converse(questions)
+    return [q.name for q in questions]
