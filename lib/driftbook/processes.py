@@ -2,7 +2,8 @@
 
 For CPUs. A small model's matrix products, a few rows at a time, do not keep two cores busy from one process; two
 processes with a thread each do. What a shard gives follows from what it asks for alone, as with Ray
-(:mod:`driftbook.scale`), so the texts are the same. On a GPU one process fills the device, and the work stays in it.
+(:mod:`driftbook.scale`): docs/scale.md says how far that makes texts the same. On a GPU one process fills the device,
+and the work stays in it.
 """
 
 from __future__ import annotations

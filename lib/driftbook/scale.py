@@ -1,9 +1,10 @@
 """``engine: {kind: ray}``: shards of decoding, replay, embedding and judging on worker processes, here or on a cluster.
 
 A shard is the unit of determinism: its result follows from what it asks for and from nothing else, so the texts are
-the same with one worker, with eight, and with one that was killed half-way. Ray starts the workers, places them, starts
-them again when they die and repeats what they were doing. What they made goes into the shared store of shards, and the
-driver (the notebook) gets keys and counts.
+the same with one worker, with eight, and with one that was killed half-way (in bfloat16, where all have the same number
+of threads; docs/scale.md says what is exact). Ray starts the workers, places them, starts them again when they die and
+repeats what they were doing. What they made goes into the shared store of shards, and the driver (the notebook) gets
+keys and counts.
 """
 
 from __future__ import annotations
