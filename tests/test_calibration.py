@@ -83,4 +83,4 @@ def test_the_embedder_is_fed_distinct_texts(clock):
             clock[0] += 0.5
             return np.zeros((len(texts), 3))
 
-    assert calibration.embedding_rate(Embedder(), seconds=1, texts=8) == pytest.approx(16)
+    assert calibration.embedding_rate(Embedder().encode, seconds=1, texts=8) == pytest.approx(16)

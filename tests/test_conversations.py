@@ -11,7 +11,6 @@ from driftbook import decode, validate
 from driftbook.discovery.hypotheses import Hypothesis, to_frame
 from driftbook.evidence.labeller import pairs_to_show
 from driftbook.evidence.reading import read
-from driftbook.models import interventions, likelihood
 from driftbook.parameters import Validate
 from driftbook.prompts import Prompt, PromptSet
 from planted import FakeRun
@@ -74,8 +73,8 @@ def test_both_models_read_what_is_written_behind_the_tokens_that_decode_answered
         sequences.extend(asked)
         return np.zeros(len(asked))
 
-    monkeypatch.setattr(interventions, "open_sides", lambda run: decoded.pair)
-    monkeypatch.setattr(likelihood, "log_likelihood", spy)
+    monkeypatch.setattr(validate, "open_sides", lambda run: decoded.pair)
+    monkeypatch.setattr(validate, "log_likelihood", spy)
     run = FakeRun(decoded.folder, Validate(generative=3))
     material = validate.load(run)
     claims = pd.DataFrame({"hypothesis_id": [CLAIM.hypothesis_id], "confirmed": [True]})

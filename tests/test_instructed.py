@@ -142,7 +142,7 @@ def test_the_judge_is_asked_whether_the_answer_shows_the_trait(tmp_path, monkeyp
             asked.append((texts, [h.text for h in hypotheses], prompts))
             return np.array([[0.25], [np.nan]])
 
-    monkeypatch.setattr("driftbook.evidence.opened.open_judge", lambda spec, role, *_: Judge())
+    monkeypatch.setattr("driftbook.traits.open_judge", lambda spec, role, *_: Judge())
     run = SimpleNamespace(section=Traits(judge={"kind": "local"}), cache=tmp_path, root=tmp_path, progress=progress)
     trait = warm_with(warm(tmp_path), high="Speaks with warmth.")
     np.testing.assert_array_equal(traits.trait_judge(run)(trait, ["a", "b"], ["p", "q"]), [0.25, np.nan])

@@ -32,6 +32,7 @@ from driftbook.models.tier3 import Inside, capture_tier3, look_inside, read_inte
 from driftbook.models.vectors import VectorSet
 from driftbook.prompt_files import check_lengths, read_prompts
 from driftbook.prompts import Prompt
+from driftbook.stage import Run
 
 __all__ = [
     "capture_live",
@@ -327,7 +328,7 @@ class Tier3:
     caption: str
 
 
-def tier3(run: Any, pair: Pair, live: dict[str, list[Sample]], prompts: Sequence[Prompt], vectors: VectorSet) -> Tier3:
+def tier3(run: Run, pair: Pair, live: dict[str, list[Sample]], prompts: Sequence[Prompt], vectors: VectorSet) -> Tier3:
     """Internals of the chosen layers for the tier 3 prompts of both sides (``capture.tier3``, else every captured
     prompt).
 

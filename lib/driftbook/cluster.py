@@ -21,7 +21,11 @@ from driftbook.discovery.clustering import Clustering, Stability
 from driftbook.discovery.embeddings import Embedded, Embedder, EmbeddingCache, Fidelity, embed, text_digest
 from driftbook.errors import DriftbookError
 from driftbook.evidence.intervals import resample_counts
+from driftbook.models.captured import text_scores
+from driftbook.models.sides import open_sides
+from driftbook.models.vectors import VectorSet
 from driftbook.prompts import load_saved
+from driftbook.stage import Run
 from driftbook.workers import Workers
 
 SIDES = composition.SIDES
@@ -518,15 +522,11 @@ def _drawn(draws: np.ndarray, values: np.ndarray) -> np.ndarray:
     return (draws @ values.reshape(len(values), -1).astype(np.float64)).reshape(len(draws), *values.shape[1:])
 
 
-def measure_trait_shift(run: Any, texts: pd.DataFrame, found: Clustering) -> pd.DataFrame:
+def measure_trait_shift(run: Run, texts: pd.DataFrame, found: Clustering) -> pd.DataFrame:
     """Replay a sample of every cluster's texts under the side that wrote them, and compare the sides inside clusters.
 
     Returns :func:`trait_shift`'s table. Loads the models; replayed texts come from the cache.
     """
-    from driftbook.models.captured import text_scores
-    from driftbook.models.sides import open_sides
-    from driftbook.models.vectors import VectorSet
-
     chosen = trait_sample(texts, found, run.section.trait_shift_texts, run.seed)
     bar = run.progress(len(chosen), "replay of texts", "texts")
     prompts = load_saved(run.input("decode"))

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import torch
 
 from driftbook.discovery.embeddings import through_cache
 from driftbook.discovery.screen import (
@@ -31,8 +30,10 @@ from driftbook.evidence.intervals import bootstrap_mean
 from driftbook.models.answers import Question, Request, text_of
 from driftbook.models.sampling import SamplingParams, stream_seed
 from driftbook.models.sides import SIDES, Pair, Side
+from driftbook.models.utilisation import peak_gpu_mb, utilisation
 from driftbook.prompt_files import check_lengths, read_prompts
 from driftbook.prompts import Prompt, PromptSet, save_prompts
+from driftbook.stage import Run
 from driftbook.store import ShardStore, digest
 
 TEXT_SCHEMA = pa.schema(
@@ -270,7 +271,7 @@ class Decoded:
     families: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=FAMILY_COLUMNS))  # by their answers
 
 
-def decode_rounds(run: Any, pair: Pair, prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]]) -> Decoded:
+def decode_rounds(run: Run, pair: Pair, prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]]) -> Decoded:
     """Round 0 for every prompt, the divergence screen, then rounds by the strategy until the budget or the stated
     quality is met."""
     d = run.section
@@ -364,7 +365,7 @@ def _round_row(number: int, new: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def write(run: Any, prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]], pair: Pair, decoded: Decoded) -> None:
+def write(run: Run, prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]], pair: Pair, decoded: Decoded) -> None:
     """The stage's tables and metrics."""
     save_prompts(run.data, prompts.prompts, [len(i) for i in ids["base"]])
     decoded.texts[TEXT_SCHEMA.names].to_parquet(
@@ -410,15 +411,12 @@ def made_here(pair: Pair, texts: pd.DataFrame) -> dict[str, float]:
 def utilisation_of(pair: Pair, made: dict[str, float]) -> dict[str, float]:
     """How busy decoding kept the machine: ``matrix_share`` of its matrix rate (measured now, in the model's dtype), and
     ``peak_gpu_mb`` on a GPU. Empty where nothing was decoded here."""
-    from driftbook.models.utilisation import utilisation
-
     model = pair.base.model
     if not made["seconds"]:
         return {}
     found = {"matrix_share": utilisation(model, made["tokens"] / made["seconds"])}
-    if model.device.type == "cuda":
-        found["peak_gpu_mb"] = torch.cuda.max_memory_allocated(model.device) / 1e6
-    return found
+    gpu = peak_gpu_mb(model)
+    return found if gpu is None else found | {"peak_gpu_mb": gpu}
 
 
 def speed_caption(pair: Pair, made: dict[str, float], busy: dict[str, float]) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 from driftbook.errors import DriftbookError
 from driftbook.sections import EngineSpec, ModelSpec
-from driftbook.workers import Workers, cores
+from driftbook.workers import PASSIVE, Workers, cores
 
 _held: dict[str, Any] = {}
 _job: tuple[int, Callable[[Any, Any], Any], str] | None = None
@@ -83,6 +83,7 @@ class Processes(Workers):
 def _begin(threads: int) -> None:
     """In a new process: few threads, no interrupts (they are for the notebook), and an end with the parent's."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ.setdefault(*PASSIVE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
@@ -91,7 +92,7 @@ def _begin(threads: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    import torch
+    import torch  # by the settings above
 
     torch.set_num_threads(threads)
 

@@ -164,7 +164,7 @@ def to_frame(prompts: Sequence[Prompt]) -> pd.DataFrame:
 
     ``messages`` is None for a single turn, else the (role, content) pairs as JSON.
     """
-    import pandas as pd
+    import pandas as pd  # half a second that reading parameters need not pay
 
     return pd.DataFrame(
         {
@@ -199,6 +199,6 @@ def save_prompts(folder: Path, prompts: Sequence[Prompt], n_tokens: Sequence[int
 
 def load_saved(folder: Path) -> dict[str, Prompt]:
     """The prompts of a decode stage's data folder, by id."""
-    import pandas as pd
+    import pandas as pd  # half a second that reading parameters need not pay
 
     return from_frame(pd.read_parquet(folder / TABLE))

@@ -14,11 +14,12 @@ import secrets
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 from driftbook.errors import DriftbookError
 from driftbook.sections import EngineSpec, ModelSpec
-from driftbook.workers import OPENED, Workers, cores
+from driftbook.workers import OPENED, PASSIVE, Workers, cores, peak_rss_mb
 
 RESTARTS = (
     20  # of one worker in one run: a machine that is taken away now and then is borne, a crash at every start not
@@ -43,8 +44,6 @@ def check(engine: EngineSpec) -> None:
     Raises:
         DriftbookError: names ``engine.kind`` or ``engine.address`` and what to do.
     """
-    from importlib.util import find_spec
-
     if find_spec("ray") is None:
         raise DriftbookError("engine.kind ray: Ray is not installed: pip install 'driftbook[ray]', or use kind: local")
     if engine.address in (None, "auto"):
@@ -178,8 +177,6 @@ class _Worker:
 
     def memory(self) -> tuple[int, float]:
         """Process id and peak resident memory in MB (10^6 bytes)."""
-        from driftbook.workbook.runs import peak_rss_mb
-
         return os.getpid(), peak_rss_mb()
 
 
@@ -272,12 +269,12 @@ class RayWorkers(Workers):
             num_gpus=1 if self.gpu else 0,
             max_restarts=RESTARTS,
             max_task_retries=RETRIES,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.threads)}},
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.threads), **dict([PASSIVE])}},
         )
         self._actors = [actor.remote(os.getcwd()) for _ in range(self.engine.workers)]
 
 
 def _gpus() -> int:
-    import torch
+    import torch  # seconds that a runner, which asks for the engine alone, need not pay
 
     return torch.cuda.device_count()

@@ -17,15 +17,14 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
 from driftbook.errors import CacheError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 T = TypeVar("T")
 Key = TypeVar("Key")
@@ -51,8 +50,6 @@ class ShardStore:
 
     def table(self, key: str) -> pa.Table | None:
         """The table under a key, or None."""
-        import pyarrow.parquet as pq
-
         return self._read(self._path(key, "parquet"), pq.read_table)
 
     def has_table(self, key: str) -> bool:
@@ -60,8 +57,6 @@ class ShardStore:
         return self._path(key, "parquet").exists()
 
     def put_table(self, key: str, table: pa.Table) -> pa.Table:
-        import pyarrow.parquet as pq
-
         self._write(self._path(key, "parquet"), lambda p: pq.write_table(table, p, compression="zstd"))
         return table
 

@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import DriftbookError
 from driftbook.evidence.baselines import BagOfWords
+from driftbook.evidence.opened import open_judge
+from driftbook.ledger import Ledger
 from driftbook.models import directions as directions_
 from driftbook.models.doses import strongest_dose
 from driftbook.models.gradients import likelihood_gradients
@@ -25,6 +28,7 @@ from driftbook.models.sampling import stream_seed
 from driftbook.models.traitfiles import Score, Trait, recipe
 from driftbook.models.vectors import VectorRecord, VectorSet
 from driftbook.sections import RESIDUAL_SITES
+from driftbook.stage import Run
 from driftbook.store import ShardStore, digest
 
 
@@ -125,15 +129,11 @@ def joined(first: Sequence[Answers], second: Sequence[Answers]) -> list[Answers]
     return out
 
 
-def trait_judge(run: Any) -> Score | None:
+def trait_judge(run: Run) -> Score | None:
     """The judge of ``traits.judge`` as a function of trait, texts and prompts; None where none is configured."""
     spec = run.section.judge
     if spec is None:
         return None
-    from driftbook.discovery.hypotheses import Hypothesis
-    from driftbook.evidence.opened import open_judge
-    from driftbook.ledger import Ledger
-
     ledger = Ledger(run.cache / "verdicts" / "answers.sqlite", run.section.budget_usd, "traits.budget_usd")
     judge = open_judge(spec, "traits", None, ledger, run.cache, run.root, run.progress)
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -55,12 +55,13 @@ from driftbook.evidence.transfer import clusters_near, outside, transfer
 from driftbook.evidence.verdict import Verdict
 from driftbook.evidence.verdict import verdict as told
 from driftbook.ledger import Ledger
+from driftbook.models.likelihood import log_likelihood
+from driftbook.models.replay import TokenSequence
+from driftbook.models.sides import open_sides
 from driftbook.parameters import Judge as JudgeSpec
 from driftbook.parameters import Validate
 from driftbook.prompts import load_saved
-
-if TYPE_CHECKING:
-    from driftbook.workbook.runs import Run
+from driftbook.stage import Run
 
 __all__ = [
     "Judges",
@@ -397,10 +398,6 @@ def generative_check(run: Run, material: Material, judges: Judges, claims: pd.Da
         else:
             writer = "its words"
             written[name] = generative.written_with_words(by_id[name], seen, avoid, section.generative)
-    from driftbook.models.likelihood import log_likelihood
-    from driftbook.models.replay import TokenSequence
-    from driftbook.models.sides import open_sides
-
     pair = open_sides(run)
 
     def ratio(texts: list[tuple[str, str]]) -> np.ndarray:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
+from scipy.optimize import linear_sum_assignment
 
 from driftbook.errors import DriftbookError
 
@@ -151,7 +152,7 @@ def _run(
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """(labels, None) from a density method, (None, centres) from a k-means."""
     if method == "minibatch_kmeans":
-        from sklearn.cluster import MiniBatchKMeans
+        from sklearn.cluster import MiniBatchKMeans  # two seconds
 
         # labels come from one assignment of every row to the final centres, so sklearn need not make its own
         model = MiniBatchKMeans(
@@ -170,7 +171,7 @@ def _run(
         centres, _ = lloyd(rows, weights, start, LLOYD_ITERATIONS, spherical=spherical)
         return None, centres[0]
     if method == "evoc":
-        import evoc
+        import evoc  # compiles for seconds
 
         model = evoc.EVoC(
             base_min_cluster_size=min_cluster_size,
@@ -178,7 +179,7 @@ def _run(
             random_state=seed,
         )
         return np.asarray(model.fit_predict(X), dtype=np.int32), None
-    import fast_hdbscan
+    import fast_hdbscan  # compiles for seconds
 
     model = fast_hdbscan.HDBSCAN(min_cluster_size=min_cluster_size, reproducible=True)
     return np.asarray(model.fit_predict(X), dtype=np.int32), None
@@ -389,7 +390,7 @@ def choose_k(X: np.ndarray, seed: int, largest: int, sample: int = 4000) -> tupl
     k-means is fitted, and its silhouette taken, on at most ``sample`` rows; of two equal scores the smaller k wins.
     Returns (k, ((k, silhouette), ...)). The rows must be in content order.
     """
-    from sklearn.metrics import silhouette_score
+    from sklearn.metrics import silhouette_score  # two seconds
 
     rows = X[np.sort(np.random.default_rng(seed).permutation(len(X))[:sample])]
     distinct = len(np.unique(row_keys(rows)))
@@ -491,7 +492,7 @@ def _whole_prompts(
 
 def compare_draws(reference: np.ndarray, found: np.ndarray, drawn: np.ndarray, k: int) -> Stability:
     """Jaccard per reference cluster and ARI, on the drawn rows of each of ``B`` clusterings ``found`` ``[B, n]``."""
-    from sklearn.metrics import adjusted_rand_score
+    from sklearn.metrics import adjusted_rand_score  # two seconds
 
     jaccard = np.full((len(found), k), np.nan)
     ari = np.empty(len(found))
@@ -537,7 +538,7 @@ def structureless(X: np.ndarray, seed: int) -> np.ndarray:
 
 def silhouette(X: np.ndarray, labels: np.ndarray, seed: int = 0, sample: int = 3000) -> tuple[float, np.ndarray]:
     """(mean, per cluster ``[k]``) silhouette on a random sample of rows without noise; NaN where none was drawn."""
-    from sklearn.metrics import silhouette_samples
+    from sklearn.metrics import silhouette_samples  # two seconds
 
     k = int(labels.max(initial=-1)) + 1
     kept = np.flatnonzero(labels >= 0)
@@ -592,8 +593,6 @@ def match_labels(a: np.ndarray, b: np.ndarray) -> Matching:
 
 
 def _hungarian(similarity: np.ndarray) -> Matching:
-    from scipy.optimize import linear_sum_assignment
-
     left, right = linear_sum_assignment(similarity, maximize=True)
     mutual = (similarity.argmax(axis=1)[left] == right) & (similarity.argmax(axis=0)[right] == left)
     return Matching(np.stack([left, right], axis=1), similarity[left, right], mutual)

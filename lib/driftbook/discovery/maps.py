@@ -53,7 +53,7 @@ def project(
 
 
 def _umap(X: np.ndarray, seed: int, neighbors: int, min_dist: float) -> np.ndarray:
-    import umap
+    import umap  # compiles for seconds
 
     near, distance = nearest(X, X, neighbors)
     model = umap.UMAP(

@@ -17,6 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
+from scipy.optimize import isotonic_regression
+from scipy.stats import norm
 
 from driftbook.discovery import clustering
 from driftbook.discovery.embeddings import Embed
@@ -228,8 +231,6 @@ def memberships(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 def tally(unit: np.ndarray, changed: np.ndarray, belongs: np.ndarray, prompts: int) -> Tally:
     """Sum memberships ``[n, k]`` by prompt number ``unit`` ``[n]`` and side (``changed``: is of the intervention)."""
-    from scipy import sparse
-
     rows = sparse.csr_matrix((np.ones(len(unit)), (unit * 2 + changed, np.arange(len(unit)))), (2 * prompts, len(unit)))
     shape = (prompts, 2, belongs.shape[1])
     sums, squares = (np.asarray(rows @ b).reshape(shape).transpose(0, 2, 1) for b in (belongs, belongs**2))
@@ -311,8 +312,6 @@ def _open(
     variance (1 - t) / t; the places are taken as independent. The bars hold over all clusters together (Bonferroni:
     no prompt's texts move them).
     """
-    from scipy.stats import norm
-
     t = n.sum() / (n.sum() + max(left, 1))
     families = int(family.max()) + 1
     bar = float(norm.isf(LEVEL / difference.shape[1] / 4))
@@ -384,8 +383,6 @@ def _told_by_screen(found: Tally, js: np.ndarray | None) -> np.ndarray:
     give: it finds thresholds, and where divergence is only wording it comes out flat. Each half of the prompts is
     predicted from the other half. While there are no such prompts, JS itself.
     """
-    from scipy.optimize import isotonic_regression
-
     n = found.texts
     if js is None or not np.isfinite(js).any() or not np.nanmax(js) > 0:
         return np.ones(len(n))

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.spatial.distance import cdist
+from scipy.stats import t
 
 from driftbook.evidence.wins import shuffled
 
@@ -34,8 +36,6 @@ def pair_differences(vectors: np.ndarray, prompt: np.ndarray, changed: np.ndarra
         vectors: ``[n, d]``, one row a text. prompt: ``[n]`` numbers from 0, each with texts of both sides. changed:
             bool ``[n]``, whether the text is of the intervention.
     """
-    from scipy.spatial.distance import cdist
-
     mean = np.zeros((2, int(prompt.max()) + 1, len(vectors)))
     mean[changed.astype(int), prompt, np.arange(len(vectors))] = 1
     mean /= mean.sum(2, keepdims=True)
@@ -51,8 +51,6 @@ def energy_test(blocks: Sequence[np.ndarray], flips: int = 999, seed: int = 0) -
     The mean over the pairs inside families. The 95% interval is the jackknife's over prompts; p is that of ``flips``
     random swaps of the sides of prompts, under which nothing changes if the sides write alike.
     """
-    from scipy.stats import t
-
     m, pairs = sum(map(len, blocks)), sum(len(b) * (len(b) - 1) for b in blocks)
     total = sum(b.sum() for b in blocks)
     without = np.concatenate([(total - 2 * b.sum(1)) / (pairs - 2 * (len(b) - 1)) for b in blocks])

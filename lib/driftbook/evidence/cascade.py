@@ -3,9 +3,8 @@ screen."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,11 +20,9 @@ from driftbook.evidence.opened import Judges
 from driftbook.evidence.outcomes import Outcome, means
 from driftbook.evidence.reading import VERDICTS, Reading, read
 from driftbook.evidence.wins import Wins, mean_by, shuffled
+from driftbook.parameters import Validate
+from driftbook.stage import Progress
 
-if TYPE_CHECKING:
-    from driftbook.parameters import Validate
-
-Progress = Callable[..., Any]
 BATCH = 2  # prompts between two looks
 
 

@@ -85,7 +85,7 @@ def _longest_run(flags: np.ndarray) -> int:
 
 
 def _change_points(score: np.ndarray) -> tuple[int, ...]:
-    import ruptures
+    import ruptures  # a second
 
     n = len(score)
     if n < 8:

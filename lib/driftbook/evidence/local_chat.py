@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from driftbook.chat import Conversation, Message, split_thought
 from driftbook.errors import ModelError
 from driftbook.ledger import Answer, Ledger, request_key
-
-if TYPE_CHECKING:
-    from driftbook.models.loading import LoadedModel
+from driftbook.models.loading import LoadedModel
+from driftbook.models.local import LocalEngine, Request
+from driftbook.models.sampling import SamplingParams, stream_seed
 
 
 class LocalChat:
@@ -59,9 +59,6 @@ class LocalChat:
     def _answer(
         self, requests: dict[str, dict[str, Any]], missing: list[str]
     ) -> Iterator[tuple[list[str], list[Answer]]]:
-        from driftbook.models.local import LocalEngine, Request
-        from driftbook.models.sampling import SamplingParams, stream_seed
-
         if self._model is None:
             self._model = self.load()
         loaded = self._model

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,10 +19,9 @@ from driftbook.errors import ModelError
 from driftbook.evidence.levels import VALUES, Mode, expectation
 from driftbook.evidence.rubrics import rubric as shipped
 from driftbook.ledger import Answer, Ledger, Quote, request_key
-
-if TYPE_CHECKING:
-    from driftbook.models.loading import LoadedModel
-    from driftbook.workers import Workers
+from driftbook.models.loading import LoadedModel
+from driftbook.models.local import left_pad
+from driftbook.workers import Workers
 
 Batch = tuple[list[str], list[str]]
 SCHEMA = 2
@@ -128,9 +127,7 @@ def read_levels(
     name: str, rubric: str, levels: Sequence[str], loaded: LoadedModel, batch: Batch
 ) -> tuple[list[str], list[dict[str, float]]]:
     """Probability of each level as the first token of the reply to each text, beside the keys that the batch names."""
-    import torch
-
-    from driftbook.models.local import left_pad
+    import torch  # after driftbook.models, which says how its threads wait
 
     keys, users = batch
     first = {level: _first_token(loaded, level) for level in levels}

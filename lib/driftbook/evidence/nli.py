@@ -71,7 +71,7 @@ class NliJudge:
         return scores.reshape(len(texts), len(hypotheses))
 
     def _entailment(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        import torch
+        import torch  # seconds; verdicts from the ledger need no model
 
         if self._model is None:
             self._model = self.load()

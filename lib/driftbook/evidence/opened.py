@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from driftbook.chat import ChatClient
+from driftbook.discovery.embeddings import Embedder, EmbeddingCache, embed
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import DriftbookError
 from driftbook.evidence.endpoint import EndpointJudge
@@ -23,14 +24,13 @@ from driftbook.evidence.nli import NliJudge
 from driftbook.evidence.rubrics import rubric as shipped
 from driftbook.evidence.wins import shuffled
 from driftbook.ledger import Ledger
+from driftbook.models import loading
+from driftbook.parameters import Judge as JudgeSpec
+from driftbook.parameters import Judges as JudgesSpec
 from driftbook.parameters import ModelSpec
+from driftbook.stage import Progress
+from driftbook.workers import Workers
 
-if TYPE_CHECKING:
-    from driftbook.parameters import Judge as JudgeSpec
-    from driftbook.parameters import Judges as JudgesSpec
-    from driftbook.workers import Workers
-
-Progress = Callable[..., Any]
 Embed = Callable[[Sequence[str]], np.ndarray]
 EMBEDDER = "bundled:all-minilm-l6-v2"
 
@@ -57,8 +57,6 @@ class Judges:
 def open_embedder(cache: Path, model: str = EMBEDDER, workers: Workers | None = None) -> Embed:
     """Unit vectors of texts, from the cache that the cluster stage fills; the model is loaded, here or by ``workers``,
     when a text is missing."""
-    from driftbook.discovery.embeddings import Embedder, EmbeddingCache, embed
-
     embedder, store = Embedder(model), EmbeddingCache(cache / "embeddings")
     return lambda texts: embed(texts, store, embedder, workers=workers).vectors
 
@@ -136,8 +134,6 @@ def _rubric(spec: JudgeSpec, root: Path) -> str | None:
 
 def _weights(model: str, cache: Path) -> tuple[str, str]:
     """Where a model is, and what names its weights: their hash for a folder, else the name itself."""
-    from driftbook.models import loading
-
     source = Path(loading.resolve(model, cache))
     return (str(source), loading.weights_hash(source, cache)) if source.is_dir() else (model, model)
 
@@ -153,8 +149,6 @@ def open_local_judge(
 ) -> LocalJudge:
     """A language model that runs here (by ``workers``, where there are any), named by its weights; they are read at the
     first verdict that is not stored."""
-    from driftbook.models import loading
-
     model = ModelSpec(model=spec.model or ModelSpec().model)
     _, weights = _weights(model.model, cache)
     _, dtype, _ = loading.choose_device()
@@ -169,8 +163,6 @@ def open_labeller(
     """The language model that proposes hypotheses and writes texts for them: behind a server, or on this machine."""
     if spec.kind == "endpoint":
         return open_endpoint(spec, f"{spec.model} (labeller)", ledger, progress)
-    from driftbook.models import loading
-
     model = ModelSpec(model=spec.model or ModelSpec().model)
     _, weights = _weights(model.model, cache)
     name = f"{model.model} (labeller)"
@@ -186,7 +178,7 @@ def open_nli_judge(
     source, weights = _weights(spec.model, cache)
 
     def load() -> Any:
-        from sentence_transformers import CrossEncoder
+        from sentence_transformers import CrossEncoder  # seconds; verdicts from the ledger need no model
 
         return CrossEncoder(source)
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,6 +14,7 @@ from driftbook.models.loading import LoadedModel, load
 from driftbook.models.local import LocalEngine, Request
 from driftbook.models.replay import TokenSequence, replay
 from driftbook.models.sampling import SamplingParams, stream_seed
+from driftbook.parameters import ModelSpec
 
 _QUESTIONS = (
     "How do tides work?",
@@ -39,11 +39,11 @@ class Measured:
 
 
 def measure(
-    base_spec: Any,
+    base_spec: ModelSpec,
     prompts: Sequence[str],
     params: SamplingParams,
+    encode: Callable[[Sequence[str]], object],
     cache: Path = Path("outputs/.cache"),
-    embedder: str = "bundled:all-minilm-l6-v2",
     seconds: float = 3,
     threads: int | None = None,
 ) -> Measured:
@@ -52,19 +52,17 @@ def measure(
     Loading is not counted. Each of the three runs for about ``seconds``, after a first call that warms it up.
 
     Args:
-        base_spec: a ``ModelSpec``; prompts: some of those that the experiment asks; cache: where converted models are
-            kept. threads: of a process, where several share this machine's cores.
+        prompts: some of those that the experiment asks; encode: embeds texts; cache: where converted models are kept;
+            threads: of a process, where several share this machine's cores.
 
     Raises:
         ModelError: the model cannot be loaded.
     """
-    from driftbook.discovery.embeddings import Embedder
-
     model = load(base_spec, cache)
     ids = [tuple(model.encode_prompt(p)) for p in prompts or _QUESTIONS]
     generate, length = generation_rate(model, ids, params, seconds)
     read = reading_rate(model, ids, seconds / 2)
-    embed = embedding_rate(Embedder(embedder, device=base_spec.device), seconds)
+    embed = embedding_rate(encode, seconds)
     one = None
     if threads is not None:
         with few_threads(threads):
@@ -112,12 +110,12 @@ def reading_rate(model: LoadedModel, prompts: Sequence[tuple[int, ...]], seconds
     return _rate(batch, seconds)
 
 
-def embedding_rate(embedder: Any, seconds: float = 3, texts: int = 64) -> float:
+def embedding_rate(encode: Callable[[Sequence[str]], object], seconds: float = 3, texts: int = 64) -> float:
     """Texts of about fifty tokens that are embedded per second."""
     pool = [f"{i}. {' '.join(_QUESTIONS)}" for i in range(texts)]
 
     def batch(_: int) -> int:
-        embedder.encode(pool)
+        encode(pool)
         return len(pool)
 
     return _rate(batch, seconds)

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from driftbook.models.answers import Question, Request, read_tokens
@@ -22,9 +23,6 @@ from driftbook.models.sides import Pair, Side
 from driftbook.models.vectors import VectorSet
 from driftbook.prompts import Prompt
 from driftbook.store import ShardStore, digest
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 REPLAY_SHARD = 128  # sequences that are replayed and kept together
 
@@ -274,8 +272,6 @@ def text_scores(
     Returns:
         ``text_id`` and one column per trait; texts without a token are left out.
     """
-    import pandas as pd
-
     chosen = {t: (vectors.chosen(t).layer, vectors.chosen(t).site) for t in vectors.traits}
     points = sorted(set(chosen.values()))
     method = vectors.chosen(vectors.traits[0]).method

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from driftbook.errors import ModelError
 from driftbook.models.families import child
@@ -79,8 +80,6 @@ def _place(model: LoadedModel, layer: int, site: str) -> tuple[int, str]:
 
 def _with_biases(model: LoadedModel, state: dict[str, torch.Tensor], path: str) -> Any:
     """A llama configuration with biases, and zeros in ``state`` for those that the model does not have."""
-    from transformers import LlamaConfig
-
     old = model.model.config
     window = getattr(old, "sliding_window", None) if getattr(old, "use_sliding_window", True) else None
     if old.model_type not in LIKE_LLAMA or (window is not None and window < model.context):
@@ -117,8 +116,6 @@ def _with_biases(model: LoadedModel, state: dict[str, torch.Tensor], path: str) 
 
 
 def _write(model: LoadedModel, config: Any, state: dict[str, torch.Tensor], folder: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
         shell = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     shell.load_state_dict(state, strict=True, assign=True)

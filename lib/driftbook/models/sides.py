@@ -25,6 +25,7 @@ from driftbook.models.sampling import SamplingParams
 from driftbook.models.vectors import VectorSet
 from driftbook.prompts import Prompt
 from driftbook.sections import EngineSpec, Intervention, ModelSpec, Opening
+from driftbook.stage import Run
 from driftbook.store import digest
 from driftbook.workers import Item, Result, Workers
 
@@ -198,7 +199,7 @@ def open_pair(
     return Pair(*sides, pair.model_loads, pair.prompts)
 
 
-def open_sides(run: Any, inside: bool = False) -> Pair:
+def open_sides(run: Run, inside: bool = False) -> Pair:
     """The pair of a run: loads the base once, and reads the traits stage where the intervention is made of a vector.
 
     With ``engine.kind: processes`` or ``ray`` the sides hand their shards to workers, which open the same pair.

@@ -22,6 +22,11 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int = 8) -> f
     return 2 * size**3 / best
 
 
+def peak_gpu_mb(model: LoadedModel) -> float | None:
+    """Memory that tensors took at most on the model's GPU in this process, in MB (10^6 bytes); None on a CPU."""
+    return torch.cuda.max_memory_allocated(model.device) / 1e6 if model.device.type == "cuda" else None
+
+
 def utilisation(model: LoadedModel, tokens_per_s: float) -> float:
     """Share of the device's matrix rate that sampling at this speed keeps busy, by two operations a parameter and
     token.

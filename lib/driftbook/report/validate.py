@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,9 +12,7 @@ from driftbook.evidence.outcomes import Outcome
 from driftbook.evidence.report import areas, e_paths, threshold
 from driftbook.evidence.verdict import Verdict
 from driftbook.workbook.figures import Figure, curve, dumbbell, interval_plot
-
-if TYPE_CHECKING:
-    from driftbook.workbook.runs import Run
+from driftbook.workbook.runs import Run
 
 MOST_ROWS = 24
 CLAIM_COLUMNS = (

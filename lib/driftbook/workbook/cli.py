@@ -11,7 +11,10 @@ import sys
 from pathlib import Path
 
 from driftbook.errors import DriftbookError
-from driftbook.parameters import STAGES
+from driftbook.parameters import STAGES, BenchExperiment, load_experiment
+from driftbook.workbook import compare, state
+from driftbook.workbook.drawing import front_page, redraw_all
+from driftbook.workbook.runner import run_experiment
 from driftbook.workbook.runs import Layout, find_root, label
 
 
@@ -97,9 +100,6 @@ def _file(layout: Layout, experiment: str) -> Path:
 
 
 def _run(args: argparse.Namespace, layout: Layout) -> int:
-    from driftbook.workbook.drawing import front_page
-    from driftbook.workbook.runner import run_experiment
-
     good = True
     for experiment in args.experiments:
         file = _file(layout, experiment)
@@ -112,10 +112,8 @@ def _run(args: argparse.Namespace, layout: Layout) -> int:
 
 
 def _why(args: argparse.Namespace, layout: Layout) -> int:
-    from driftbook.workbook.state import explain
-
     for experiment in args.experiments:
-        for stage, (status, reasons) in explain(_file(layout, experiment), layout.outputs).items():
+        for stage, (status, reasons) in state.explain(_file(layout, experiment), layout.outputs).items():
             print(f"{label(Path(experiment).stem, stage)}: {status}")
             for reason in reasons:
                 print(f"  {reason}")
@@ -123,7 +121,7 @@ def _why(args: argparse.Namespace, layout: Layout) -> int:
 
 
 def _plan(args: argparse.Namespace, layout: Layout) -> int:
-    from driftbook.workbook.plan import keep, plan, written
+    from driftbook.workbook.plan import keep, plan, written  # pandas, as in all that follow, or more
 
     for experiment in args.experiments:
         planned = plan(_file(layout, experiment), layout, calibrate=not args.no_calibration)
@@ -133,11 +131,9 @@ def _plan(args: argparse.Namespace, layout: Layout) -> int:
 
 
 def _verify(args: argparse.Namespace, layout: Layout) -> int:
-    from driftbook.workbook.state import verify
-
     good = True
     for experiment in args.experiments:
-        for stage, problems in verify(_file(layout, experiment), layout.outputs).items():
+        for stage, problems in state.verify(_file(layout, experiment), layout.outputs).items():
             print(f"{label(Path(experiment).stem, stage)}: {'as recorded' if not problems else 'NOT as recorded'}")
             for problem in problems:
                 print(f"  {problem}")
@@ -146,8 +142,6 @@ def _verify(args: argparse.Namespace, layout: Layout) -> int:
 
 
 def _render(args: argparse.Namespace, layout: Layout) -> int:
-    from driftbook.workbook.drawing import redraw_all
-
     for experiment in args.experiments:
         for folder in redraw_all(_file(layout, experiment), layout.outputs):
             print(f"report: {folder / 'report.html'}")
@@ -169,10 +163,9 @@ def _example(args: argparse.Namespace, layout: Layout) -> int:
 
 def _compare(args: argparse.Namespace, layout: Layout) -> int:
     from driftbook.workbook import reports
-    from driftbook.workbook.compare import compare, written
 
     a, b = (layout.outputs / Path(name).stem for name in (args.a, args.b))
-    print(written(compare(a, b)))
+    print(compare.written(compare.compare(a, b)))
     out = layout.outputs / f"compare-{a.name}-{b.name}.html"
     reports.render_compare(a, b, out)
     print(f"report: {out}")
@@ -240,7 +233,6 @@ def _cache(args: argparse.Namespace, layout: Layout) -> int:
 def _embedder(layout: Layout, experiment: str):
     """The embedder of an experiment's cluster stage; its model is not loaded."""
     from driftbook.discovery.embeddings import Embedder
-    from driftbook.parameters import BenchExperiment, load_experiment
 
     file = _file(layout, experiment)
     found = load_experiment(file)

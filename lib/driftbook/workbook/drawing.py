@@ -20,7 +20,7 @@ def draw(folder: Path) -> str:
     """Draw the report of a run folder; what went wrong, if something did (a run is worth more than its report)."""
     skip_iri_grammar()
     try:
-        from driftbook.workbook import reports
+        from driftbook.workbook import reports  # seconds (nbformat, plotly) that `make why` need not pay
 
         reports.render_stage(folder)
     except Exception as error:
@@ -34,7 +34,7 @@ def draw(folder: Path) -> str:
 def redraw(layout: Layout, experiment: str, key: keys.Key) -> None:
     """Put the notebook's present prose and comments around the outputs of the last run and draw its report.
     No kernel starts."""
-    import nbformat
+    import nbformat  # see draw
 
     folder = layout.stage(experiment, key.stage)
     executed = nbformat.read(folder / "notebook.ipynb", as_version=4)
@@ -72,7 +72,7 @@ def front_page(layout: Layout, experiment: str) -> Path:
 
 def draw_pages(layout: Layout, experiment: str) -> None:
     """The front page of one experiment, and the list of all."""
-    from driftbook.workbook import reports
+    from driftbook.workbook import reports  # see draw
 
     if not is_bench(experiment):
         reports.render_experiment(layout.outputs / experiment)

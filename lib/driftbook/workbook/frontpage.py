@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from markupsafe import Markup
 from pydantic import ValidationError
 from pydantic_core import PydanticKnownError
@@ -180,8 +181,6 @@ def _params(parts: Mapping[str, Part]) -> Mapping[str, Any]:
 
 def _description(folder: Path, name: str) -> str:
     """What the experiment file says of itself; it is no parameter of any run, so it is read where it stands."""
-    import yaml
-
     path = folder.parent.parent / "params" / f"{name}.yml"
     if not path.is_file():
         return ""

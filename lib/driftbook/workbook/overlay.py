@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from safetensors import safe_open
 
 from driftbook.workbook.claims import read_table
 from driftbook.workbook.explorers import trace_explorer
@@ -34,8 +35,6 @@ class Capture:
 
 def read_capture(experiment: Path) -> Capture | None:
     """The capture of ``outputs/<experiment>``; None where one of its files is not there."""
-    from safetensors import safe_open
-
     data = experiment / "capture" / "data"
     if not all((data / f).is_file() for f in ("projections.safetensors", "tokens.parquet", "scale.parquet")):
         return None

@@ -27,8 +27,8 @@ from driftbook.prompt_files import read_prompts
 from driftbook.prompts import Prompt
 from driftbook.sections import RESIDUAL_SITES, WORKERS
 from driftbook.workbook.progress import duration
-from driftbook.workbook.runs import Layout, Run, peak_rss_mb, read_json, write_json
-from driftbook.workers import cores
+from driftbook.workbook.runs import Layout, Run, read_json, write_json
+from driftbook.workers import cores, peak_rss_mb
 
 CHARACTERS_PER_TOKEN = 4
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
@@ -141,6 +141,8 @@ def plan(experiment_file: Path, layout: Layout, calibrate: bool = True) -> Plan:
 def measured(experiment: Experiment, layout: Layout) -> Speeds:
     """Speeds of this machine with the experiment's own model, prompts and sampling: the one place that loads anything
     for a plan."""
+    # torch: a plan with stored speeds does without
+    from driftbook.discovery.embeddings import Embedder
     from driftbook.models.calibration import measure
     from driftbook.models.sampling import SamplingParams
 
@@ -150,7 +152,8 @@ def measured(experiment: Experiment, layout: Layout) -> Speeds:
     params = SamplingParams(d.max_new_tokens, d.temperature, d.top_p, d.top_k, d.min_p)
     engine = experiment.engine
     threads = max(1, cores() // engine.workers) if WORKERS[engine.kind].divide_cores else None
-    found = measure(experiment.base, some, params, layout.cache, threads=threads)
+    encode = Embedder("bundled:all-minilm-l6-v2", device=experiment.base.device).encode
+    found = measure(experiment.base, some, params, encode, layout.cache, threads=threads)
     generate, read = (rate * _workers(experiment) for rate in (found.generate, found.read))
     processes = found.of_a_process and found.of_a_process * engine.workers
     return Speeds(generate, read, found.embed, "measured here", found.length, found.prompt_tokens, processes)

@@ -36,6 +36,7 @@ from driftbook.workbook.drawing import draw, draw_pages, front_page, redraw
 from driftbook.workbook.progress import duration
 from driftbook.workbook.runs import FINISHED, OUTPUTS, RUN_DIR, RUN_FILE, Layout, label, read_json, write_json
 from driftbook.workbook.state import fingerprints, git_state, open_experiment, staleness, upstream_outputs
+from driftbook.workers import PASSIVE
 
 SECONDS_TO_STOP = 15
 
@@ -205,6 +206,7 @@ def _execute(
     if cell_timeout is not None:
         command += ["--timeout", str(cell_timeout)]
     environment = {
+        **dict([PASSIVE]),
         **os.environ,
         RUN_DIR: str(staging),
         OUTPUTS: str(layout.outputs),

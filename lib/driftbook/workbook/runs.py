@@ -11,8 +11,6 @@ import json
 import math
 import numbers
 import os
-import resource
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from driftbook.errors import DriftbookError
 from driftbook.parameters import BENCH, BenchExperiment, Experiment, is_bench, shelf, validate_cell
 from driftbook.workbook.progress import Bar, Progress
+from driftbook.workers import peak_rss_mb
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,12 +99,6 @@ def find_root(start: Path | None = None) -> Path:
     raise DriftbookError(
         f"{start} is not inside a driftbook repository (no folder above it holds params/ and notebooks/)"
     )
-
-
-def peak_rss_mb() -> float:
-    """Peak resident memory of this process so far, in MB (10^6 bytes)."""
-    kilo = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo / 1e6, 1)
 
 
 def plain(value: Any) -> Any:
@@ -238,7 +231,7 @@ class Run:
 
     def show(self, figure: Figure | None) -> None:
         """Show a figure here and in the report; nothing where there was nothing to draw (None)."""
-        from IPython.display import display
+        from IPython.display import display  # `make why` needs no IPython
 
         if figure is not None:
             display(figure)
@@ -252,9 +245,9 @@ class Run:
         max_rows: int | None = None,
     ) -> None:
         """Show a table, escaped and sortable, here and in the report."""
-        from IPython.display import display
+        from IPython.display import display  # see show
 
-        from driftbook.workbook.tables import Table
+        from driftbook.workbook.tables import Table  # pandas: half a second that `make why` need not pay
 
         display(Table(df, title=title, caption=caption, columns=columns, max_rows=max_rows))
 
