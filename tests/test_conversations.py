@@ -77,7 +77,7 @@ def test_both_models_read_what_is_written_behind_the_tokens_that_decode_answered
     monkeypatch.setattr(validate, "log_likelihood", spy)
     run = FakeRun(decoded.folder, Validate(generative=3))
     material = validate.load(run)
-    claims = pd.DataFrame({"hypothesis_id": [CLAIM.hypothesis_id], "confirmed": [True]})
+    claims = pd.DataFrame({"hypothesis_id": [CLAIM.hypothesis_id], "confirmed": [True], "proposer": ["labeller"]})
     found = validate.generative_check(run, material, None, claims)
     assert found["prompts"].tolist() == [3]
     discover = [p.prompt_id for p in PROMPTS.prompts if p.split == "discover"]
