@@ -1,5 +1,6 @@
 """The engines that a parameter file can name: decoders, which answer for a side, and workers, which take shards of the
-work. A new one is a class in a file of its own and a registration here (``docs/add-engine.md``)."""
+work. What they need is imported as they open. A new one is a class in a file of its own and a registration here
+(``docs/add-engine.md``)."""
 
 from __future__ import annotations
 

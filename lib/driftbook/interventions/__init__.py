@@ -1,5 +1,7 @@
 """What can be done to a model, a file each: its parameters, how it opens, what it can tell, how it is described.
 
+What a kind opens is imported as it opens, so that parameters are read without torch.
+
 A new kind is a file like these and a line here (``docs/add-intervention.md``). The order is that of messages.
 """
 
