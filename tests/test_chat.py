@@ -16,10 +16,10 @@ from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import DriftbookError
 from driftbook.evidence.endpoint import EndpointJudge
 from driftbook.evidence.labeller import parse as parse_labeller
+from driftbook.interventions import Endpoint
 from driftbook.ledger import Answer, Ledger
 from driftbook.models.endpoint import EndpointEngine
 from driftbook.models.sampling import SamplingParams
-from driftbook.parameters import Endpoint
 from test_endpoint_engine import READER, asked
 
 CLAIM = [Hypothesis("red", "intervention")]
