@@ -185,9 +185,9 @@ class Sampling(Section):
 class Splits(Section):
     """Shares of the prompts, by content hash inside each family."""
 
-    discover: float = Field(0.5, gt=0, lt=1)
-    screen: float = Field(0.2, ge=0, lt=1)
-    validation: float = Field(0.3, gt=0, lt=1, alias="validate")
+    discover: float = Field(0.4, gt=0, lt=1, description="where anything is searched")
+    screen: float = Field(0.15, ge=0, lt=1, description="where a paid judge's cheap one looks first; else as validate")
+    validation: float = Field(0.45, gt=0, lt=1, alias="validate", description="where what was found is tested")
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, serialize_by_alias=True)
 
     @model_validator(mode="after")

@@ -60,20 +60,32 @@ class Measure:
         """How answers of one side are summed up: the median for sizes, which a few long answers would drag."""
         return "median" if self.unit in ("words", "sentences") else "mean"
 
-    def sentence(self, base: float, changed: float, low: float | None = None, high: float | None = None) -> str:
+    def sentence(
+        self,
+        base: float,
+        changed: float,
+        low: float | None = None,
+        high: float | None = None,
+        difference: float | None = None,
+    ) -> str:
         """What moved, on both sides: "ends with a question: 33% of answers, was 5% (+28 points, 19 to 37)".
 
-        ``base`` and ``changed`` are summaries of the values of both sides; ``low`` and ``high`` bound changed - base
-        and are in the unit of the values (0.19, not 19, for a share).
+        ``base`` and ``changed`` are summaries of the values of both sides; ``low`` and ``high`` bound ``difference``
+        (by default changed - base; of a median, the typical change of a prompt), all in the unit of the values (0.19,
+        not 19, for a share).
         """
         scale, digits = (100, 0) if self.unit == "share" else (1, 1)
         numbers = [x * scale for x in (base, changed)]
+        moved = numbers[1] - numbers[0] if difference is None else difference * scale
+        if digits and 0 < abs(moved) < 0.1:
+            digits = min(4, math.ceil(-math.log10(abs(moved))))
         bounds = [x * scale for x in (low, high) if x is not None]
         first, second = _apart(*numbers, digits)
-        difference = _plain(numbers[1] - numbers[0], digits, signed=True)
-        points = {"1": " point", "-1": " point", "+1": " point"}.get(difference, " points") if scale == 100 else ""
+        change = _plain(moved, digits, signed=True)
+        points = {"1": " point", "-1": " point", "+1": " point"}.get(change, " points") if scale == 100 else ""
+        typical = "a prompt typically " if difference is not None and self.summary == "median" else ""
         interval = f", {_plain(bounds[0], digits)} to {_plain(bounds[1], digits)}" if len(bounds) == 2 else ""
-        return f"{self._told(first, second)} ({difference}{points}{interval})"
+        return f"{self._told(first, second)} ({typical}{change}{points}{interval})"
 
     def _told(self, base: str, changed: str) -> str:
         if self.unit == "share":
@@ -376,7 +388,7 @@ def _plain(number: float, digits: int, signed: bool = False) -> str:
 def _apart(base: float, changed: float, digits: int) -> tuple[str, str]:
     """Both numbers, with as many digits as it takes to tell them apart, three more at most."""
     first, second = _plain(base, digits), _plain(changed, digits)
-    for more in range(digits + 1, digits + 4):
+    for more in range(max(1, digits), digits + 4):
         if first != second or base == changed:
             break
         first, second = (f"{x:,.{more}f}" for x in (base, changed))

@@ -112,7 +112,7 @@ def _row(one: Outcome, repeats: dict[str, str], seed: int) -> dict[str, Any]:
         "judge_agreement": one.agreement,
         "prompts_needed": one.needed,
     }
-    if one.confirmed and 0 < up[known].sum() < known.sum():
+    if one.confirmed and h.proposer != "panel" and 0 < up[known].sum() < known.sum():
         area = auc_interval(one.scores[known], up[known], one.texts["prompt_id"].to_numpy()[known], seed=seed)
         row |= {"auc": area.estimate, "auc_low": area.low, "auc_high": area.high}
     return row
@@ -124,7 +124,7 @@ BASELINES = (
 )
 
 
-def beside_baselines(outcomes: Sequence[Outcome], baselines: Rivals | None, seed: int, most: int = 12) -> pd.DataFrame:
+def beside_baselines(outcomes: Sequence[Outcome], baselines: Rivals | None, seed: int, most: int = 5) -> pd.DataFrame:
     """One row per claim and baseline, on the held-out texts that both have read: for the ``most`` strongest confirmed
     claims that the texts, a model or a person proposed.
 

@@ -69,7 +69,8 @@ class Outcome:
     @property
     def sentence(self) -> str:
         """The claim in plain units, both sides."""
-        return self.measure.sentence(self.base, self.intervention, self.difference.low, self.difference.high)
+        moved, low, high = self.difference
+        return self.measure.sentence(self.base, self.intervention, low, high, moved)
 
     def declined(self, side: str) -> float:
         """Share of a side's answers that the measure could not read."""
@@ -83,12 +84,16 @@ def e_value(x: np.ndarray) -> float:
     return float(np.exp(min(log_wealth(x, 0.5)[-1], MOST_LOG))) if len(x) else 1.0
 
 
+PLAIN = ("share", "words")  # units that a reader sees with the naked eye
+
+
 def strongest_first(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Confirmed ones first, each kind by the size of the effect."""
+    """Confirmed ones first; among them shares of answers and lengths in words, then rates, numbers and scores; each
+    kind by the size of the effect."""
 
     def rank(o: Outcome) -> tuple:
         size = o.size if np.isfinite(o.size) else -1.0
-        return not o.confirmed, -size, o.hypothesis.hypothesis_id
+        return not o.confirmed, o.confirmed and o.measure.unit not in PLAIN, -size, o.hypothesis.hypothesis_id
 
     return sorted(outcomes, key=rank)
 

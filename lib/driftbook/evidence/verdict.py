@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 State = Literal["changed", "no change found", "could not tell"]
-STRONGEST = 3  # behaviours that the first line names
+STRONGEST = 4  # behaviours that the first line names
 NEAR = 0.03  # points of answers within which a behaviour counts as unmoved
 WIDE = 0.25  # a difference of shares beyond it must be visible, or the prompts are too few to tell anything
 
@@ -34,7 +34,7 @@ def verdict(claims: pd.DataFrame, prompts: int, answers: int, alpha: float, seen
     what was read; ``seen`` is the smallest change of a share, from a tenth of answers, that would have been confirmed
     four times in five."""
     good = claims[claims["confirmed"] & (claims["like"] == "")]
-    first = good.head(STRONGEST)
+    first = good.loc[_told_first(good)[:STRONGEST]]
     if len(good):
         state: State = "changed"
         more = f"; and {len(good) - len(first)} more" if len(good) > len(first) else ""
@@ -49,6 +49,14 @@ def verdict(claims: pd.DataFrame, prompts: int, answers: int, alpha: float, seen
         )
     sure = _sure(claims, prompts, answers, alpha)
     return Verdict(state, moved, _unmoved(claims, seen), sure, tuple(first["hypothesis_id"]))
+
+
+def _told_first(good: pd.DataFrame) -> list[int]:
+    """The order in which a reader wants to be told: by points of answers; a length by the part that it changed by."""
+    size = good["difference"].abs()
+    part = size / good[["base", "intervention"]].abs().max(axis=1).clip(lower=1e-9)
+    told = np.where(good["unit"] == "share", size, np.where(good["unit"] == "words", part, 0.0))
+    return good.index[np.lexsort((np.arange(len(good)), -told))].tolist()
 
 
 def _unmoved(claims: pd.DataFrame, seen: float) -> str:
