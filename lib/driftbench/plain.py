@@ -43,13 +43,25 @@ class Fact:
         return "intervention" if self.more >= self.less else "base"
 
     @property
+    def size(self) -> float:
+        """Points of answers, or the part that a size changed by."""
+        if self.unit == "share":
+            return abs(self.difference)
+        return abs(self.difference) / max(self.base, self.intervention, 1e-9)
+
+    @property
+    def sentence(self) -> str:
+        """Both sides, as counted: "exclamation: 26%, was 47%"."""
+        numbers = (self.intervention, self.base)
+        said = [f"{n:.0%}" if self.unit == "share" else f"{n:.3g}" for n in numbers]
+        return f"{self.name.replace('_', ' ')}: {said[0]}, was {said[1]}"
+
+    @property
     def plain(self) -> bool:
         """Whether a report that does not tell it has missed something."""
         if self.p >= SURE:
             return False
-        if self.unit == "share":
-            return abs(self.difference) >= POINTS
-        return abs(self.difference) >= PART * max(self.base, self.intervention)
+        return self.size >= (POINTS if self.unit == "share" else PART)
 
 
 def _lines(text: str) -> list[str]:

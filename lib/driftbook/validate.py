@@ -480,8 +480,11 @@ def verdict(run: Run, material: Material, claims: pd.DataFrame) -> Verdict:
     """The answer of the experiment: what moved, what did not, how sure (``evidence.verdict``)."""
     texts, prompts = material.paired()
     answers = int(texts.groupby(["prompt_id", "side"]).size().median()) if len(texts) else 0
-    seen = smallest_seen(len(prompts), 0.1, len(claims), run.section.alpha)
-    return told(claims, len(prompts), answers, run.section.alpha, 0.9 if seen is None else seen)
+    scope = counting.scope_of(texts)
+    within = scope.name == "these prompts"
+    seen = smallest_seen(len(prompts) * (answers if within else 1), 0.1, max(1, len(claims)), run.section.alpha)
+    said = f"It {scope.sentence}." if within else ""
+    return told(claims, len(prompts), answers, run.section.alpha, 0.9 if seen is None else seen, said)
 
 
 # ---------------------------------------------------------------------------------------------------------------- write

@@ -2,7 +2,8 @@
 
 What was named before looking (the panel, a person's hypotheses) is tested on all prompts; what the texts suggested is
 tested on the prompts that had no part in suggesting it. All of it is one family of tests: one joint swap of the sides
-inside prompts, one correction (``evidence.paired``).
+inside prompts, one correction (``evidence.paired``). Few prompts with many answers each say little of other prompts and
+much of themselves: there the answers are exchanged inside their prompts, and the claim says so.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from driftbook.evidence.intervals import Interval
 from driftbook.evidence.judges import Judge
 from driftbook.evidence.material import Material, by_judge
 from driftbook.evidence.outcomes import Outcome, e_value
-from driftbook.evidence.paired import paired_test, per_prompt
+from driftbook.evidence.paired import Scope, paired_test, per_prompt, scope_for, within_prompts_test
 from driftbook.evidence.wins import Wins, win_rates
 from driftbook.parameters import Validate
 
@@ -49,16 +50,14 @@ def count(
     before = np.array([h.proposer in BEFORE_LOOKING for h in found])
     scores[np.ix_(~later, ~before)] = np.nan
     prompt, side = texts["prompt_id"].to_numpy(), texts["side"].to_numpy()
-    base, changed = per_prompt(scores, prompt, side, prompts)
-    test = paired_test(
-        base,
-        changed,
-        direction=[_sign(h.direction) for h in found],
-        alpha=alpha,
-        margin=np.array([section.margin_of(m.unit) for m in measures]),
-        center=[m.summary for m in measures],
-        seed=material.seed,
-    )
+    within = scope_of(texts).name == "these prompts"
+    direction = [_sign(h.direction) for h in found]
+    if within:
+        test = within_prompts_test(scores, prompt, side, direction, alpha, seed=material.seed)
+    else:
+        base, changed = per_prompt(scores, prompt, side, prompts)
+        margin = np.array([section.margin_of(m.unit) for m in measures])
+        test = paired_test(base, changed, direction, alpha, margin, [m.summary for m in measures], seed=material.seed)
     signs = np.where(test.more >= test.less, 1, -1)  # where no direction was named before looking
     signs = np.array([_sign(h.direction) or s for h, s in zip(found, signs, strict=True)])
     wins = win_rates(scores, prompt, (side == "intervention")[:, None] == (signs > 0)[None, :], prompts)
@@ -76,7 +75,7 @@ def count(
                 direction="intervention" if signs[i] > 0 else "base",
                 measure=measure,
                 judge=judge.name if judge is not None and measure.name == "judged" else "counting",
-                scope="all prompts" if before[i] else "held-out prompts",
+                scope="these prompts" if within else "all prompts" if before[i] else "held-out prompts",
                 texts=texts if before[i] else held,
                 scores=scores[rows, i],
                 prompts=prompts if before[i] else held_prompts,
@@ -93,6 +92,13 @@ def count(
             )
         )
     return outcomes
+
+
+def scope_of(texts: pd.DataFrame) -> Scope:
+    """What a test of these answers can speak of: prompts like these, or, for few prompts with many answers each, these
+    prompts alone. ``texts``: prompt_id, side."""
+    samples = texts.groupby(["prompt_id", "side"]).size()
+    return scope_for(texts["prompt_id"].nunique(), int(samples.median()) if len(samples) else 0)
 
 
 def _sign(direction: str) -> int:

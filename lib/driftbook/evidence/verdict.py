@@ -29,10 +29,12 @@ class Verdict:
         return self.moved, self.unmoved, self.sure
 
 
-def verdict(claims: pd.DataFrame, prompts: int, answers: int, alpha: float, seen: float) -> Verdict:
+def verdict(
+    claims: pd.DataFrame, prompts: int, answers: int, alpha: float, seen: float, scope: str = ""
+) -> Verdict:
     """``claims`` is the table of claims, strongest first; ``prompts`` and ``answers`` (of a side to each prompt) say
     what was read; ``seen`` is the smallest change of a share, from a tenth of answers, that would have been confirmed
-    four times in five."""
+    four times in five; ``scope`` is a sentence on what the claims speak of, where it is not prompts like these."""
     good = claims[claims["confirmed"] & (claims["like"] == "")]
     first = good.loc[_told_first(good)[:STRONGEST]]
     if len(good):
@@ -47,7 +49,7 @@ def verdict(claims: pd.DataFrame, prompts: int, answers: int, alpha: float, seen
             f"Could not tell: with {prompts:,} prompts a behaviour would have to go from 10% to "
             f"{min(1.0, 0.1 + seen):.0%} of answers to be confirmed."
         )
-    sure = _sure(claims, prompts, answers, alpha)
+    sure = " ".join(filter(None, [_sure(claims, prompts, answers, alpha), scope]))
     return Verdict(state, moved, _unmoved(claims, seen), sure, tuple(first["hypothesis_id"]))
 
 

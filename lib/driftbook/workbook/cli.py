@@ -100,9 +100,13 @@ def _file(layout: Layout, experiment: str) -> Path:
 
 
 def _run(args: argparse.Namespace, layout: Layout) -> int:
+    from driftbook.workbook.power import few_prompts  # scipy: other commands do not need it
+
     good = True
     for experiment in args.experiments:
         file = _file(layout, experiment)
+        if note := few_prompts(file, layout.root):
+            print(f"{file.stem}: beware: {note}")
         results = run_experiment(file, args.stage, args.force, outputs=layout.outputs, cell_timeout=args.cell_timeout)
         good = good and all(r.good for r in results)
         page = front_page(layout, file.stem)
@@ -122,11 +126,14 @@ def _why(args: argparse.Namespace, layout: Layout) -> int:
 
 def _plan(args: argparse.Namespace, layout: Layout) -> int:
     from driftbook.workbook.plan import keep, plan, written  # pandas, as in all that follow, or more
+    from driftbook.workbook.power import few_prompts
 
     for experiment in args.experiments:
         planned = plan(_file(layout, experiment), layout, calibrate=not args.no_calibration)
         keep(planned, layout)
         print(written(planned))
+        if note := few_prompts(_file(layout, experiment), layout.root):
+            print(f"beware: {note}")
     return 0
 
 

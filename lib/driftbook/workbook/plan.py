@@ -255,7 +255,7 @@ def _prompts(patterns: list[str], root: Path) -> list[Prompt]:
     return list(read_prompts(here, root)) if here else []
 
 
-def _asked(experiment: Experiment, root: Path) -> tuple[list[Prompt], bool]:
+def asked_prompts(experiment: Experiment, root: Path) -> tuple[list[Prompt], bool]:
     """The prompts of decode as far as they are here, and whether there are more on the Hub. A table of texts brings its
     own."""
     table, patterns = experiment.intervention.table(root), experiment.decode.prompts
@@ -317,7 +317,7 @@ def _capture(experiment: Experiment, root: Path, size: Size, speeds: Speeds) -> 
 
 def _decode_to_validate(experiment: Experiment, root: Path, speeds: Speeds, notes: list[str]) -> list[Step]:
     decode, cluster = experiment.decode, experiment.cluster
-    here, on_the_hub = _asked(experiment, root)
+    here, on_the_hub = asked_prompts(experiment, root)
     prompts = len(here)
     if on_the_hub:
         prompts = decode.max_prompts or prompts
