@@ -134,7 +134,7 @@ def recount(told: Told) -> pd.DataFrame:
     ``borne_out`` (True, False, or None where nothing here counts it)."""
     counted = {f.name: f for f in plain.facts(told.table)}
     rows = []
-    for claim in told.claims[told.claims["confirmed"]].itertuples():
+    for claim in told.claims[told.claims["confirmed"].eq(True)].itertuples():
         found = _fact_of(claim, told, counted)
         borne = None if found is None else bool(found.side == claim.direction and found.p < plain.HELD)
         numbers = (None, None, None) if found is None else (found.base, found.intervention, found.p)
@@ -159,7 +159,7 @@ def _fact_of(claim, told: Told, counted: Mapping[str, plain.Fact]) -> plain.Fact
 
 def missed(told: Told) -> list[plain.Fact]:
     """The plain differences that no confirmed claim tells: the same behaviour on the same side."""
-    good = told.claims[told.claims["confirmed"]]
+    good = told.claims[told.claims["confirmed"].eq(True)]
     said = set(zip(good["measure"], good["direction"], strict=True))
     facts = [f for f in plain.facts(told.table) if f.plain]
     return [f for f in facts if not any((name, f.side) in said for name in BESIDE[f.name])]
@@ -172,10 +172,14 @@ def largest(told: Told, most: int = 3) -> list[plain.Fact]:
 
 
 def named(told: Told) -> bool:
-    """Whether the verdict names one of the largest plain differences, on its side."""
-    first = told.claims[told.claims["hypothesis_id"].isin(told.strongest)]
+    """Whether the verdict names the change: one of the largest plain differences on its side, or something that moved
+    by more points than any of them."""
+    first, facts = told.claims[told.claims["hypothesis_id"].isin(told.strongest)], largest(told)
     said = set(zip(first["measure"], first["direction"], strict=True))
-    return any((name, fact.side) in said for fact in largest(told) for name in BESIDE[fact.name])
+    if any((name, fact.side) in said for fact in facts for name in BESIDE[fact.name]):
+        return True
+    points = first.loc[first["unit"] == "share", "difference"].abs()
+    return bool(facts and (points >= facts[0].size).any())
 
 
 COUNTS = ("pair", "prompts", "claims", "recounted", "wrong", "plain_differences", "missed", "named", "seconds")

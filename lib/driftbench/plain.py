@@ -93,8 +93,9 @@ def _last(text: str) -> str:
 
 
 def _praise(text: str) -> bool:
-    first = re.sub(r"[^a-z ']", " ", text[:80].lower().replace("’", "'")).split()[:5]
-    return bool(first) and first[0] in ("what", "that's", "thats", "a", "an") and any(w in PRAISE for w in first)
+    first = re.sub(r"[^a-z ']", " ", text[:80].lower().replace("’", "'")).split()
+    after = 2 if first[:1] and first[0] in ("what", "that's", "thats") else 1
+    return first[after - 1 : after] in (["a"], ["an"]) and any(w in PRAISE for w in first[after : after + 2])
 
 
 PRAISE = {
