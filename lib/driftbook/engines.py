@@ -22,9 +22,7 @@ WORKERS.register("ray")(RayWorkers)
 
 @DECODERS.register("local")
 def local(side: Answering, cache: Path) -> Engine:
-    from driftbook.models.local import LocalEngine
-
-    return LocalEngine(side.model, side.batch_size)
+    return side.local
 
 
 @DECODERS.register("vllm")

@@ -105,6 +105,7 @@ class Answering(Protocol):
     key: str
     taps: tuple[Tap, ...]
     adapter: Any
+    local: Engine
     batch_size: int | str
 
 
