@@ -18,7 +18,7 @@ LIB = Path(__file__).parent.parent / "lib"
 # From the ground up: a module imports from its own floor and those below. The longest name that fits decides.
 FLOORS = {
     "ground": "errors workers store ledger chat prompts prompt_files text_tables discovery.splits sections stage",
-    "statistics": "evidence.dynamics evidence.eprocess evidence.intervals evidence.levels evidence.multiplicity "
+    "statistics": "auc evidence.dynamics evidence.eprocess evidence.intervals evidence.levels evidence.multiplicity "
     "evidence.paired evidence.shifts evidence.swaps evidence.wins discovery.two_sample",
     "models": "models parameters interventions engines processes scale",
     "discovery": "discovery behaviours",

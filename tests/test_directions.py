@@ -6,6 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from driftbook.auc import auc
 from driftbook.models import directions
 
 pytestmark = pytest.mark.numeric
@@ -87,9 +88,9 @@ def test_auc_is_sklearns_with_ties():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 80)
     scores = rng.integers(0, 6, (4, 80)).astype(float) + labels
-    found = directions.auc(scores, labels)
+    found = auc(scores, labels)
     np.testing.assert_allclose(found, [roc_auc_score(labels, s) for s in scores])
-    assert directions.auc(np.zeros((1, 80)), labels)[0] == 0.5
+    assert auc(np.zeros((1, 80)), labels)[0] == 0.5
 
 
 def test_a_scenario_never_stands_on_both_sides():
@@ -222,7 +223,7 @@ def test_a_combination_is_judged_on_scenarios_that_no_part_saw():
     fitted = directions.fit_combined(parts, method="probe", shuffles=3)
     assert abs(fitted.heldout_auc[0] - 0.5) < 0.15 and abs(fitted.null_auc[0] - 0.5) < 0.15
     scores = np.einsum("npd,pd->n", parts[0].states, fitted.directions)
-    assert directions.auc(scores, parts[0].labels) > 0.9  # in the training set it is perfect
+    assert auc(scores, parts[0].labels) > 0.9  # in the training set it is perfect
 
 
 def test_a_given_direction_is_judged_as_it_is():

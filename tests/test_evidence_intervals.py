@@ -9,6 +9,7 @@ from scipy.stats import mannwhitneyu, norm
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.proportion import proportion_confint
 
+from driftbook.auc import weighted_auc
 from driftbook.evidence.eprocess import e_path
 from driftbook.evidence.intervals import (
     auc_interval,
@@ -16,7 +17,6 @@ from driftbook.evidence.intervals import (
     detectable,
     prompts_needed,
     sign_flip_p,
-    weighted_auc,
     wilson,
 )
 

@@ -21,9 +21,7 @@ from driftbook.discovery import composition, two_sample
 from driftbook.discovery.screen import keep_divergent
 from driftbook.discovery.strategies import Ask, State, plan_round, propensities
 from driftbook.errors import DriftbookError
-from driftbook.prompts import Prompt
-
-SIDES = composition.SIDES
+from driftbook.prompts import SIDES, Prompt
 
 
 @dataclass(frozen=True)

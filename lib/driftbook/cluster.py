@@ -24,11 +24,10 @@ from driftbook.evidence.intervals import resample_counts
 from driftbook.models.captured import text_scores
 from driftbook.models.sides import open_sides
 from driftbook.models.vectors import VectorSet
-from driftbook.prompts import load_saved
+from driftbook.prompts import SIDES, load_saved
 from driftbook.stage import Run
 from driftbook.workers import Workers
 
-SIDES = composition.SIDES
 TRUSTED = 0.6  # mean Jaccard under which a cluster is not to be trusted (Hennig 2007), and gets no label
 UNSTABLE = "(unstable)"
 COLUMNS_TO_READ = [

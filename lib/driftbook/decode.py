@@ -29,10 +29,10 @@ from driftbook.errors import PromptError
 from driftbook.evidence.intervals import bootstrap_mean
 from driftbook.models.answers import Question, Request, text_of
 from driftbook.models.sampling import SamplingParams, stream_seed
-from driftbook.models.sides import SIDES, Pair, Side
+from driftbook.models.sides import Pair, Side
 from driftbook.models.utilisation import peak_gpu_mb, utilisation
 from driftbook.prompt_files import check_lengths, read_prompts
-from driftbook.prompts import Prompt, PromptSet, save_prompts
+from driftbook.prompts import SIDES, Prompt, PromptSet, save_prompts
 from driftbook.stage import Run
 from driftbook.store import ShardStore, digest
 

@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from driftbook.errors import PromptError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+SideName = Literal["base", "intervention"]
+SIDES: tuple[SideName, SideName] = ("base", "intervention")
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def cached_map(
     Args:
         compute: batches of keys with their values, in any order; each is kept before the next is asked for, so that a
             killed process loses no more than one.
-        bar: ``bar(total)`` gives a handle with ``update(n)`` and ``close()``; not called where nothing is missing.
+        bar: ``bar(total)`` gives a handle with ``update(n)``; not called where nothing is missing.
     """
     distinct = list(dict.fromkeys(keys))
     held = dict(find(distinct))
@@ -147,8 +147,6 @@ def cached_map(
         held.update(zip(batch, values, strict=True))
         if handle is not None:
             handle.update(len(batch))
-    if handle is not None:
-        handle.close()
     return held
 
 

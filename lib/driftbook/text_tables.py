@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from driftbook.errors import DriftbookError
-from driftbook.prompts import Prompt
+from driftbook.prompts import SIDES, Prompt
 
 if TYPE_CHECKING:
     import pandas as pd
 
 NEEDED = ("side", "prompt", "text")
 OPTIONAL = ("family", "system")
-SIDES = ("base", "intervention")
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 
 

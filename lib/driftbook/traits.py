@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from driftbook.auc import auc
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import DriftbookError
 from driftbook.evidence.baselines import BagOfWords
@@ -391,7 +392,7 @@ def choose_layer(table: pd.DataFrame, depth: tuple[float, float], tolerance: flo
 
 def length_auc(contrast: Contrast) -> float:
     """AUC of the answer's token count alone: how well length gives the label away (0.5: not at all)."""
-    return float(directions_.auc(contrast.token_counts.astype(float), contrast.labels))
+    return float(auc(contrast.token_counts.astype(float), contrast.labels))
 
 
 def words_auc(contrast: Contrast, folds: int, seed: int) -> float:
@@ -407,7 +408,7 @@ def words_auc(contrast: Contrast, folds: int, seed: int) -> float:
         train = [t for t, k in zip(contrast.answers.texts, fold, strict=True) if k != f]
         test = [t for t, k in zip(contrast.answers.texts, fold, strict=True) if k == f]
         scores = BagOfWords(train, labels[fold != f], test).scores()
-        aucs.append(float(directions_.auc(scores, labels[fold == f])))
+        aucs.append(float(auc(scores, labels[fold == f])))
     return float(np.mean(aucs))
 
 

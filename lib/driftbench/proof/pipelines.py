@@ -34,8 +34,6 @@ from driftbook.ledger import Ledger, Quote
 from driftbook.parameters import Cluster, Validate
 from driftbook.prompts import Prompt
 
-SIDES = ("base", "intervention")
-
 
 @dataclass(frozen=True)
 class Rung:

@@ -21,8 +21,8 @@ import numpy as np
 
 from driftbook.evidence.intervals import resample_counts
 from driftbook.evidence.multiplicity import bh_adjusted
+from driftbook.prompts import SIDES
 
-SIDES = ("base", "intervention")
 CELLS_PER_BLOCK = 8_000_000  # floats of one block of resampled sums
 
 

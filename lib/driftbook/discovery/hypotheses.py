@@ -20,9 +20,8 @@ import pandas as pd
 import scipy.sparse as sp
 
 from driftbook.errors import DriftbookError
+from driftbook.prompts import SIDES, SideName
 
-Side = Literal["base", "intervention"]
-SIDES: tuple[Side, Side] = ("base", "intervention")
 COLUMNS = ("hypothesis_id", "text", "direction", "cluster", "evidence", "proposer", "words", "prompt", "measure")
 
 MIN_STABILITY = 0.6  # below it a cluster dissolves when prompts are drawn anew (Hennig 2007)
@@ -44,7 +43,7 @@ class Hypothesis:
     """
 
     text: str
-    direction: Side
+    direction: SideName
     cluster: int = -1
     evidence: tuple[str, ...] = ()
     proposer: Literal["phrases", "keywords", "panel", "llm", "person"] = "phrases"

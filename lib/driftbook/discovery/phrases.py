@@ -21,8 +21,9 @@ import scipy.sparse as sp
 
 from driftbook.behaviours import measure_from, values
 from driftbook.behaviours.words import UNSPACED, WORD, fold, reading, sentences
-from driftbook.discovery.hypotheses import MIN_STABILITY, SAME_TEXTS, SIDES, Hypothesis, Side, alike, log_odds
+from driftbook.discovery.hypotheses import MIN_STABILITY, SAME_TEXTS, Hypothesis, alike, log_odds
 from driftbook.errors import DriftbookError
+from driftbook.prompts import SIDES, SideName
 
 Place = Literal["start", "opening", "closing", "anywhere"]
 PLACES: tuple[Place, ...] = ("start", "opening", "closing", "anywhere")
@@ -279,7 +280,7 @@ class _Candidate:
     words: tuple[str, ...]
     tokens: tuple[tuple[str, ...], ...]
     place: Place
-    direction: Side
+    direction: SideName
     z: float
     beyond: float
     held: np.ndarray
@@ -361,7 +362,7 @@ def _pool(found: Phrases, paired: _Paired, sign: int) -> list[_Candidate]:
     names = np.array([written(t) for t in found.tokens], dtype=str)
     possible = np.flatnonzero(z >= LEAST_Z)
     order = possible[np.lexsort((names[possible], -_strength(z, beyond)[possible]))][:POOL]
-    direction: Side = "intervention" if sign > 0 else "base"
+    direction: SideName = "intervention" if sign > 0 else "base"
     columns = {p: found.holds[p].tocsc() for p in PLACES}
     return [
         _Candidate(

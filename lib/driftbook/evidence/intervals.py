@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import stdtrit
 from scipy.stats import norm
 
-CHUNK = 4_000_000  # numbers in flight per block of resamples
+from driftbook.auc import weighted_auc
 
 
 class Interval(NamedTuple):
@@ -51,27 +51,6 @@ def bootstrap_mean(values: np.ndarray, alpha: float = 0.05, resamples: int = 200
     means = resample_counts(len(values), resamples, seed) @ values / len(values)
     low, high = np.quantile(means, [alpha / 2, 1 - alpha / 2])
     return Interval(float(values.mean()), float(low), float(high))
-
-
-def weighted_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """P(score of a positive > score of a negative) + half of the ties, for each row of weights.
-
-    ``scores``: [n]; ``positive``: [n] booleans; ``weights``: [rows, n], for instance bootstrap counts. Returns
-    [rows]; NaN where a row leaves one side empty.
-    """
-    order = np.argsort(scores, kind="stable")
-    levels = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])
-    positive = positive[order]
-    rows = []
-    step = max(1, CHUNK // max(1, len(scores)))
-    for start in range(0, len(weights), step):
-        block = weights[start : start + step][:, order].astype(np.float64)
-        up = np.add.reduceat(block * positive, levels, axis=1)
-        down = np.add.reduceat(block * ~positive, levels, axis=1)
-        below = np.cumsum(down, axis=1) - down
-        with np.errstate(invalid="ignore"):
-            rows.append((up * (below + down / 2)).sum(axis=1) / (up.sum(axis=1) * down.sum(axis=1)))
-    return np.concatenate(rows)
 
 
 def auc_resamples(

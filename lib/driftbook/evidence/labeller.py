@@ -14,11 +14,11 @@ from typing import Any
 import pandas as pd
 
 from driftbook.chat import Chat, json_values
-from driftbook.discovery.hypotheses import SIDES, Hypothesis, merge
+from driftbook.discovery.hypotheses import Hypothesis, merge
 from driftbook.errors import DriftbookError
 from driftbook.evidence.rubrics import rubric as shipped
 from driftbook.ledger import Answer
-from driftbook.prompts import Prompt
+from driftbook.prompts import SIDES, Prompt
 
 SCHEMA = 1
 

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 from driftbook.behaviours.measure import Measure
-from driftbook.discovery.hypotheses import SIDES, Hypothesis
+from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.evidence.eprocess import log_wealth
 from driftbook.evidence.intervals import Interval
 from driftbook.evidence.wins import Wins
+from driftbook.prompts import SIDES
 
 Scope = Literal["all prompts", "held-out prompts", "these prompts"]
 MOST_LOG = 700.0  # beyond it an e-value is no number any more

@@ -25,8 +25,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy.stats import binom
 
+from driftbook.auc import CHUNK
 from driftbook.evidence.intervals import (
-    CHUNK,
     bounded,
     hodges_lehmann,
     paired_mean,

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from scipy.stats import binom, norm, rankdata
 
-from driftbook.evidence.intervals import CHUNK
+from driftbook.auc import CHUNK
 
 GRID = 1 << 15  # steps of the greatest sum of differences whose distribution is counted out
 COUNTED = 400  # prompts with a difference up to which it is counted out; beyond, a saddlepoint

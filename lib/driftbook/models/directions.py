@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from driftbook.auc import auc
+
 METHODS = ("mean_difference", "probe", "pca", "gradient")
 #: Below this, what a combination leaves of its unit directions is rounding.
 LEAST = 1e-3
@@ -298,13 +300,6 @@ def _pca_of_differences(x: torch.Tensor, y: torch.Tensor, scenarios: np.ndarray)
     w = vh[:, 0]
     sign = torch.sign(torch.einsum("pd,pd->p", w, differences.mean(1)))
     return w * torch.where(sign == 0, 1.0, sign)[:, None]
-
-
-def auc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve along the last axis (ties count one half)."""
-    labels = np.asarray(labels).astype(bool)
-    a, b = scores[..., labels], scores[..., ~labels]
-    return ((a[..., :, None] > b[..., None, :]) + 0.5 * (a[..., :, None] == b[..., None, :])).mean((-1, -2))
 
 
 def largest_dimension_share(directions: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from driftbook.evidence.intervals import bootstrap_mean
 from driftbook.models.loading import LoadedModel
 from driftbook.models.local import LocalEngine, Request, Tap
 from driftbook.models.projection import PoolTap
-from driftbook.models.replay import TokenSequence, replay
+from driftbook.models.replay import TokenSequence, replay, response_likelihoods
 from driftbook.models.sampling import SamplingParams, stream_seed
 from driftbook.models.steering import SteerTap
 from driftbook.models.traitfiles import Score, Trait
@@ -92,14 +92,9 @@ def mean_log_likelihood(model: LoadedModel, sequences: Sequence[TokenSequence], 
     """Mean log-probability per response token (nats) under a model, one number a sequence; NaN for an empty
     response."""
     out = np.full(len(sequences), np.nan)
-    for batch, logits in replay(model, sequences, taps, logits=True, max_tokens=4096):
-        assert logits is not None
-        for row, i in enumerate(batch):
-            n = len(sequences[i].response_ids)
-            if n:
-                logp = torch.log_softmax(logits[row, -n - 1 : -1].float(), -1)
-                target = torch.tensor(sequences[i].response_ids, device=logp.device)
-                out[i] = float(logp.gather(-1, target[:, None]).mean())
+    batches = replay(model, sequences, taps, logits=True, max_tokens=4096)
+    for i, told in response_likelihoods(batches, sequences):
+        out[i] = float(told.mean())
     return out
 
 

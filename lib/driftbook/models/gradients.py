@@ -20,7 +20,7 @@ import torch
 from driftbook.errors import ModelError
 from driftbook.models.loading import LoadedModel
 from driftbook.models.local import left_pad
-from driftbook.models.replay import TokenSequence, buckets
+from driftbook.models.replay import TokenSequence, buckets, response_log_probabilities
 
 
 def likelihood_gradients(
@@ -82,10 +82,7 @@ def _of_batch(model: LoadedModel, batch: Sequence[TokenSequence], points: Sequen
         ).logits
         total = logits.new_zeros((), dtype=torch.float32)
         for row, s in enumerate(batch):
-            n = len(s.response_ids)
-            logp = torch.log_softmax(logits[row, -n - 1 : -1].float(), -1)
-            target = torch.tensor(s.response_ids, device=logp.device)
-            total = total + logp.gather(-1, target[:, None]).mean()
+            total = total + response_log_probabilities(logits[row], s.response_ids).mean()
         gradients = torch.autograd.grad(total, added)
     return torch.stack([g[:, 0] for g in gradients]).float().cpu().numpy()
 

@@ -3,7 +3,7 @@ models."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,3 +92,23 @@ def replay(
                 for tap in taps:
                     tap.after(frame)
                 yield batch, None
+
+
+def response_log_probabilities(logits: torch.Tensor, response_ids: Sequence[int]) -> torch.Tensor:
+    """Log-probability (nats, float32) of every token of a response, ``[n]``, from the row's next-token logits
+    ``[columns, vocabulary]``, the last column of which predicts what follows the response."""
+    told = torch.log_softmax(logits[-len(response_ids) - 1 : -1].float(), -1)
+    said = torch.tensor(response_ids, device=told.device)
+    return told.gather(-1, said[:, None])[:, 0]
+
+
+def response_likelihoods(
+    batches: Iterable[tuple[list[int], torch.Tensor | None]], sequences: Sequence[TokenSequence]
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Sequences by index with the log-probabilities (nats) of their response's tokens, from what :func:`replay` yields
+    with ``logits``; nothing for an empty response."""
+    for batch, logits in batches:
+        assert logits is not None
+        for row, i in enumerate(batch):
+            if sequences[i].response_ids:
+                yield i, response_log_probabilities(logits[row], sequences[i].response_ids)

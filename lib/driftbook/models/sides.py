@@ -32,7 +32,6 @@ from driftbook.workers import Item, Result, Workers
 if TYPE_CHECKING:
     from driftbook.models.adapters import Adapted
 
-SIDES = ("base", "intervention")
 
 
 @dataclass

@@ -42,12 +42,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """``run.json`` of a run, with the answer and headlines of ``report.json`` where that file is there."""
-    record = read_json(folder / "run.json")
-    if (folder / "report.json").is_file():
-        said = read_json(folder / "report.json")
-        record |= {key: said[key] for key in ("answer", "headlines") if said.get(key)}
-    return record
+    """``run.json`` of a run."""
+    return read_json(folder / "run.json")
 
 
 def failed(record: Mapping[str, Any]) -> bool:
