@@ -25,6 +25,7 @@ from driftbook.models.steering import SteerTap
 from driftbook.models.tier3 import capture_tier3, read_internals, tier3_bytes, top_neurons
 from driftbook.models.vectors import VectorSet
 from driftbook.prompts import Prompt
+from driftbook.report import capture as report
 from driftbook.traits import sites_of
 from models import fresh, hidden_states, hook_count, loaded
 from test_vectors import some_vectors
@@ -331,14 +332,14 @@ def test_a_planted_shift_is_found_where_it_was_planted(tmp_path):
     assert own_text.loc[("warm", LAYER, "resid_post"), "low"] > 1
     chosen = capture.shift_at_chosen(table, VECTORS, "same_tokens")
     assert chosen.trait.iloc[0] == "warm" and "warm" in capture.moved(chosen).trait.tolist()
-    assert "on the same tokens from layer 2 on" in capture.answer(
+    assert "on the same tokens from layer 2 on" in report.answer(
         capture.shift_at_chosen(table, VECTORS, "own_text"), table
     )
-    both = capture.both_comparisons(table, VECTORS)
+    both = report.both_comparisons(table, VECTORS)
     assert both.label.tolist()[:2] == ["warm, own text", "warm, same tokens"] and len(both) == 4
-    view = capture.prompt_view(tables, PROMPTS, VECTORS, "warm", "same_tokens")
+    view = report.prompt_view(tables, PROMPTS, VECTORS, "warm", "same_tokens")
     assert set(view.text) == {p.text for p in PROMPTS} and view["shift"].is_monotonic_decreasing
-    assert capture.prompt_title(view) == "warm goes up on 4 of 4 prompts, 4 of them beyond the spread of their answers"
+    assert report.prompt_title(view) == "warm goes up on 4 of 4 prompts, 4 of them beyond the spread of their answers"
     # One by one: the same tokens move by the planted amount on every prompt, and every prompt's mean is the table's.
     one = tables.prompts[tables.prompts.comparison == "same_tokens"].set_index(["trait", "layer", "site"])
     at = one.loc[("warm", LAYER, "resid_post")]
@@ -358,7 +359,7 @@ def test_the_same_model_on_both_sides_shifts_by_exactly_nothing(tmp_path):
     assert (tables.prompts["shift"] == 0).all()
     assert (tables.prompts.loc[tables.prompts.comparison == "same_tokens", ["low", "high"]] == 0).all().all()
     assert (table[["shift", "low", "high"]] == 0).all().all()
-    assert capture.answer(capture.shift_at_chosen(table, VECTORS, "own_text"), table).startswith("No trait moved")
+    assert report.answer(capture.shift_at_chosen(table, VECTORS, "own_text"), table).startswith("No trait moved")
 
 
 def test_the_base_tokens_stand_after_the_prompt_as_each_side_gets_it(tmp_path):
@@ -408,10 +409,10 @@ def test_the_dynamics_of_meaningless_directions_stand_beside_those_of_traits(tmp
     assert len(moves) == 32 and set(moves.side) == {"base", "intervention"}
     warm = summary[summary.trait == "warm"].set_index("measure")
     assert warm.loc["mean", "change_low"] > 1 and warm.loc["mean", "intervention"] > warm.loc["mean", "null_high"]
-    view = capture.outside_view(summary).set_index("label")
+    view = report.outside_view(summary).set_index("label")
     assert view.loc["warm, intervention", "share"] == warm.loc["outside", "intervention"]
-    assert view.beyond["warm, intervention"] and "warm leaves the null band on" in capture.outside_title(summary)
-    read = capture.dynamics_view(summary)
+    assert view.beyond["warm, intervention"] and "warm leaves the null band on" in report.outside_title(summary)
+    read = report.dynamics_view(summary)
     assert set(read.measure) == set(MEASURES.values()) and len(read) == len(summary)
     assert " to " in read["null directions"].iloc[0] and read.change.equals(summary.change)
     assert warm.loc["outside", "null_low"] < warm.loc["outside", "null_high"] < warm.loc["outside", "intervention"]
@@ -421,7 +422,7 @@ def test_the_trace_explorer_holds_the_scores_of_first_samples(tmp_path):
     pair = steered_pair()
     base, other, probe = live(pair.base, tmp_path), live(pair.intervention, tmp_path), probe_of()
     scale = null_scale(pair.base, base, tmp_path)
-    data = capture.explorer_data(pair, base, other, PROMPTS, probe, scale, "resid_post")
+    data = report.explorer_data(pair, base, other, PROMPTS, probe, scale, "resid_post")
     assert data["samples"] == [p.text for p in PROMPTS] and data["traits"] == ["warm", "terse"]
     for name, samples in (("base", base), ("intervention", other)):
         block = data["projections"][name]
@@ -431,13 +432,13 @@ def test_the_trace_explorer_holds_the_scores_of_first_samples(tmp_path):
             score = scale.score(probe.grid(s.rows.projection[s.response]))
             np.testing.assert_allclose(block[row, 3, 1, :n], score[:, 3, 1, 1], rtol=1e-5)
             assert np.isnan(block[row, :, :, n:]).all() and len(data["tokens"][name][row]) == n
-    heat = capture.heatmap_data(other, PROMPTS, probe, scale, "resid_post", "warm", pair.base.model, most=3)
+    heat = report.heatmap_data(other, PROMPTS, probe, scale, "resid_post", "warm", pair.base.model, most=3)
     np.testing.assert_allclose(
         heat.values[0, 2], data["projections"]["intervention"][0, 2, 0, : heat.values.shape[2]], rtol=1e-5
     )
 
-    wide = capture.heatmap_data(base, PROMPTS, probe, scale, "resid_post", "warm", pair.base.model)
-    reach = capture.shared_reach({"base": wide, "intervention": heat})
+    wide = report.heatmap_data(base, PROMPTS, probe, scale, "resid_post", "warm", pair.base.model)
+    reach = report.shared_reach({"base": wide, "intervention": heat})
     every = np.abs(np.concatenate([h.values[np.isfinite(h.values)] for h in (wide, heat)]))
     assert (every <= reach).mean() == pytest.approx(0.99, abs=0.01)
 
@@ -512,9 +513,9 @@ def test_tier3_of_both_sides_asks_for_captured_prompts(tmp_path):
         np.testing.assert_array_equal(inside.firing, held["neurons"][first.response][:, inside.neurons.neuron].T)
         peaks = [inside.said[int(k)] for k in np.abs(inside.firing).argmax(1)]
         assert inside.neurons.peak_token.tolist() == peaks
-        assert f"neuron {inside.neurons.neuron[0]} fires most" in capture.neurons_title(inside)
+        assert f"neuron {inside.neurons.neuron[0]} fires most" in report.neurons_title(inside)
         own = held["pattern"][:, first.response][:, :, first.response].sum(-1).mean(1)
-        assert f"head {own.argmax()} reads the answer most" in capture.heads_title(inside)
+        assert f"head {own.argmax()} reads the answer most" in report.heads_title(inside)
     wanted.max_bytes = 1000
     with pytest.raises(BudgetError, match=r"capture\.tier3"):
         capture.tier3(run, pair, {"base": base, "intervention": other}, PROMPTS, VECTORS)
@@ -522,7 +523,7 @@ def test_tier3_of_both_sides_asks_for_captured_prompts(tmp_path):
 
 def test_overview_counts(tmp_path):
     samples = live(side(), tmp_path)
-    found = capture.overview({"base": samples})
+    found = report.counts({"base": samples})
     tokens = sum(len(s.sequence.response_ids) for s in samples)
     assert found.iloc[0].to_dict() == {
         "side": "base",

@@ -15,6 +15,7 @@ import pytest
 from driftbook import cluster as stage
 from driftbook.errors import DriftbookError
 from driftbook.parameters import Cluster, load_experiment, validate_cell
+from driftbook.report import cluster as report
 
 TOPICS = {
     "garden": "The tomatoes want sun, water the soil in the morning and cut the leaves",
@@ -122,7 +123,7 @@ def everything(texts, cache, section=SECTION, seed=0):
         "stability": stability,
         "chance": chance,
         "compared": compared,
-        "names": stage.labels_of(compared.table),
+        "names": report.labels(compared.table),
         "verse": int(found.labels[texts["text"].str.contains("moon|gentle").to_numpy().argmax()]),
     }
 
@@ -159,7 +160,7 @@ def test_the_planted_group_is_found_named_and_moved(result):
     assert set(row["keywords"].replace(",", "").split()) <= set(VERSE.replace(",", "").lower().split())
     assert result["compared"].global_p < 0.05
     assert stage.moved(table)["cluster"].iloc[0] == result["verse"]
-    assert result["names"][result["verse"]] in stage.answer(result["compared"], result["names"])
+    assert result["names"][result["verse"]] in report.answer(result["compared"], result["names"])
 
 
 def test_keywords_leave_out_the_words_of_the_prompt(result):
@@ -170,8 +171,8 @@ def test_unstable_clusters_and_noise_get_no_words_as_name():
     table = pd.DataFrame(
         {"cluster": [-1, 0, 1, 2], "stability": [np.nan, 0.9, 0.3, np.nan], "keywords": ["a", "b, c", "d", "e"]}
     )
-    assert stage.labels_of(table) == {-1: "noise", 0: "0: b, c", 1: "1 (unstable)", 2: "2 (unstable)"}
-    assert stage.map_labels(stage.labels_of(table)) == {0: "0: b, c"}
+    assert report.labels(table) == {-1: "noise", 0: "0: b, c", 1: "1 (unstable)", 2: "2 (unstable)"}
+    assert report.map_labels(report.labels(table)) == {0: "0: b, c"}
 
 
 def test_rows_of_the_parquet_in_another_order_change_nothing(result, tmp_path, cache):
@@ -194,7 +195,7 @@ def test_exemplars_are_near_the_centre_and_of_distinct_prompts(result):
     assert (
         joined.groupby(["cluster", "side_x"])["prompt_id"].nunique() == joined.groupby(["cluster", "side_x"]).size()
     ).all()
-    read = stage.side_by_side(result["texts"], exemplars, result["verse"])
+    read = report.side_by_side(result["texts"], exemplars, result["verse"])
     assert list(read.columns) == ["base", "intervention"] and len(read) == 3
     assert (read["base"] == "").all() and read["intervention"].str.startswith("[Question number").all()
 
@@ -360,11 +361,11 @@ def test_scored_texts_are_counted_by_likelihood(result, cache):
     """Texts that give their sides away count as before; half-told ones for both sides."""
     texts = result["texts"]
     sign = np.where(texts["side"] == "intervention", 1.0, -1.0)
-    assert stage.counted(texts) == "every text counts once"
+    assert report.counted(texts) == "every text counts once"
     given_away = everything(texts.assign(log_ratio=np.inf * sign), cache)["compared"].table
     pd.testing.assert_frame_equal(given_away, result["compared"].table, check_exact=False, atol=1e-9)
     same = everything(texts.assign(log_ratio=0.0), cache)["compared"].table
     assert (same["difference"].abs() < 1e-9).all() and (same["q"] == 1).all()
-    assert "tells 0% of the sides" in stage.counted(texts.assign(log_ratio=0.0))
+    assert "tells 0% of the sides" in report.counted(texts.assign(log_ratio=0.0))
     some = texts.assign(log_ratio=np.where(np.arange(len(texts)) == 0, np.nan, 0.0))
     assert not stage.by_likelihood(some)

@@ -23,6 +23,7 @@ from driftbook.models.sides import Pair, Side
 from driftbook.models.steering import SteerTap
 from driftbook.parameters import Decode, Experiment
 from driftbook.prompts import Prompt, load_saved, save_prompts
+from driftbook.report import decode as report
 from driftbook.store import ShardStore
 from models import full_logits, generated, loaded
 from test_divergence import brute_force
@@ -429,7 +430,7 @@ def test_costs_are_counted_of_the_sides_that_answer_here(tmp_path):
     made = decode.made_here(pair, out.texts)
     assert made == {"texts": 80.0, "tokens": float(out.tokens), "seconds": pytest.approx(out.decode_seconds)}
     busy = decode.utilisation_of(pair, made)
-    assert 0 < busy["matrix_share"] < 1 and "of what square matrix products in float32 reach" in decode.speed_caption(
+    assert 0 < busy["matrix_share"] < 1 and "of what square matrix products in float32 reach" in report.speed_caption(
         pair, made, busy
     )
     pair.intervention.engine = SimpleNamespace(here=False)
@@ -437,7 +438,7 @@ def test_costs_are_counted_of_the_sides_that_answer_here(tmp_path):
     pair.base.engine = SimpleNamespace(here=False)
     nothing = decode.made_here(pair, out.texts)
     assert set(nothing.values()) == {0.0} and decode.utilisation_of(pair, nothing) == {}
-    assert decode.speed_caption(pair, nothing, {}).startswith("Nothing was decoded here")
+    assert report.speed_caption(pair, nothing, {}).startswith("Nothing was decoded here")
 
 
 def test_without_a_screen_every_prompt_is_kept(tmp_path):
@@ -445,7 +446,7 @@ def test_without_a_screen_every_prompt_is_kept(tmp_path):
     assert out.divergence.js.isna().all() and out.divergence.kept.all() and (out.divergence.propensity == 1).all()
     counts = out.texts[out.texts.split == "discover"].groupby(["side", "prompt_id"]).size()
     assert counts.max() - counts.min() <= 2  # uniform, up to the rounding of two rounds
-    assert decode.headline_divergence(out.divergence, 0) == []
+    assert decode.mean_divergence(out.divergence, 0) is None
 
 
 def test_tables_are_written_with_their_schema(tmp_path):
@@ -460,5 +461,5 @@ def test_tables_are_written_with_their_schema(tmp_path):
     assert prompts.n_tokens.tolist() == [len(i) for i in ids["base"]] and prompts.split.tolist() == PROMPTS.splits
     assert {"prompt_id", "kl", "js", "kept", "propensity"} <= set(pd.read_parquet(tmp_path / "divergence.parquet"))
     assert metrics["texts"] == 80 and metrics["prompts_screened"] == 6 and metrics["prompts_kept"] == 3
-    said = decode.answer(out, decode.family_divergence(out.divergence, PROMPTS, 0))
+    said = report.answer(out, decode.family_divergence(out.divergence, PROMPTS, 0))
     assert said.startswith("80 answers were decoded; next-token distributions differ by")

@@ -12,6 +12,7 @@ from driftbook.models import doses
 from driftbook.models.replay import TokenSequence
 from driftbook.models.vectors import VectorSet
 from driftbook.parameters import Dose, LayerBySteering
+from driftbook.report.traits import dose_title
 from driftbook.traits import null_twin
 from models import full_logits, hidden_states, loaded
 from test_traits import warm, warm_with
@@ -138,7 +139,7 @@ def test_the_strongest_dose_is_the_largest_that_stays_coherent():
     assert curves.coherent.tolist() == [True, True, True, False]
     (best,) = doses.strongest_dose(curves).itertuples()
     assert best.coefficient == 0.5 and best.lexicon == 3
-    assert doses.dose_title(curves) == "Pushing warm by 0.5 adds its phrases (1.0 to 3.0 per 100 words)"
+    assert dose_title(curves) == "Pushing warm by 0.5 adds its phrases (1.0 to 3.0 per 100 words)"
     # A loop is likely text to the model that runs in it: repetition sees what likelihood does not.
     looping = frame_of([0.0, 1.0, 3.0, 9.0], [-1.0, -1.0, -0.8, -0.2], [0.0, 0.05, 0.1, 0.7])
     assert doses.summarize_doses(looping, 0, 100).coherent.tolist() == [True, True, True, False]

@@ -16,6 +16,7 @@ from driftbook.interventions import Texts
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.sides import open_pair
 from driftbook.parameters import Decode, Experiment, ModelSpec
+from driftbook.report import decode as report
 from driftbook.text_tables import read_text_table
 
 SHARES = {"discover": 0.5, "screen": 0.2, "validate": 0.3}
@@ -122,14 +123,14 @@ def test_texts_are_screened_by_the_distance_between_answers(base, tmp_path):
     assert 0.3 < divergence.kept.mean() < 0.4
     each = found.texts[found.texts.split == "discover"].groupby("family").size() / divergence.family.value_counts()
     assert each["animals"] > 1.5 * each.drop("animals").max()
-    said = decode.answer(found, decode.family_divergence(found.divergence, prompts, 0))
+    said = report.answer(found, decode.family_divergence(found.divergence, prompts, 0))
     assert "exact divergence was not measured: the answers of base and intervention were made elsewhere" in said
     assert (
         "differ beyond chance over all prompts (p = 0.00" in said
         and "1 of 3 families taken alone; most on animals" in said
     )
-    assert set(decode.most_divergent(found, prompts, 5).energy) == {found.families.energy[0]}
-    assert decode.headline_divergence(found.divergence, 0) == []
+    assert set(report.most_divergent(found, prompts, 5).energy) == {found.families.energy[0]}
+    assert decode.mean_divergence(found.divergence, 0) is None
 
 
 def test_a_table_of_several_changes_is_read_one_change_at_a_time(base, tmp_path):

@@ -13,6 +13,7 @@ from driftbench import pools as pool
 from driftbook import decode
 from driftbook.discovery import two_sample
 from driftbook.prompts import Prompt
+from driftbook.report.decode import energy_title
 
 pytestmark = pytest.mark.numeric
 
@@ -85,7 +86,7 @@ def test_families_are_ranked_by_how_far_their_answers_lie_apart():
     pairs = own.prompts * (own.prompts - 1)
     assert everything.energy == pytest.approx((own.energy * pairs).sum() / pairs.sum())
     assert "2 families of less than 4 prompts" in set(found.family)
-    said = decode.energy_title(found)
+    said = energy_title(found)
     assert said.startswith("Answers differ beyond chance over all prompts") and "1 of 4 families" in said
     lonely = texts[~((texts.prompt_id == "b 0") & (texts.side == "base"))]
     assert two_sample.family_energy(lonely, vectors[lonely.index]).prompts[0] == 11

@@ -152,8 +152,7 @@ def run_kind(outer: Run, name: str, intervention: dict[str, Any], sections: dict
     pair, decoded = run_decode(stage_run(outer, params, "decode"))
     compared = run_cluster(stage_run(outer, params, "cluster"))
     claims = run_validate(stage_run(outer, params, "validate"))
-    measured = decode.headline_divergence(decoded.divergence, outer.seed)
-    _, js, low, high, *_ = measured[0] if measured else ("", *[float("nan")] * 3)
+    js, low, high = decode.mean_divergence(decoded.divergence, outer.seed) or [float("nan")] * 3
     found = {
         "kind": name,
         "texts": len(decoded.texts),

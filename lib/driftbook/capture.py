@@ -12,7 +12,7 @@ import pandas as pd
 
 from driftbook.discovery.splits import sample_prompts
 from driftbook.errors import BudgetError, DriftbookError
-from driftbook.evidence.dynamics import MEASURES, dynamics, dynamics_summary, null_ranges
+from driftbook.evidence.dynamics import dynamics, dynamics_summary, null_ranges
 from driftbook.evidence.shifts import Grid, Scale, answer_means, prompt_means, prompt_shift_table, shift_table
 from driftbook.models.capture_files import read_rows, sample_table, token_table, write_rows
 from driftbook.models.captured import (
@@ -24,7 +24,6 @@ from driftbook.models.captured import (
     null_probe,
     text_scores,
 )
-from driftbook.models.loading import LoadedModel
 from driftbook.models.projection import Rows
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sides import Pair, Side
@@ -237,95 +236,18 @@ def dynamics_tables(
     return moves, dynamics_summary(moves, ranges, seed)
 
 
-# ------------------------------------------------------------------------------------------------------------- pictures
-
-
-def explorer_data(
-    pair: Pair,
-    base: Sequence[Sample],
-    other: Sequence[Sample],
-    prompts: Sequence[Prompt],
-    probe: Probe,
-    scale: Scale,
-    site: str,
-) -> dict[str, Any]:
-    """First samples of both sides for the trace explorer: response tokens, scores ``[sample, layer, trait, position]``,
-    null band."""
-    j = probe.sites.index(site)
-    chosen = {"base": [s for s in base if s.sample == 0], "intervention": [s for s in other if s.sample == 0]}
-    longest = max(len(s.sequence.response_ids) for side in chosen.values() for s in side)
-    projections, tokens = {}, {}
-    for side, samples in chosen.items():
-        block = np.full((len(samples), len(probe.layers), len(probe.traits), longest), np.nan, np.float32)
-        for row, s in enumerate(samples):
-            score = scale.score(probe.grid(s.rows.projection[s.response]))[:, :, j]
-            block[row, :, :, : len(score)] = score.transpose(1, 2, 0)
-        projections[side] = block
-        tokenizer = getattr(pair, side).model.tokenizer
-        tokens[side] = [[tokenizer.decode([i]) for i in s.sequence.response_ids] for s in samples]
-    band = (len(probe.layers), len(probe.traits))
-    return {
-        "samples": [prompts[s.prompt].text for s in chosen["base"]],
-        "traits": probe.traits,
-        "layers": probe.layers,
-        "tokens": tokens,
-        "projections": projections,
-        "null_low": np.broadcast_to(scale.low[:, j, None], band),
-        "null_high": np.broadcast_to(scale.high[:, j, None], band),
-        "unit": "score in null standard deviations",
-        "convention": "own",
-    }
-
-
-@dataclass(frozen=True)
-class Heatmap:
-    """Scores ``[samples, layers, tokens]`` of one trait for the layer x token picture, NaN beyond the end of an
-    answer."""
-
-    values: np.ndarray
-    tokens: list[list[str]]
-    labels: list[str]
-    mean: float
-
-
-def shared_reach(pictures: dict[str, Heatmap]) -> float:
-    """What 99% of the scores of all pictures stay within, so that their colours mean the same."""
-    scores = np.concatenate([p.values[np.isfinite(p.values)] for p in pictures.values()])
-    return float(np.quantile(np.abs(scores), 0.99)) or 1.0
-
-
-def heatmap_data(
-    samples: Sequence[Sample],
-    prompts: Sequence[Prompt],
-    probe: Probe,
-    scale: Scale,
-    site: str,
-    trait: str,
-    model: LoadedModel,
-    most: int = 6,
-) -> Heatmap:
-    """First samples of the first prompts, for one trait at one site."""
-    j, k = probe.sites.index(site), probe.traits.index(trait)
-    chosen = [s for s in samples if s.sample == 0 and s.sequence.response_ids][:most]
-    scores = [scale.score(probe.grid(s.rows.projection[s.response]))[:, :, j, k].T for s in chosen]
-    values = np.full((len(scores), len(probe.layers), max(v.shape[1] for v in scores)), np.nan, np.float32)
-    for row, v in enumerate(scores):
-        values[row, :, : v.shape[1]] = v
-    tokens = [[model.tokenizer.decode([i]) for i in s.sequence.response_ids] for s in chosen]
-    return Heatmap(values, tokens, [prompts[s.prompt].text for s in chosen], float(np.nanmean(values)))
-
-
 # --------------------------------------------------------------------------------------------------------------- tier 3
 
 
 @dataclass(frozen=True)
 class Tier3:
-    """What tier 3 shows: the files, and each layer of each side on the first answer that says anything."""
+    """What tier 3 has written: the files and their bytes, and each layer of each side on the first answer that says
+    anything."""
 
     paths: list[Path]
     inside: list[Inside]
     neurons: pd.DataFrame
-    caption: str
+    bytes: int
 
 
 def tier3(run: Run, pair: Pair, live: dict[str, list[Sample]], prompts: Sequence[Prompt], vectors: VectorSet) -> Tier3:
@@ -363,50 +285,10 @@ def tier3(run: Run, pair: Pair, live: dict[str, list[Sample]], prompts: Sequence
     neurons = [x.neurons.assign(side=x.side, layer=x.layer) for x in inside]
     columns = ["side", "layer", "neuron", "mean", "mean_abs", "peak_token"]
     table = pd.concat(neurons, ignore_index=True)[columns] if neurons else pd.DataFrame(columns=columns)
-    caption = (
-        f"Mean |activation| over the response to one prompt, and the token of its peak. {len(paths)} files, "
-        f"{need / 1e6:.0f} MB."
-    )
-    return Tier3(paths, inside, table, caption)
+    return Tier3(paths, inside, table, need)
 
 
-def heads_title(inside: Inside) -> str:
-    """The finding over the attention of a layer: how much the first token draws, and who reads the answer itself."""
-    first = inside.attention[:, :, 0].mean()
-    own = inside.attention[:, :, inside.response].sum(-1).mean(1)
-    return (
-        f"Layer {inside.layer}, {inside.side}: {first:.0f}% of attention goes to the first token; "
-        f"head {own.argmax()} reads the answer most ({own.max():.0f}%)"
-    )
-
-
-def neurons_title(inside: Inside) -> str:
-    """The finding over the neurons of a layer."""
-    top = inside.neurons.iloc[0]
-    return f"Layer {inside.layer}, {inside.side}: neuron {top.neuron} fires most, at {top.peak_token.strip()!r}"
-
-
-# ----------------------------------------------------------------------------------------------------------- the report
-
-
-def overview(live: dict[str, list[Sample]]) -> pd.DataFrame:
-    """One row per side: answers, tokens, how many ended by themselves, rows, rows computed after an answer's end."""
-    return pd.DataFrame(
-        {
-            "side": list(live),
-            "answers": [len(s) for s in live.values()],
-            "response_tokens": [sum(len(x.sequence.response_ids) for x in s) for s in live.values()],
-            "ended_by_itself": [sum(x.finish_reason == "eos" for x in s) for s in live.values()],
-            "rows": [sum(len(x.sequence) for x in s) for s in live.values()],
-            "rows_dropped": [round(sum(x.dropped for x in s)) for s in live.values()],
-        }
-    )
-
-
-def first_view(intervention: Any, vectors: VectorSet) -> dict[str, Any] | None:
-    """What the trace shows first: the trait that the intervention is about, at its layer."""
-    trait = intervention.about
-    return {"trait": trait, "layer": vectors.chosen(trait).layer, "sample": 0} if trait in vectors.traits else None
+# ----------------------------------------------------------------------------------------------------------- what moved
 
 
 def shift_at_chosen(shifts: pd.DataFrame, vectors: VectorSet, comparison: str) -> pd.DataFrame:
@@ -421,105 +303,6 @@ def shift_at_chosen(shifts: pd.DataFrame, vectors: VectorSet, comparison: str) -
 def moved(at_chosen: pd.DataFrame) -> pd.DataFrame:
     """Traits whose interval excludes 0."""
     return at_chosen[(at_chosen.low > 0) | (at_chosen.high < 0)]
-
-
-COMPARISONS = {"own_text": "Own text", "same_tokens": "Same tokens"}
-
-
-def shift_title(at_chosen: pd.DataFrame) -> str:
-    """The finding over the picture of own-text shifts."""
-    found = moved(at_chosen)
-    if not len(found):
-        return "No trait moved by more than its interval"
-    top = found.iloc[0]
-    return f"{len(found)} of {len(at_chosen)} traits moved; {top.trait} most ({top['shift']:+.2f} null SD)"
-
-
-def both_comparisons(shifts: pd.DataFrame, vectors: VectorSet) -> pd.DataFrame:
-    """Each trait at its chosen point under both comparisons, largest shift on own text first; with a ``label``."""
-    own, same = (shift_at_chosen(shifts, vectors, comparison) for comparison in COMPARISONS)
-    both = pd.concat([own, same.set_index("trait").loc[own.trait].reset_index()]).sort_index(kind="stable")
-    label = [f"{t}, {COMPARISONS[c].lower()}" for t, c in zip(both.trait, both.comparison, strict=True)]
-    return both.assign(label=label).reset_index(drop=True)
-
-
-def prompt_view(
-    shifts: Shifts, prompts: Sequence[Prompt], vectors: VectorSet, trait: str, comparison: str = "own_text"
-) -> pd.DataFrame:
-    """One trait on every prompt at its chosen point, largest shift first, with the prompt's ``text``."""
-    record = vectors.chosen(trait)
-    t = shifts.prompts
-    mine = t[(t.comparison == comparison) & (t.trait == trait) & (t.layer == record.layer) & (t.site == record.site)]
-    text = {p.prompt_id: p.text for p in prompts}
-    return mine.assign(text=mine.prompt_id.map(text)).sort_values("shift", ascending=False).reset_index(drop=True)
-
-
-def prompt_title(view: pd.DataFrame) -> str:
-    """The finding over the picture of single prompts."""
-    trait = view.trait.iloc[0]
-    up, down = int((view["shift"] > 0).sum()), int((view["shift"] < 0).sum())
-    way, count = ("up", up) if up >= down else ("down", down)
-    clear = view[(view.low > 0) | (view.high < 0)]
-    known = f", {len(clear)} of them beyond the spread of their answers" if view.low.notna().any() else ""
-    return f"{trait} goes {way} on {count} of {len(view)} prompts{known}"
-
-
-def outside_view(summary: pd.DataFrame) -> pd.DataFrame:
-    """The share of tokens outside the null band, one row per trait and side, with a ``label``."""
-    rows = summary[summary.measure == "outside"]
-    sides = [
-        rows.assign(
-            label=[f"{t}, {side}" for t in rows.trait],
-            share=rows[side],
-            low=rows[f"{side}_low"],
-            high=rows[f"{side}_high"],
-        )
-        for side in ("base", "intervention")
-    ]
-    view = pd.concat(sides).sort_index(kind="stable").reset_index(drop=True)
-    return view.assign(beyond=view.low > view.null_high)[
-        ["label", "trait", "share", "low", "high", "null_high", "beyond"]
-    ]
-
-
-def outside_title(summary: pd.DataFrame) -> str:
-    """The finding over the picture of shares outside the band."""
-    rows = summary[summary.measure == "outside"].dropna(subset=["change"])
-    if not len(rows):
-        return "No trait has answers on both sides"
-    top = rows.loc[rows.change.abs().idxmax()]
-    return f"{top.trait} leaves the null band on {top.intervention:.0%} of tokens, {top.base:.0%} before"
-
-
-def dynamics_view(summary: pd.DataFrame) -> pd.DataFrame:
-    """The summary for reading: measures in words, what changed with its interval, and what null directions reach."""
-    ends = {name: (summary[f"{name}_low"], summary[f"{name}_high"]) for name in ("change", "null")}
-    spans = {
-        name: [f"{a:.3g} to {b:.3g}" if np.isfinite(a) and np.isfinite(b) else "" for a, b in zip(*pair, strict=True)]
-        for name, pair in ends.items()
-    }
-    return pd.DataFrame(
-        {
-            "trait": summary.trait,
-            "measure": summary.measure.map(MEASURES),
-            "base": summary.base,
-            "intervention": summary.intervention,
-            "change": summary.change,
-            "its 95% interval": spans["change"],
-            "null directions": spans["null"],
-        }
-    )
-
-
-def profile_title(part: pd.DataFrame, comparison: str) -> str:
-    """The finding over the picture of shifts by layer."""
-    words = {"own_text": "each model's own text", "same_tokens": "the same tokens through both"}[comparison]
-    top = part.loc[part["shift"].abs().idxmax()]
-    return f"On {words}, {top.trait} moves most, at layer {top.layer} ({top['shift']:+.2f} null SD)"
-
-
-def most_moved(at_chosen: pd.DataFrame) -> str:
-    return str(at_chosen.iloc[0].trait)
 
 
 def metrics(
@@ -544,25 +327,3 @@ def metrics(
             row.high,
         )
     return out
-
-
-def answer(at_chosen: pd.DataFrame, shifts: pd.DataFrame) -> str:
-    """The stage's answer in a sentence or two."""
-    found = moved(at_chosen)
-    if not len(found):
-        widest = at_chosen.high.sub(at_chosen.low).max() / 2
-        return (
-            f"No trait moved: all intervals contain 0 (a shift of {widest:.2f} null standard deviations "
-            f"would have shown)."
-        )
-    top = found.iloc[0]
-    same = shifts[(shifts.comparison == "same_tokens") & (shifts.trait == top.trait) & (shifts.site == top.site)]
-    onset = same[(same.low > 0) | (same.high < 0)].layer.min()
-    where = (
-        f", and on the same tokens from layer {int(onset)} on" if pd.notna(onset) else ", but not on the same tokens"
-    )
-    return (
-        f"{len(found)} of {len(at_chosen)} traits moved on the models' own text; {top.trait} most, by "
-        f"{top['shift']:+.2f} null standard "
-        f"deviations ({top.low:.2f} to {top.high:.2f}) at layer {top.layer}{where}."
-    )

@@ -29,21 +29,6 @@ from driftbook.stage import Run
 from driftbook.workers import Workers
 
 TRUSTED = 0.6  # mean Jaccard under which a cluster is not to be trusted (Hennig 2007), and gets no label
-UNSTABLE = "(unstable)"
-COLUMNS_TO_READ = [
-    "cluster",
-    "keywords",
-    "difference",
-    "low",
-    "high",
-    "q",
-    "where",
-    "stability",
-    "share_base",
-    "share_intervention",
-    "texts",
-    "prompts",
-]
 
 
 def load_texts(decode: Path, split: str = "discover") -> pd.DataFrame:
@@ -123,23 +108,6 @@ def embed_texts(
     return Embedding(found.vectors, found, fidelity, embedder, store)
 
 
-def overview(texts: pd.DataFrame, embedding: Embedding) -> pd.DataFrame:
-    """What goes in, as a small table of counts."""
-    counts = embedding.counts
-    sides = texts["side"].value_counts()
-    return pd.DataFrame(
-        {
-            "texts of base": [int(sides["base"])],
-            "texts of intervention": [int(sides["intervention"])],
-            "prompts": [texts["prompt_id"].nunique()],
-            "embedded now": [counts.embedded],
-            "from the cache": [counts.cache_hits],
-            "repeated texts": [counts.duplicates],
-            "cosine to fp32": [embedding.fidelity.mean_cosine],
-        }
-    )
-
-
 def describe_embedder(embedding: Embedding) -> dict[str, Any]:
     """For ``run.json``: what made the vectors, and on what."""
     return asdict(embedding.embedder.identity) | {
@@ -210,25 +178,6 @@ def stability_of(
     chance = clustering.fit(found.method, bare, k, seed, min_cluster_size=section.min_cluster_size)
     null = clustering.stability(bare, chance, bootstraps=min(5, section.bootstraps), **options)
     return stability, float(null.ari.mean())
-
-
-def stability_table(found: Clustering, stability: Stability, names: Mapping[int, str]) -> pd.DataFrame:
-    """One row a cluster, the most stable first: label, stability, low, high."""
-    table = pd.DataFrame(
-        {
-            "label": [names.get(c, str(c)) for c in range(found.k)],
-            "stability": stability.jaccard,
-            "low": stability.low,
-            "high": stability.high,
-        }
-    )
-    return table.sort_values("stability", ascending=False, kind="stable").reset_index(drop=True)
-
-
-def middle(values: np.ndarray) -> tuple[float, float]:
-    """The middle 95% of bootstrap values."""
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
 
 
 # --------------------------------------------------------------------------------------------------------- composition
@@ -322,79 +271,10 @@ def by_likelihood(texts: pd.DataFrame) -> bool:
     return bool(texts["log_ratio"].notna().all() and (sizes["base"] == sizes["intervention"]).all())
 
 
-def counted(texts: pd.DataFrame) -> str:
-    """How the texts were counted, for a caption."""
-    if not by_likelihood(texts):
-        return "every text counts once"
-    told = float((np.tanh(texts["log_ratio"] / 2) ** 2).mean())
-    return f"texts count for each side by its likelihood, which tells {told:.0%} of the sides"
-
-
-def labels_of(table: pd.DataFrame, words: int = 3) -> dict[int, str]:
-    """A name for each cluster from its first keywords; an unstable cluster gets none."""
-    names = {}
-    for row in table.itertuples():
-        if row.cluster < 0:
-            names[-1] = "noise"
-        elif not row.stability >= TRUSTED:
-            names[row.cluster] = f"{row.cluster} {UNSTABLE}"
-        else:
-            first = ", ".join(row.keywords.split(", ")[:words])
-            names[row.cluster] = f"{row.cluster}: {first}" if first else str(row.cluster)
-    return names
-
-
-def forest(table: pd.DataFrame, names: Mapping[int, str], most: int = 24) -> pd.DataFrame:
-    """The clusters with the largest differences, those that grew first, with a ``label``; noise is not among them."""
-    own = table[(table["cluster"] >= 0) & table["difference"].notna()]
-    order = own["difference"].abs().sort_values(ascending=False, kind="stable").index[:most]
-    own = own.loc[order].sort_values("difference", ascending=False, kind="stable")
-    return own.assign(label=[names[c] for c in own["cluster"]]).reset_index(drop=True)
-
-
-def most_moved(table: pd.DataFrame, count: int) -> list[int]:
-    """Cluster numbers by |difference|, trusted ones first."""
-    own = table[table["cluster"] >= 0].assign(size=table["difference"].abs(), trusted=table["stability"] >= TRUSTED)
-    own = own.sort_values(["trusted", "size"], ascending=False, kind="stable")
-    return own["cluster"].astype(int).tolist()[:count]
-
-
-def share_sentence(table: pd.DataFrame, cluster: int) -> str:
-    row = table[table["cluster"] == cluster].iloc[0]
-    return (
-        f"{row['share_base']:.1%} of the base's texts, {row['share_intervention']:.1%} of the intervention's: "
-        f"difference {row['difference']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}], q = {row['q']:.2g}; "
-        f"{row['texts']} texts of {row['prompts']} prompts, stability {row['stability']:.2f}."
-    )
-
-
 def moved(table: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
     """The clusters whose share differs between the sides at q <= ``level``, the largest first; never noise."""
     own = table[(table["cluster"] >= 0) & (table["q"] <= level)]
     return own.sort_values("difference", key=np.abs, ascending=False, kind="stable")
-
-
-def composition_title(table: pd.DataFrame) -> str:
-    """The finding of the forest plot in a sentence."""
-    total, found = int((table["cluster"] >= 0).sum()), moved(table)
-    if found.empty:
-        return f"None of {total} clusters is written more by one side than chance explains"
-    up, down = int((found["difference"] > 0).sum()), int((found["difference"] < 0).sum())
-    return f"{len(found)} of {total} clusters moved: {up} grew, {down} shrank"
-
-
-def answer(compared: Comparison, names: Mapping[int, str]) -> str:
-    """The answer of the stage in one sentence."""
-    total, found = int((compared.table["cluster"] >= 0).sum()), moved(compared.table)
-    anywhere = f"p = {compared.global_p:.2g} for any difference at all"
-    if found.empty:
-        return f"The two sides write the same kinds of texts, as far as {total} clusters can tell ({anywhere})."
-    first = found.iloc[0]
-    return (
-        f"{len(found)} of {total} clusters moved ({anywhere}). The largest: cluster {names[int(first['cluster'])]}, "
-        f"{first['share_base']:.1%} of the base's texts and {first['share_intervention']:.1%} of the intervention's "
-        f"(difference {100 * first['difference']:+.1f} points, {100 * first['low']:.1f} to {100 * first['high']:.1f})."
-    )
 
 
 # ----------------------------------------------------------------------------------------------------------- exemplars
@@ -411,14 +291,6 @@ def exemplars_of(texts: pd.DataFrame, found: Clustering, count: int) -> pd.DataF
     chosen = table[table["rank"] < count].sort_values(["cluster", "side", "rank"], kind="stable")
     chosen = chosen[["cluster", "side", "rank", "text_id"]].astype({"cluster": "int32", "rank": "int32"})
     return chosen.reset_index(drop=True)
-
-
-def side_by_side(texts: pd.DataFrame, exemplars: pd.DataFrame, cluster: int, length: int = 240) -> pd.DataFrame:
-    """Exemplars of one cluster to read: a row a rank, base and intervention beside each other."""
-    own = exemplars[exemplars["cluster"] == cluster].merge(texts[["text_id", "prompt", "text"]], on="text_id")
-    shown = own.assign(shown="[" + own["prompt"].str.slice(0, 60) + "] " + own["text"].str.strip().str.slice(0, length))
-    table = shown.pivot(index="rank", columns="side", values="shown").reindex(columns=list(SIDES)).fillna("")
-    return table.rename_axis(columns=None).reset_index(drop=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------- map
@@ -438,15 +310,6 @@ def map_texts(
         keys=content_keys(texts),
     )
     return pd.DataFrame({"text_id": texts["text_id"], "x": xy[:, 0], "y": xy[:, 1], "cluster": found.labels})
-
-
-def map_title(found: Clustering, names: Mapping[int, str]) -> str:
-    return f"{len(found.labels):,} texts in {found.k} clusters, {len(map_labels(names))} stable enough to be named"
-
-
-def map_labels(names: Mapping[int, str]) -> dict[int, str]:
-    """The names that are drawn on the map: those of trusted clusters."""
-    return {c: name for c, name in names.items() if c >= 0 and not name.endswith(UNSTABLE)}
 
 
 # ---------------------------------------------------------------------------------------------------------- hypotheses
@@ -532,24 +395,6 @@ def measure_trait_shift(run: Run, texts: pd.DataFrame, found: Clustering) -> pd.
     vectors = VectorSet.load(run.input("traits"))
     scores = text_scores(open_sides(run, inside=True), chosen, prompts, vectors, run.cache, bar.update)
     return trait_shift(chosen[chosen["text_id"].isin(scores["text_id"])], scores, seed=run.seed)
-
-
-def strongest_shifts(shift: pd.DataFrame, names: Mapping[int, str], most: int = 15) -> pd.DataFrame:
-    """The trait that moved most in each cluster, largest first: label, shift, low, high, trait, cluster."""
-    known = shift[shift["shift"].notna() & shift["low"].notna()]
-    order = known["shift"].abs().sort_values(ascending=False, kind="stable").index
-    top = known.loc[order].drop_duplicates("cluster").head(most)
-    return top.assign(label=[f"{names[c]}: {t}" for c, t in zip(top["cluster"], top["trait"], strict=True)])
-
-
-def shift_title(shift: pd.DataFrame, strongest: pd.DataFrame) -> str:
-    """What the picture of shifts shows, in words."""
-    clear = shift[(shift["low"] > 0) | (shift["high"] < 0)]
-    if not len(clear):
-        return "Inside no cluster did a trait move by more than its interval"
-    trait = strongest["trait"].mode().iloc[0]
-    where = int((clear["trait"] == trait).sum())
-    return f"{trait} moved in {where} of {shift['cluster'].nunique()} clusters"
 
 
 # ---------------------------------------------------------------------------------------------------------------- save

@@ -26,7 +26,7 @@ from driftbook.discovery.splits import prompt_set
 from driftbook.discovery.strategies import Ask, State, first_round, plan_round, propensities, quality
 from driftbook.discovery.two_sample import COLUMNS as FAMILY_COLUMNS
 from driftbook.errors import PromptError
-from driftbook.evidence.intervals import bootstrap_mean
+from driftbook.evidence.intervals import Interval, bootstrap_mean
 from driftbook.models.answers import Question, Request, text_of
 from driftbook.models.sampling import SamplingParams, stream_seed
 from driftbook.models.sides import Pair, Side
@@ -419,51 +419,11 @@ def utilisation_of(pair: Pair, made: dict[str, float]) -> dict[str, float]:
     return found if gpu is None else found | {"peak_gpu_mb": gpu}
 
 
-def speed_caption(pair: Pair, made: dict[str, float], busy: dict[str, float]) -> str:
-    """What the table of the costs counts, and how much of the machine was used."""
-    if not busy:
-        return "Nothing was decoded here: both sides' answers were made elsewhere."
-    dtype = str(pair.base.model.dtype).removeprefix("torch.")
-    gpu = f"; {busy['peak_gpu_mb']:,.0f} MB at most on the GPU" if "peak_gpu_mb" in busy else ""
-    return (
-        f"Answers made here: {made['tokens'] / made['seconds']:,.0f} tokens/s, {busy['matrix_share']:.0%} of what "
-        f"square matrix products in {dtype} reach on this machine{gpu}. Seconds are those of decoding, without the "
-        "screen. A plan is made by make plan before the run."
-    )
-
-
-def side_by_side(texts: pd.DataFrame, prompts: PromptSet, order: Sequence[str], samples: int = 1) -> pd.DataFrame:
-    """Prompts in the given order with one text of each side, for reading."""
-    texts = texts[texts.sample_index < samples]
-    wide = texts.drop_duplicates(["prompt_id", "side"]).pivot(index="prompt_id", columns="side", values="text")
-    asked = prompts.by_id()
-    said = {side: [wide.loc[p, side] for p in order] for side in SIDES}
-    return pd.DataFrame({"prompt": [asked[p].shown() for p in order], **said})
-
-
 def no_prompts(prompts: PromptSet) -> None:
     """Raise PromptError when a split that later stages need is empty."""
     for split in ("discover", "validate"):
         if split not in prompts.splits:
             raise PromptError(f"no prompt fell into the split {split!r}; give more prompts, or change decode.splits")
-
-
-# ----------------------------------------------------------------------------------------------------------- the report
-
-
-def prompt_overview(prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]]) -> pd.DataFrame:
-    """Prompts, families and prompt tokens per split."""
-    frame = pd.DataFrame(
-        {
-            "split": prompts.splits,
-            "family": [p.family for p in prompts.prompts],
-            "tokens": [len(i) for i in ids["base"]],
-        }
-    )
-    out = frame.groupby("split", sort=True).agg(
-        prompts=("family", "size"), families=("family", "nunique"), mean_tokens=("tokens", "mean")
-    )
-    return out.reset_index()
 
 
 def family_divergence(divergence: pd.DataFrame, prompts: PromptSet, seed: int) -> pd.DataFrame:
@@ -479,83 +439,7 @@ def family_divergence(divergence: pd.DataFrame, prompts: PromptSet, seed: int) -
     return out.sort_values("js", ascending=False, kind="stable").reset_index(drop=True)
 
 
-ENERGY_CAPTION = (
-    "Energy distance between the embedded answers of the two sides, each pair from two prompts of a family; 0: alike. "
-    "95% intervals by the jackknife over prompts, p by random swaps of the sides of prompts."
-)
-
-
-def energy_title(families: pd.DataFrame) -> str:
-    """Whether answers lie apart beyond chance, and in which families (Holm over families)."""
-    everything, own = families.iloc[-1], families.iloc[:-1]
-    ordered = np.sort(own.p.to_numpy())
-    differ = int((ordered * np.arange(len(ordered), 0, -1) <= 0.05).cumprod().sum())
-    said = "differ" if everything.p <= 0.05 else "do not differ"
-    top = own.iloc[0]
-    return (
-        f"Answers {said} beyond chance over all prompts (p = {everything.p:.3f}), and in {differ} of {len(own)} "
-        f"families taken alone; most on {top.family} ({top.energy:.3f})"
-    )
-
-
-def family_title(families: pd.DataFrame) -> str:
-    top, last = families.iloc[0], families.iloc[-1]
-    return (
-        f"The two models part most on {top.family} ({top.js:.3f} nats a token), least on {last.family} ({last.js:.3f})"
-    )
-
-
-ROUNDS_CAPTION = (
-    "quality: share of conclusions about clusters that are expected to stand when the rest of the budget is spent; "
-    "empty under a strategy that does not read the texts."
-)
-
-
-def quality_title(rounds: pd.DataFrame, wanted: float) -> str:
-    """What the last round with a known quality has reached of the ``wanted`` one."""
-    known = rounds.loc[rounds["quality"].notna(), "quality"]
-    said = f"{known.iloc[-1]:.0%} of the conclusions are expected to stand"
-    return f"In the end {said}: {wanted:.0%} {'is' if known.iloc[-1] >= wanted else 'is not'} reached"
-
-
-def profile_title(profile: pd.DataFrame) -> str:
-    k = int(profile.js.to_numpy().argmax())
-    return f"Divergence is largest at response token {int(profile.position[k])} ({profile.js[k]:.3f} nats)"
-
-
-def most_divergent(decoded: Decoded, prompts: PromptSet, count: int) -> pd.DataFrame:
-    """The prompts with the largest JS (those of the families whose answers differ most, where only texts could be
-    compared), with one answer of each side."""
-    by = "energy" if len(decoded.families) else "js"
-    order = decoded.divergence.sort_values(by, ascending=False, kind="stable").prompt_id.head(count).tolist()
-    out = side_by_side(decoded.texts, prompts, order)
-    size = decoded.divergence.set_index("prompt_id")[by]
-    out.insert(0, by, [size[p] for p in order])
-    return out
-
-
-def headline_divergence(divergence: pd.DataFrame, seed: int) -> list[tuple[str, float, float, float, str, str]]:
-    """Mean JS with its interval, as a headline; nothing where there was no screen."""
+def mean_divergence(divergence: pd.DataFrame, seed: int) -> Interval | None:
+    """Mean JS over prompts with its 95% interval by resampling prompts; None where there was no screen."""
     js = divergence.js.dropna().to_numpy(float)
-    if not len(js):
-        return []
-    i = bootstrap_mean(js, seed=seed)
-    return [("mean divergence (JS)", i.estimate, i.low, i.high, "0 for the same model, 0.69 at most", "nats per token")]
-
-
-def answer(decoded: Decoded, families: pd.DataFrame, seed: int = 0) -> str:
-    """The stage's answer in a sentence, with 95% intervals from resampled prompts."""
-    said = f"{len(decoded.texts):,} answers were decoded"
-    if not len(families):
-        said = f"{said}; exact divergence was not measured: {decoded.unscreened}."
-        if not len(decoded.families):
-            return said
-        return f"{said} By the energy distance between the answers: {energy_title(decoded.families)}."
-    js = decoded.divergence.js.dropna().to_numpy(float)
-    if js.mean() < 1e-6:
-        return f"{said}; the two models give the same next-token distributions everywhere: nothing differs."
-    top, mean = families.iloc[0], bootstrap_mean(js, seed=seed)
-    return (
-        f"{said}; next-token distributions differ by {mean.estimate:.3f} nats (JS) a token on average "
-        f"({mean.low:.3f} to {mean.high:.3f}), most on {top.family} ({top.js:.3f}, {top.low:.3f} to {top.high:.3f})."
-    )
+    return bootstrap_mean(js, seed=seed) if len(js) else None

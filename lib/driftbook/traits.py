@@ -419,7 +419,7 @@ def geometry(vectors: VectorSet, traits: Sequence[str], method: str, layer: int,
     return pd.DataFrame(v @ v.T, index=list(traits), columns=list(traits))
 
 
-# ----------------------------------------------------------------------------------------------------------- the report
+# ------------------------------------------------------------------------------------------------- controls and numbers
 
 
 def overview(contrasts: Sequence[Contrast], folds: int, seed: int) -> pd.DataFrame:
@@ -466,21 +466,6 @@ def chosen_table(vectors: VectorSet, quality: pd.DataFrame, controls: pd.DataFra
     return pd.DataFrame(rows)
 
 
-def method_table(quality: pd.DataFrame, site: str) -> pd.DataFrame:
-    """Best held-out AUC over layers for every trait and method at one site."""
-    best = quality[quality.site == site].groupby(["trait", "method"]).heldout_auc.max().unstack()
-    return best.round(3).reset_index()
-
-
-def instructed_examples(tables: Mapping[str, pd.DataFrame], most: int = 6) -> pd.DataFrame:
-    """The first answers of each trait under its instructions: trait, instruction (positive or negative), prompt, text,
-    dropped."""
-    shown = [table.head(most).assign(trait=name) for name, table in tables.items()]
-    rows = pd.concat(shown, ignore_index=True)
-    rows["instruction"] = np.where(rows.label == 1, "positive", "negative")
-    return rows[["trait", "instruction", "prompt", "text", "dropped"]]
-
-
 def metrics(
     vectors: VectorSet, curves: pd.DataFrame, controls: pd.DataFrame, filtered: Mapping[str, pd.DataFrame]
 ) -> dict[str, float]:
@@ -500,18 +485,3 @@ def metrics(
     for row in strongest_dose(curves).itertuples():
         out[f"dose_effect_{row.trait}"] = row.lexicon - row.at_zero
     return out
-
-
-def answer(chosen: pd.DataFrame, curves: pd.DataFrame) -> str:
-    """The stage's answer in one sentence or two."""
-    good = int((chosen.heldout_auc >= 0.8).sum())
-    text = (
-        f"{good} of {len(chosen)} traits have a direction that tells unseen scenarios apart with an AUC of 0.8 or more "
-        f"(lowest {chosen.heldout_auc.min():.2f}; shuffled labels give {chosen.null_auc.mean():.2f})."
-    )
-    for row in strongest_dose(curves).itertuples():
-        text += (
-            f" Pushed along {row.trait} by {row.coefficient:g}, the model's phrases of it go from {row.at_zero:.1f} to "
-            f"{row.lexicon:.1f} per 100 words."
-        )
-    return text

@@ -255,26 +255,6 @@ def strongest_dose(curves: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=curves.columns)
 
 
-def dose_title(curves: pd.DataFrame) -> str:
-    """What the dose-response picture shows, in words."""
-    said = []
-    for row in strongest_dose(curves).itertuples():
-        verb = "adds" if row.low > row.at_zero else "does not clearly add"
-        said.append(
-            f"pushing {row.trait} by {row.coefficient:g} {verb} its phrases ({row.at_zero:.1f} to "
-            f"{row.lexicon:.1f} per 100 words)"
-        )
-    text = "; ".join(said) or "no dose kept the text coherent"
-    return text[0].upper() + text[1:]
-
-
-def dose_examples(doses: pd.DataFrame) -> pd.DataFrame:
-    """One answer per trait and coefficient to the first evaluation prompt."""
-    first = doses.groupby("trait").prompt.transform("first")
-    shown = doses[doses.prompt == first].drop_duplicates(["trait", "coefficient"])
-    return shown.sort_values(["trait", "coefficient"])[["trait", "coefficient", "prompt", "text"]]
-
-
 def trait_report(chosen: pd.DataFrame, slopes: pd.DataFrame, null_slopes: pd.DataFrame) -> pd.DataFrame:
     """One row per trait: how it reads (``chosen``, of the traits stage), what pushing does to its text and to the
     text's own projection (:func:`dose_slopes`), and what a null direction does."""
@@ -407,14 +387,3 @@ def _layer_effect(
         "trait": trait, "layer": layer, "effect": i.estimate, "low": i.low, "high": i.high, "nats": float(nats),
         "repetition": float(repeated), "coherent": bool(nats <= spec.max_nats and repeated <= spec.max_repetition),
     }  # fmt: skip
-
-
-def choice_title(table: pd.DataFrame) -> str:
-    """What the picture of layers by steering shows, in words."""
-    chosen = table[table.chosen]
-    clear = chosen[chosen.low > 0]
-    said = "; ".join(f"{row.trait} is moved most at layer {row.layer}" for row in clear.itertuples())
-    unclear = [row.trait for row in chosen.itertuples() if row.low <= 0]
-    rest = f"no layer clearly moves the text of {', '.join(unclear)}" if unclear else ""
-    text = "; ".join(filter(None, [said, rest]))
-    return text[0].upper() + text[1:]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from driftbook.workbook.figures import Figure
+    from driftbook.workbook.tables import Table
 
 RUN_DIR = "DRIFTBOOK_RUN_DIR"
 OUTPUTS = "DRIFTBOOK_OUTPUTS"
@@ -229,8 +230,8 @@ class Run:
         """Progress over an iterable, or towards a total with ``.update(n)``."""
         return Progress(source, label, unit) if self.headless else Bar(source, label, unit)
 
-    def show(self, figure: Figure | None) -> None:
-        """Show a figure here and in the report; nothing where there was nothing to draw (None)."""
+    def show(self, figure: Figure | Table | None) -> None:
+        """Show a figure or a table here and in the report; nothing where there was nothing to draw (None)."""
         from IPython.display import display  # `make why` needs no IPython
 
         if figure is not None:

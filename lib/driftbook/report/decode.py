@@ -1,0 +1,238 @@
+"""The pictures, tables and sentences of *decode*, in the order in which the notebook shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from driftbook.decode import Decoded, mean_divergence
+from driftbook.models.sides import SIDES, Pair
+from driftbook.prompts import PromptSet
+from driftbook.workbook.figures import Figure, curve, histogram, interval_plot
+from driftbook.workbook.runs import Run
+from driftbook.workbook.tables import Table
+
+ROUNDS_CAPTION = (
+    "quality: share of conclusions about clusters that are expected to stand when the rest of the budget is spent; "
+    "empty under a strategy that does not read the texts."
+)
+ENERGY_CAPTION = (
+    "Energy distance between the embedded answers of the two sides, each pair from two prompts of a family; 0: alike. "
+    "95% intervals by the jackknife over prompts, p by random swaps of the sides of prompts."
+)
+
+
+def overview(prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]]) -> Table:
+    """The prompts by split."""
+    caption = f"{len(prompts.dropped)} look-alikes across splits were dropped."
+    return Table(counts(prompts, ids), "Prompts by split", caption)
+
+
+def counts(prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]]) -> pd.DataFrame:
+    """Prompts, families and prompt tokens per split."""
+    frame = pd.DataFrame(
+        {
+            "split": prompts.splits,
+            "family": [p.family for p in prompts.prompts],
+            "tokens": [len(i) for i in ids["base"]],
+        }
+    )
+    out = frame.groupby("split", sort=True).agg(
+        prompts=("family", "size"), families=("family", "nunique"), mean_tokens=("tokens", "mean")
+    )
+    return out.reset_index()
+
+
+def rounds(decoded: Decoded) -> Table:
+    """What every round asked for and took."""
+    return Table(decoded.rounds, "Rounds", ROUNDS_CAPTION)
+
+
+def quality(decoded: Decoded, wanted: float) -> Figure | None:
+    """How the quality grew towards the ``wanted`` one; None under a strategy that does not read the texts."""
+    if not decoded.rounds.quality.notna().any():
+        return None
+    return curve(
+        decoded.rounds.texts.cumsum(),
+        decoded.rounds.quality,
+        title=quality_title(decoded.rounds, wanted),
+        caption=ROUNDS_CAPTION,
+        x_title="texts of both sides",
+        y_title="quality",
+        reference=wanted,
+    )
+
+
+def quality_title(rounds: pd.DataFrame, wanted: float) -> str:
+    """What the last round with a known quality has reached of the ``wanted`` one."""
+    known = rounds.loc[rounds["quality"].notna(), "quality"]
+    said = f"{known.iloc[-1]:.0%} of the conclusions are expected to stand"
+    return f"In the end {said}: {wanted:.0%} {'is' if known.iloc[-1] >= wanted else 'is not'} reached"
+
+
+def families(run: Run, decoded: Decoded, families: pd.DataFrame) -> Figure | None:
+    """Where the sides part, family by family: by divergence, else by the answers where only those could be compared."""
+    if len(families):
+        figure = interval_plot(
+            list(families.family),
+            families.js,
+            families.low,
+            families.high,
+            title=family_title(families),
+            caption=f"Mean Jensen-Shannon divergence per token, {int(families.prompts.sum())} prompts, 95% intervals "
+            f"by resampling prompts, seed {run.seed}.",
+            x_title="JS (nats per token; at most 0.69)",
+        )
+    elif len(decoded.families):
+        apart = decoded.families
+        figure = interval_plot(
+            list(apart.family),
+            apart.energy,
+            apart.low,
+            apart.high,
+            title=energy_title(apart),
+            caption=ENERGY_CAPTION,
+            x_title="energy distance",
+            reference=0.0,
+        )
+    else:
+        return None
+    figure.best = True
+    return figure
+
+
+def apart(decoded: Decoded) -> Table | None:
+    """How far the answers lie apart, where only those could be compared."""
+    if not len(decoded.families):
+        return None
+    return Table(decoded.families, "Answers apart, family by family", ENERGY_CAPTION)
+
+
+def family_title(families: pd.DataFrame) -> str:
+    top, last = families.iloc[0], families.iloc[-1]
+    return (
+        f"The two models part most on {top.family} ({top.js:.3f} nats a token), least on {last.family} ({last.js:.3f})"
+    )
+
+
+def energy_title(families: pd.DataFrame) -> str:
+    """Whether answers lie apart beyond chance, and in which families (Holm over families)."""
+    everything, own = families.iloc[-1], families.iloc[:-1]
+    ordered = np.sort(own.p.to_numpy())
+    differ = int((ordered * np.arange(len(ordered), 0, -1) <= 0.05).cumprod().sum())
+    said = "differ" if everything.p <= 0.05 else "do not differ"
+    top = own.iloc[0]
+    return (
+        f"Answers {said} beyond chance over all prompts (p = {everything.p:.3f}), and in {differ} of {len(own)} "
+        f"families taken alone; most on {top.family} ({top.energy:.3f})"
+    )
+
+
+def profile(profile: pd.DataFrame) -> Figure | None:
+    """Divergence by response token; None without a screen."""
+    if not len(profile):
+        return None
+    return curve(
+        profile.position,
+        profile.js,
+        low=profile.js - 1.96 * profile.js_se,
+        high=profile.js + 1.96 * profile.js_se,
+        title=profile_title(profile),
+        caption="Mean over responses of both sides, 95% intervals.",
+        x_title="response token",
+        y_title="JS (nats)",
+    )
+
+
+def profile_title(profile: pd.DataFrame) -> str:
+    k = int(profile.js.to_numpy().argmax())
+    return f"Divergence is largest at response token {int(profile.position[k])} ({profile.js[k]:.3f} nats)"
+
+
+def weights(decoded: Decoded, floor: float) -> Figure | None:
+    """Divergence by prompt, and how many keep full weight; None without a screen."""
+    if not len(decoded.profile):
+        return None
+    return histogram(
+        decoded.divergence.js,
+        title=f"{int(decoded.divergence.kept.sum())} of {len(decoded.divergence)} prompts keep full weight",
+        caption=f"JS per discover prompt. The others are sampled at {floor:g} of that rate.",
+        x_title="JS (nats per token)",
+    )
+
+
+def answers(decoded: Decoded, prompts: PromptSet, count: int = 8) -> Table:
+    """Answers of both sides where they differ most, to read."""
+    caption = (
+        "By mean JS; by the energy distance of the family where only texts could be compared; else the first prompts."
+    )
+    return Table(most_divergent(decoded, prompts, count), "Where the two differ most", caption)
+
+
+def most_divergent(decoded: Decoded, prompts: PromptSet, count: int) -> pd.DataFrame:
+    """The prompts with the largest JS (those of the families whose answers differ most, where only texts could be
+    compared), with one answer of each side."""
+    by = "energy" if len(decoded.families) else "js"
+    order = decoded.divergence.sort_values(by, ascending=False, kind="stable").prompt_id.head(count).tolist()
+    out = side_by_side(decoded.texts, prompts, order)
+    size = decoded.divergence.set_index("prompt_id")[by]
+    out.insert(0, by, [size[p] for p in order])
+    return out
+
+
+def side_by_side(texts: pd.DataFrame, prompts: PromptSet, order: Sequence[str], samples: int = 1) -> pd.DataFrame:
+    """Prompts in the given order with one text of each side, for reading."""
+    texts = texts[texts.sample_index < samples]
+    wide = texts.drop_duplicates(["prompt_id", "side"]).pivot(index="prompt_id", columns="side", values="text")
+    asked = prompts.by_id()
+    said = {side: [wide.loc[p, side] for p in order] for side in SIDES}
+    return pd.DataFrame({"prompt": [asked[p].shown() for p in order], **said})
+
+
+def costs(took: pd.DataFrame, pair: Pair, made: dict[str, float], busy: dict[str, float]) -> Table:
+    """What decoding took beside what was planned."""
+    return Table(took, "What decoding took", speed_caption(pair, made, busy))
+
+
+def speed_caption(pair: Pair, made: dict[str, float], busy: dict[str, float]) -> str:
+    """What the table of the costs counts, and how much of the machine was used."""
+    if not busy:
+        return "Nothing was decoded here: both sides' answers were made elsewhere."
+    dtype = str(pair.base.model.dtype).removeprefix("torch.")
+    gpu = f"; {busy['peak_gpu_mb']:,.0f} MB at most on the GPU" if "peak_gpu_mb" in busy else ""
+    return (
+        f"Answers made here: {made['tokens'] / made['seconds']:,.0f} tokens/s, {busy['matrix_share']:.0%} of what "
+        f"square matrix products in {dtype} reach on this machine{gpu}. Seconds are those of decoding, without the "
+        "screen. A plan is made by make plan before the run."
+    )
+
+
+def answer(decoded: Decoded, families: pd.DataFrame, seed: int = 0) -> str:
+    """The stage's answer in a sentence, with 95% intervals from resampled prompts."""
+    said = f"{len(decoded.texts):,} answers were decoded"
+    if not len(families):
+        said = f"{said}; exact divergence was not measured: {decoded.unscreened}."
+        if not len(decoded.families):
+            return said
+        return f"{said} By the energy distance between the answers: {energy_title(decoded.families)}."
+    mean = mean_divergence(decoded.divergence, seed)
+    if mean.estimate < 1e-6:
+        return f"{said}; the two models give the same next-token distributions everywhere: nothing differs."
+    top = families.iloc[0]
+    return (
+        f"{said}; next-token distributions differ by {mean.estimate:.3f} nats (JS) a token on average "
+        f"({mean.low:.3f} to {mean.high:.3f}), most on {top.family} ({top.js:.3f}, {top.low:.3f} to {top.high:.3f})."
+    )
+
+
+def headlines(run: Run, prompts: PromptSet, decoded: Decoded, made: dict[str, float]) -> None:
+    """The cards of the stage."""
+    run.headline("texts", len(decoded.texts), baseline=f"{len(prompts.prompts)} prompts, both sides")
+    mean = mean_divergence(decoded.divergence, run.seed)
+    if mean is not None:
+        scale = "0 for the same model, 0.69 at most"
+        run.headline("mean divergence (JS)", mean.estimate, mean.low, mean.high, scale, "nats per token")
+    if made["texts"]:
+        run.headline("speed", made["tokens"] / max(made["seconds"], 1e-9), unit="tokens/s")
