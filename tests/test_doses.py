@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from driftbench import shipped_traits
 from driftbook.errors import DriftbookError
 from driftbook.models import doses
 from driftbook.models.replay import TokenSequence
@@ -173,13 +174,13 @@ def test_the_report_says_which_traits_do_not_move_their_text():
         rows = [(t, m, v, v - 1, v + 1, 12, 5) for t, v in lexicon.items() for m in ("lexicon", "projection")]
         return pd.DataFrame(rows, columns=["trait", "measure", "slope", "low", "high", "prompts", "coefficients"])
 
-    result = doses.trait_report(chosen, slopes({"warm": 3.0, "terse": 0.5}), slopes({"warm": 0.0}))
+    result = shipped_traits.table(chosen, slopes({"warm": 3.0, "terse": 0.5}), slopes({"warm": 0.0}))
     assert result.moves_text.tolist() == [True, False] and np.isnan(result.null_lexicon[1])
-    assert doses.report_title(result) == "Pushing moves the text of 1 of 2 traits, not clearly that of terse"
-    metrics = doses.report_metrics(result)
+    assert shipped_traits.title(result) == "Pushing moves the text of 1 of 2 traits, not clearly that of terse"
+    metrics = shipped_traits.metrics(result)
     assert metrics["traits_that_move_text"] == metrics["traits_with_auc_of_80"] == 1
     assert (metrics["lexicon_warm"], metrics["lexicon_low_warm"], metrics["words_auc_terse"]) == (3.0, 2.0, 0.8)
-    assert "along 1 of them changes what the text says, along terse not clearly." in doses.report_answer(result)
+    assert "along 1 of them changes what the text says, along terse not clearly." in shipped_traits.answer(result)
 
 
 def test_a_null_twin_pushes_along_null_directions_in_the_same_units(tmp_path):
