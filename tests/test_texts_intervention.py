@@ -54,7 +54,7 @@ def base(tmp_path):
 
 
 def run_of(tmp_path, **section):
-    silent = SimpleNamespace(update=lambda n=1: None)
+    silent = SimpleNamespace(update=lambda n=1: None, close=lambda: None)
     return SimpleNamespace(
         section=Decode(**section),
         params=Experiment(experiment="x"),
