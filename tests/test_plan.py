@@ -10,10 +10,13 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from scipy.stats import binom
 
+from driftbook.behaviours import panel
 from driftbook.errors import ModelError
 from driftbook.parameters import ModelSpec, load_experiment
 from driftbook.workbook.plan import held_against, keep, model_size, plan, written
+from driftbook.workbook.power import few_prompts
 from driftbook.workbook.runs import Layout, Run
 
 REPOSITORY = Path(__file__).parent.parent
@@ -195,3 +198,34 @@ def test_a_run_says_how_far_its_plan_was_off(tmp_path):
 
 def test_a_bench_has_no_plan_to_keep(tmp_path):
     assert keep(planned("bench-decode"), Layout.of(REPOSITORY, tmp_path)) is None and not any(tmp_path.iterdir())
+
+
+def test_too_few_prompts_are_said_before_the_run_with_the_number_that_is_needed(tmp_path):
+    """The number is that of an exact sign test over everything that is tested."""
+    root = tmp_path
+    for folder in ("params", "prompts", "notebooks"):
+        (root / folder).mkdir()
+    text = "experiment: few\ntraits: {files: []}\ncapture: {prompts: [prompts/p.txt]}\n"
+    (root / "params/few.yml").write_text(text + "decode: {prompts: [prompts/p.txt], samples: 1}\n")
+
+    def note(count: int) -> str:
+        (root / "prompts/p.txt").write_text("\n".join(f"What is {i} times seven?" for i in range(count)))
+        return few_prompts(root / "params/few.yml", root)
+
+    assert note(6).startswith("6 prompts are few: nothing can be confirmed with them")
+    needed = int(re.search(r"takes (\d+) prompts", note(12))[1])
+    tests = len(panel()) + 12
+    # of p prompts that differ k go one way: what it takes at alpha / tests, two-sided
+    power = sum(
+        binom.pmf(m, needed, 0.1 * 0.5 + 0.9 * 0.5) * binom.sf(_least(m, 0.025 / tests) - 1, m, 0.45 / 0.5)
+        for m in range(needed + 1)
+    )
+    assert 0.75 <= power <= 0.9
+    assert note(needed + 5) == ""
+    assert few_prompts(Layout.of(REPOSITORY).parameters("quickstart"), REPOSITORY) == ""
+    assert few_prompts(Layout.of(REPOSITORY).parameters("bench-null"), REPOSITORY) == ""
+
+
+def _least(differ: int, level: float) -> int:
+    """Wins among ``differ`` that the sign test asks for at this level."""
+    return next((k for k in range(differ + 1) if binom.sf(k - 1, differ, 0.5) <= level), differ + 1)

@@ -32,7 +32,7 @@ from driftbook.models.sampling import SamplingParams, stream_seed
 from driftbook.models.sides import Pair, Side
 from driftbook.models.utilisation import peak_gpu_mb, utilisation
 from driftbook.prompt_files import check_lengths, read_prompts
-from driftbook.prompts import SIDES, Prompt, PromptSet, save_prompts
+from driftbook.prompts import Prompt, PromptSet, save_prompts
 from driftbook.stage import Run
 from driftbook.store import ShardStore, digest
 
