@@ -9,7 +9,7 @@ import pandas as pd
 
 from driftbook.cluster import TRUSTED, Comparison, Embedding, by_likelihood, moved
 from driftbook.discovery.clustering import Clustering, Stability
-from driftbook.discovery.composition import SIDES
+from driftbook.prompts import SIDES
 from driftbook.workbook.figures import Figure, dumbbell, interval_plot, map_scatter
 from driftbook.workbook.runs import Run
 from driftbook.workbook.tables import Table

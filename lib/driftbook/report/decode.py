@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from driftbook.decode import Decoded, mean_divergence
-from driftbook.models.sides import SIDES, Pair
-from driftbook.prompts import PromptSet
+from driftbook.models.sides import Pair
+from driftbook.prompts import SIDES, PromptSet
 from driftbook.workbook.figures import Figure, curve, histogram, interval_plot
 from driftbook.workbook.runs import Run
 from driftbook.workbook.tables import Table
