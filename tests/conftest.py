@@ -15,6 +15,7 @@ import yaml
 _PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _PROCESSES)))
 
+import driftbook.models  # noqa: E402, F401 (it says how threads wait)
 from serve import server as server  # noqa: E402
 
 PARAMETERS = {

@@ -28,7 +28,7 @@ from driftbook.interventions import Steer
 from driftbook.models import captured, sides
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sides import open_pair
-from driftbook.parameters import EngineSpec, Experiment, ModelSpec
+from driftbook.parameters import EngineSpec, ModelSpec
 from driftbook.processes import Processes
 from driftbook.store import ShardStore
 from models import assert_same_but_for_rounding, saved
@@ -231,10 +231,10 @@ def fail_not(held: int, item: int) -> int:
 
 
 def test_a_gpu_is_filled_from_one_process(monkeypatch):
-    experiment = Experiment(experiment="x", engine=EngineSpec(kind="processes", workers=3))
-    opened = open_workers(experiment)
-    assert isinstance(opened, Processes) and opened.at_once == 3 and opened is open_workers(experiment)
+    three, four = (EngineSpec(kind="processes", workers=n) for n in (3, 4))
+    opened = open_workers(three, ModelSpec())
+    assert isinstance(opened, Processes) and opened.at_once == 3 and opened is open_workers(three, ModelSpec())
     assert opened.describe()["processes"] == 3
     monkeypatch.setattr("driftbook.models.loading.choose_device", lambda *a: (SimpleNamespace(type="cuda"), ""))
-    assert open_workers(Experiment(experiment="x", engine=EngineSpec(kind="processes", workers=4))) is None
-    assert open_workers(Experiment(experiment="x")) is None
+    assert open_workers(four, ModelSpec()) is None
+    assert open_workers(EngineSpec(), ModelSpec()) is None

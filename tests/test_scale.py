@@ -33,7 +33,7 @@ from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.sides import Pair, open_pair
 from driftbook.models.vectors import VectorRecord, VectorSet
-from driftbook.parameters import EngineSpec, Experiment, Judge, ModelSpec
+from driftbook.parameters import EngineSpec, Judge, ModelSpec
 from driftbook.store import ShardStore
 from models import assert_same_but_for_rounding, saved
 from test_decode import PROMPTS, content
@@ -267,11 +267,11 @@ def test_an_address_that_is_none_or_does_not_answer_is_refused_with_the_remedy()
         with pytest.raises(
             DriftbookError, match=rf"engine\.address {address}: no Ray cluster answers .*leave engine\."
         ):
-            open_workers(Experiment(experiment="a", engine=EngineSpec(kind="ray", address=address)))
+            open_workers(EngineSpec(kind="ray", address=address), ModelSpec())
     for wrong in ("somewhere", "head:port", ":6379"):
         with pytest.raises(DriftbookError, match=r"engine\.address .* is none: give host:port"):
             scale.check(EngineSpec(kind="ray", address=wrong))
-    assert open_workers(Experiment(experiment="a")) is None
+    assert open_workers(EngineSpec(), ModelSpec()) is None
 
 
 def test_more_workers_than_the_cluster_holds_are_refused(ray, tmp_path):

@@ -5,11 +5,11 @@ work. What they need is imported as they open. A new one is a class in a file of
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from driftbook.processes import Processes
 from driftbook.scale import RayWorkers
-from driftbook.sections import DECODERS, WORKERS
+from driftbook.sections import DECODERS, WORKERS, EngineSpec, ModelSpec
 from driftbook.workers import OPENED, OneProcess, Workers
 
 if TYPE_CHECKING:
@@ -37,13 +37,12 @@ def open_decoder(name: str, side: Answering, cache: Path) -> Engine:
     return DECODERS[name](side, cache)
 
 
-def open_workers(params: Any) -> Workers | None:
-    """The workers of an experiment, the same ones throughout a process; None where the work stays in this one.
+def open_workers(engine: EngineSpec, base: ModelSpec) -> Workers | None:
+    """Workers for models as large as ``base``, the same throughout a process; None where the work stays in this one.
 
     Raises:
         DriftbookError: what the section ``engine`` asks for cannot work, such as an address at which nothing answers.
     """
-    engine, base = params.engine, params.base
     kind = WORKERS[engine.kind]
     kind.check(engine)
     key = f"{engine.model_dump_json()} {base.device} {base.dtype}"

@@ -28,6 +28,7 @@ from driftbook.models.replay import TokenSequence, replay
 from driftbook.models.sampling import stream_seed
 from driftbook.models.traitfiles import Score, Trait, recipe
 from driftbook.models.vectors import VectorRecord, VectorSet
+from driftbook.parameters import Combination, Instructed
 from driftbook.sections import RESIDUAL_SITES
 from driftbook.stage import Run
 from driftbook.store import ShardStore, digest
@@ -71,7 +72,7 @@ def written_answers(model: LoadedModel, trait: Trait) -> Answers:
 def instructed_answers(
     model: LoadedModel,
     traits: Sequence[Trait],
-    spec: Any,
+    spec: Instructed,
     folds: int,
     seed: int,
     cache: Path,
@@ -207,7 +208,11 @@ def read_contrasts(
 
 
 def _pooled(
-    model: LoadedModel, sequences: Sequence[Any], points: Sequence[Any], window: str, progress: Any
+    model: LoadedModel,
+    sequences: Sequence[Any],
+    points: Sequence[Any],
+    window: str,
+    progress: Callable[[int], Any] | None,
 ) -> dict[str, np.ndarray]:
     tap = PoolTap(points, len(sequences), model.hooks.d_model, window)
     for batch, _ in replay(model, sequences, [tap]):
@@ -311,7 +316,7 @@ def fit_vectors(
 
 
 def _fit_combination(
-    combination: Any,
+    combination: Combination,
     examples: Mapping[str, directions_.Examples],
     points: Sequence[tuple[int, str]],
     method: str,

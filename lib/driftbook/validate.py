@@ -212,7 +212,7 @@ def open_judges(run: Run, material: Material) -> Judges:
     """The judges of the parameter file, with the verdict cache that all experiments share and the cap of this run."""
     section = run.section
     ledger = Ledger(run.cache / "verdicts" / "answers.sqlite", section.budget_usd)
-    workers = open_workers(run.params)
+    workers = open_workers(run.params.engine, run.params.base)
 
     def judge(spec: JudgeSpec, role: str) -> Judge:
         # a judge that also tests is asked batch by batch, under the bar of the test

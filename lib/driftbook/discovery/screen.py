@@ -23,6 +23,7 @@ from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.sides import Pair
 from driftbook.prompts import PromptSet
+from driftbook.stage import Progress
 from driftbook.store import ShardStore, digest
 
 
@@ -158,7 +159,7 @@ def score_texts(
 
 
 def _read_shard(
-    pair: Pair, both: dict[str, list], sides: Sequence[str], sampling: SamplingParams, progress: Any
+    pair: Pair, both: dict[str, list], sides: Sequence[str], sampling: SamplingParams, progress: Progress
 ) -> dict[str, np.ndarray]:
     sequences = [[TokenSequence(*s) for s in both[side.name]] for side in pair]
     found = token_divergence(pair, *sequences, progress=progress, first=0, sampling=sampling)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ from scipy.stats import norm
 from driftbook.discovery import clustering
 from driftbook.discovery.embeddings import Embed
 from driftbook.errors import BudgetError
-from driftbook.models.sampling import stream_seed
+from driftbook.models.sampling import SamplingParams, stream_seed
 from driftbook.prompts import PromptSet
 
 DEFENSIVE = 0.3  # of the texts of an active round, the share that is spread as the screen alone would spread it
@@ -78,7 +78,7 @@ def first_round(prompts: PromptSet, samples: int, max_texts: int) -> list[Ask]:
     return [Ask(i, s, 0) for i in range(len(prompts.prompts)) for s in range(samples)]
 
 
-def plan_round(sampling: Any, state: State, budget: int) -> list[Ask]:
+def plan_round(sampling: SamplingParams, state: State, budget: int) -> list[Ask]:
     """The texts of the next round, at most ``budget`` per side; empty when there is nothing left to ask for.
 
     Under ``active`` it is also empty once the quality that was asked for is reached.
@@ -99,7 +99,7 @@ def plan_round(sampling: Any, state: State, budget: int) -> list[Ask]:
     return asks(state, allocate(weight, share, state), discover)
 
 
-def quality(sampling: Any, state: State) -> float:
+def quality(sampling: SamplingParams, state: State) -> float:
     """The share of conclusions about clusters that are expected to stand when the rest of the budget is spent.
 
     NaN under a strategy that does not read the texts.
@@ -110,7 +110,7 @@ def quality(sampling: Any, state: State) -> float:
     return look(sampling, state, discover, left=(sampling.max_texts - len(state.texts)) // 2).quality
 
 
-def weights(sampling: Any, state: State, discover: list[int]) -> np.ndarray:
+def weights(sampling: SamplingParams, state: State, discover: list[int]) -> np.ndarray:
     """Relative number of samples that each discover prompt should have when the budget is spent, before any text is
     read; ``[prompts]``.
     """
@@ -187,7 +187,7 @@ class Tally:
     texts: np.ndarray
 
 
-def look(sampling: Any, state: State, discover: list[int], left: int) -> View:
+def look(sampling: SamplingParams, state: State, discover: list[int], left: int) -> View:
     """Cluster the texts so far and weigh the prompts; ``left`` texts a side are still to be spent."""
     texts = state.texts[state.texts.split == "discover"].reset_index(drop=True)
     vectors = state.embed(texts.text.tolist())

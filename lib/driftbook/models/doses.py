@@ -23,6 +23,8 @@ from driftbook.models.sampling import SamplingParams, stream_seed
 from driftbook.models.steering import SteerTap
 from driftbook.models.traitfiles import Score, Trait
 from driftbook.models.vectors import VectorSet
+from driftbook.parameters import Dose, LayerBySteering
+from driftbook.sections import Intervention
 from driftbook.store import ShardStore, digest
 
 #: Text counts as coherent up to this many nats a token under the unsteered text's likelihood, and this much more of it
@@ -133,7 +135,7 @@ def repetition(texts: Iterable[str], n: int = 3) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------- dose curves
 
 
-def traits_to_steer(dose: Any, intervention: Any, traits: Sequence[Trait]) -> list[Trait]:
+def traits_to_steer(dose: Dose | None, intervention: Intervention, traits: Sequence[Trait]) -> list[Trait]:
     """Whose dose-response curve is measured: those that were named, all, or the one that the intervention steers."""
     if dose is None:
         return []
@@ -156,7 +158,7 @@ def dose_curves(
     model: LoadedModel,
     traits: Sequence[Trait],
     vectors: VectorSet,
-    dose: Any,
+    dose: Dose,
     seed: int,
     cache: Path,
     progress: Callable[[int, str, str], Any],
@@ -263,7 +265,7 @@ def choose_by_steering(
     traits: Sequence[Trait],
     vectors: VectorSet,
     depth: tuple[float, float],
-    spec: Any,
+    spec: LayerBySteering,
     seed: int,
     cache: Path,
     progress: Callable[[int, str, str], Any],
@@ -328,7 +330,7 @@ def _choice_prompts(trait: Trait, traits: Sequence[Trait], count: int) -> list[s
 
 
 def _layer_effect(
-    trait: str, layer: int, frame: pd.DataFrame, zero: pd.DataFrame, spec: Any, seed: int
+    trait: str, layer: int, frame: pd.DataFrame, zero: pd.DataFrame, spec: LayerBySteering, seed: int
 ) -> dict[str, Any]:
     sides = {sign: frame[frame.coefficient == sign * spec.coefficient] for sign in (-1.0, 1.0)}
     up, down = (sides[sign].groupby("prompt", sort=True).lexicon.mean() for sign in (1.0, -1.0))

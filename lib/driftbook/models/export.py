@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
 from driftbook.errors import ModelError
 from driftbook.models.families import child
@@ -115,7 +115,7 @@ def _with_biases(model: LoadedModel, state: dict[str, torch.Tensor], path: str) 
     return config
 
 
-def _write(model: LoadedModel, config: Any, state: dict[str, torch.Tensor], folder: Path) -> None:
+def _write(model: LoadedModel, config: PretrainedConfig, state: dict[str, torch.Tensor], folder: Path) -> None:
     with torch.device("meta"):
         shell = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     shell.load_state_dict(state, strict=True, assign=True)

@@ -9,7 +9,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 
 from driftbook.errors import DriftbookError, ModelError
 from driftbook.models.loading import LoadedModel, file_hash
+from driftbook.stage import Progress
 from driftbook.store import digest
 
 SCHEMA = 2  # raise it when the same file and parameters give another adapter
@@ -202,7 +203,7 @@ def train_lora(
     spec: Any,
     cache: Path,
     root: Path,
-    progress: Callable[[int, str, str], Any] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Train a LoRA as ``spec`` (the ``finetune`` section) says, or find it in ``cache/finetune``.
 
@@ -245,7 +246,9 @@ def train_lora(
     return folder
 
 
-def _train(loaded: LoadedModel, spec: Any, examples: Sequence[Example], folder: Path, progress: Any) -> dict[str, Any]:
+def _train(
+    loaded: LoadedModel, spec: Any, examples: Sequence[Example], folder: Path, progress: Progress | None
+) -> dict[str, Any]:
     from peft import LoraConfig, get_peft_model
 
     targets = spec.targets if spec.targets == "all-linear" else list(spec.targets)
@@ -291,7 +294,7 @@ def _own_randomness(device: torch.device) -> Iterator[None]:
 
 
 def _fit(
-    adapted: Any, loaded: LoadedModel, spec: Any, examples: Sequence[Example], folder: Path, progress: Any
+    adapted: Any, loaded: LoadedModel, spec: Any, examples: Sequence[Example], folder: Path, progress: Progress | None
 ) -> list[float]:
     """Train the adapter in place; the loss of every step."""
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments

@@ -20,6 +20,7 @@ from driftbook.models.local import LocalEngine, Request
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams, stream_seed
 from driftbook.models.traitfiles import Score, Trait
+from driftbook.parameters import Instructed
 from driftbook.store import ShardStore, digest
 
 #: Why an answer was left out, in the order in which it is looked at.
@@ -27,7 +28,12 @@ REASONS = ("short", "repetitive", "phrases", "judge", "no partner", "length")
 
 
 def sample_answers(
-    model: LoadedModel, trait: Trait, spec: Any, seed: int, cache: Path, progress: Callable[[int], Any] | None = None
+    model: LoadedModel,
+    trait: Trait,
+    spec: Instructed,
+    seed: int,
+    cache: Path,
+    progress: Callable[[int], Any] | None = None,
 ) -> pd.DataFrame:
     """Answers to every scenario's prompt under its positive and its negative instruction.
 
@@ -66,7 +72,7 @@ def sample_answers(
     return store.kept_table(key, answered, progress, len(requests)).to_pandas()
 
 
-def filter_answers(answers: pd.DataFrame, trait: Trait, spec: Any, score: Score | None = None) -> pd.DataFrame:
+def filter_answers(answers: pd.DataFrame, trait: Trait, spec: Instructed, score: Score | None = None) -> pd.DataFrame:
     """Say of every answer why it is left out: a column ``dropped``, empty where it is kept.
 
     ``short``: fewer than ``spec.min_words`` words; ``repetitive``: more than ``spec.max_repetition`` of its word

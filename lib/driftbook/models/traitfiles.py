@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from driftbook.errors import DriftbookError, PromptError
+from driftbook.parameters import Combination
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def _of_persona_vectors(name: str, raw: Any, limit: int | None) -> Trait:
     )
 
 
-def combined_trait(combination: Any, traits: Sequence[Trait]) -> Trait:
+def combined_trait(combination: Combination, traits: Sequence[Trait]) -> Trait:
     """The trait that a combination of vectors stands for: prompts of its parts in turn, and their phrases.
 
     Args:
@@ -163,7 +164,7 @@ def _distinct(groups: Sequence[Sequence[str]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(itertools.chain.from_iterable(groups)))
 
 
-def recipe(combination: Any) -> str:
+def recipe(combination: Combination) -> str:
     """A combination in words: ``warm + calm - terse, orthogonal to formal``."""
     text = " + ".join(combination.add)
     for name in combination.subtract:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from driftbook.errors import ModelError
 
@@ -15,11 +15,11 @@ COLUMNS = ("module", "layer", "kind", "norm", "change", "relative", "effective_r
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
-def weight_change(base: Any, changed: Any, leading: int = 8) -> pd.DataFrame:
+def weight_change(base: nn.Module, changed: nn.Module, leading: int = 8) -> pd.DataFrame:
     """One row per weight matrix that two models of one architecture share, in the order of the network.
 
     Args:
-        base, changed: ``nn.Module``; quantized weights are compared as the numbers they stand for.
+        base, changed: quantized weights are compared as the numbers they stand for.
         leading: singular values of the difference that are kept.
 
     Returns:
@@ -61,7 +61,7 @@ def weight_change(base: Any, changed: Any, leading: int = 8) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _matrices(model: Any) -> dict[str, torch.Tensor]:
+def _matrices(model: nn.Module) -> dict[str, torch.Tensor]:
     """Weights with two dimensions by module name, as float32 on the CPU; tied weights once."""
     found, seen = {}, set()
     for name, module in model.named_modules():
