@@ -35,7 +35,7 @@ class Processes(Workers):
 
     @classmethod
     def opened(cls, engine: EngineSpec, base: ModelSpec) -> Processes | None:
-        from driftbook.models.loading import choose_device
+        from driftbook.models.loading import choose_device  # imports torch
 
         return cls(engine.workers) if choose_device(base.device, base.dtype)[0].type == "cpu" else None
 

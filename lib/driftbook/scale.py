@@ -195,7 +195,7 @@ class RayWorkers(Workers):
 
     @classmethod
     def opened(cls, engine: EngineSpec, base: ModelSpec) -> RayWorkers:
-        from driftbook.models.loading import choose_device
+        from driftbook.models.loading import choose_device  # imports torch
 
         return cls(engine, choose_device(base.device, base.dtype)[0].type == "cuda")
 

@@ -18,6 +18,7 @@ from driftbook.models.sides import Pair
 from driftbook.models.tier3 import Inside
 from driftbook.models.vectors import VectorSet
 from driftbook.prompts import Prompt
+from driftbook.sections import Intervention
 from driftbook.workbook.explorers import trace_explorer
 from driftbook.workbook.figures import Figure, curve, interval_plot, layer_token_heatmap
 from driftbook.workbook.runs import Run
@@ -105,7 +106,7 @@ def explorer_data(
     }
 
 
-def first_view(intervention: Any, vectors: VectorSet) -> dict[str, Any] | None:
+def first_view(intervention: Intervention, vectors: VectorSet) -> dict[str, Any] | None:
     """What the trace shows first: the trait that the intervention is about, at its layer."""
     trait = intervention.about
     return {"trait": trait, "layer": vectors.chosen(trait).layer, "sample": 0} if trait in vectors.traits else None
