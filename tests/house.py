@@ -15,16 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-#: What stands on which floor, from the ground up, without ``driftbook.``; a module is where the longest of these names
-#: that it begins with is. An import of a higher floor leads upward. What imports none of driftbook may stand anywhere.
-FLOORS = [
-    "errors store ledger workers processes parameters prompts prompt_files text_tables chat workbook.parameters",
-    "behaviours discovery",
-    "models scale",
-    "evidence",
-    "traits capture decode cluster validate",
-    "workbook",
-]
+from test_architecture import FLOORS
+
 LONG_FUNCTION, LONG_CELL, IMPORTS_TIMED = 50, 15, 3
 
 
@@ -89,6 +81,7 @@ def look(node: ast.AST, module: str, found: Figures, inside: bool = False) -> No
         found.imports += [Import(module, t, inside) for t in targets(node, found.modules)]
     if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
         found.type_checking += 1
+        return  # read by type checkers alone: nothing is imported
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         inside = True
         found.functions.append((f"{module}.{node.name}", node.end_lineno - node.lineno + 1))
@@ -111,7 +104,7 @@ def targets(node: ast.Import | ast.ImportFrom, known: set[str]) -> Iterator[str]
 
 def floor(module: str) -> int | None:
     """None for driftbench, which stands beside the house, and for what ``FLOORS`` does not name."""
-    known = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
+    known = {name: i for i, names in enumerate(FLOORS.values()) for name in names.split()}
     parts = module.split(".")[1:] if module.startswith("driftbook.") else []
     return next((known[n] for k in range(len(parts), 0, -1) if (n := ".".join(parts[:k])) in known), None)
 
@@ -127,7 +120,7 @@ def upward(found: Figures) -> list[str]:
 
 
 def circles(found: Figures) -> list[list[str]]:
-    """Modules that import each other, by whatever way, also inside functions and for types alone."""
+    """Modules that import each other, at the top or inside functions."""
     edges: dict[str, set[str]] = {m: set() for m in found.modules}
     for i in found.imports:
         if i.target in edges and i.target != i.module:
