@@ -18,6 +18,7 @@ from driftbook.evidence.opened import open_judge
 from driftbook.ledger import Ledger
 from driftbook.parameters import Judge as JudgeSpec
 from driftbook.parameters import Validate
+from driftbook.report import validate as report
 from planted import FILLER, HEDGES, HYPOTHESES, SPLITS, run_of, texts_of
 
 
@@ -353,11 +354,11 @@ def test_tables_and_metrics_have_the_agreed_columns(tmp_path):
 def test_what_a_person_reads_follows_the_claims(tmp_path):
     run = run_of(tmp_path, texts_of(), by_judge(HYPOTHESES))
     found = stages(run, judged(run))
-    paths = stage.e_paths(found.tested, run.section)
+    paths = report.e_paths(found.tested, run.section)
     hedges = paths[paths["hypothesis"].str.startswith("hedges (")]
-    assert hedges["e_value"].iloc[0] == 1 and hedges["e_value"].max() > stage.threshold(found.tested) / 4
+    assert hedges["e_value"].iloc[0] == 1 and hedges["e_value"].max() > report.threshold(found.tested) / 4
     one = [o for o in found.outcomes if o.hypothesis.text == "hedges" and o.hypothesis.proposer != "panel"]
-    shown = stage.side_by_side(one, found.material.prompts, most=1)
+    shown = report.side_by_side(one, found.material.prompts, most=1)
     assert shown["x"].is_monotonic_decreasing and shown["x"].iloc[0] == 1 and shown["x"].iloc[-1] < 0.5
     by_text = found.material.texts.set_index("text")["side"]
     assert (by_text.loc[shown["base"]] == "base").all() and (by_text.loc[shown["intervention"]] == "intervention").all()

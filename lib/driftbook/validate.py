@@ -50,7 +50,6 @@ from driftbook.evidence.opened import (
 from driftbook.evidence.outcomes import Outcome, verdicts
 from driftbook.evidence.paired import smallest_seen
 from driftbook.evidence.reading import read
-from driftbook.evidence.report import areas, e_paths, side_by_side, threshold
 from driftbook.evidence.transfer import clusters_near, outside, transfer
 from driftbook.evidence.verdict import Verdict
 from driftbook.evidence.verdict import verdict as told
@@ -70,7 +69,6 @@ __all__ = [
     "Screening",
     "Tested",
     "alone_and_together",
-    "areas",
     "audit",
     "baselines",
     "beside_baselines",
@@ -79,7 +77,6 @@ __all__ = [
     "claims_table",
     "coherence",
     "count",
-    "e_paths",
     "flagged",
     "freeze",
     "generative_check",
@@ -95,8 +92,6 @@ __all__ = [
     "read_unlabelled",
     "screen",
     "share_together",
-    "side_by_side",
-    "threshold",
     "trait_shift",
     "transfer",
     "verdict",

@@ -1,18 +1,21 @@
-"""The pictures and tables of *validate*."""
+"""The pictures, tables and sentences of *validate*, in the order in which the notebook shows them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
+from driftbook.evidence.baselines import NAMES
 from driftbook.evidence.cascade import Screening, Tested, caution
-from driftbook.evidence.outcomes import Outcome
-from driftbook.evidence.report import areas, e_paths, threshold
+from driftbook.evidence.outcomes import Outcome, strongest_first
 from driftbook.evidence.verdict import Verdict
+from driftbook.parameters import Validate
+from driftbook.prompts import Prompt
 from driftbook.workbook.figures import Figure, curve, dumbbell, interval_plot
 from driftbook.workbook.runs import Run
+from driftbook.workbook.tables import Table
 
 MOST_ROWS = 24
 CLAIM_COLUMNS = (
@@ -22,10 +25,157 @@ CLAIM_COLUMNS = (
 )
 
 
-def say(run: Run, verdict: Verdict) -> None:
-    """The verdict in three lines, as the answer of the stage."""
-    run.answer(" ".join(verdict.lines))
-    run.record("verdict", {"state": verdict.state, "lines": list(verdict.lines), "strongest": list(verdict.strongest)})
+def frozen(claims: pd.DataFrame) -> Table:
+    """What is claimed, before a single held-out text is read."""
+    caption = "sha256 over claim, measure, judges, margin, alpha and seed."
+    return Table(claims, "Hypotheses, frozen", caption, max_rows=200)
+
+
+def bill(table: pd.DataFrame) -> Table:
+    """What judges may cost."""
+    return Table(table, "The bill before the first call", "Upper bounds, without early stops.")
+
+
+def screened(screening: Screening, frozen: pd.DataFrame, level: float) -> Table | None:
+    """What the cheap judge lets through; None where no claim needs a judge."""
+    if not len(screening.table):
+        return None
+    table = screening.table.merge(frozen[["hypothesis_id", "text", "direction"]])
+    caption = f"One-sided sign-flip test over prompts, kept up to p = {level}."
+    return Table(table, f"{len(screening.survivors)} judged claims go on", caption)
+
+
+def paths(run: Run, tested: Tested) -> Figure | None:
+    """The bets of judged claims, prompt by prompt."""
+    table = e_paths(tested, run.section)
+    if table.empty:
+        return None
+    needed = threshold(tested)
+    return curve(
+        table["prompts"],
+        table["e_value"],
+        groups=table["hypothesis"].tolist(),
+        title=f"{int(tested.looks.rejected.sum())} of {len(tested.hypotheses)} judged claims gather enough evidence",
+        caption=f"After each of {len(tested.prompts)} held-out prompts. Dashed: {needed:,.0f}, what e-BH asks for. "
+        f"Seed {run.seed}. {caution(run.section)}".strip(),
+        x_title="held-out prompts read",
+        y_title="e-value",
+        reference=needed,
+        log_y=True,
+    )
+
+
+def e_paths(tested: Tested, section: Validate, most: int = 8) -> pd.DataFrame:
+    """Long table of e-values for pictures: hypothesis, prompts, e_value; the ``most`` strongest hypotheses, from e =
+    1."""
+    best = np.argsort(-tested.looks.e, kind="stable")[:most]
+    paths = tested.paths(section.margin_of("score"))
+    tables = [
+        pd.DataFrame(
+            {
+                "hypothesis": f"{tested.hypotheses[i].text} ({tested.hypotheses[i].direction})",
+                "prompts": np.arange(len(paths[i]) + 1),
+                "e_value": np.concatenate([[1.0], paths[i]]),
+            }
+        )
+        for i in best
+    ]
+    return (
+        pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["hypothesis", "prompts", "e_value"])
+    )
+
+
+def threshold(tested: Tested) -> float:
+    """The e-value that e-BH asks of each claim: hypotheses / (alpha * confirmed), of a lone claim where none was
+    confirmed.
+
+    Closed e-BH accepts somewhat less (never below 1 / alpha) where other claims are far above it.
+    """
+    return len(tested.hypotheses) / (tested.alpha * max(1, int(tested.looks.rejected.sum())))
+
+
+def audit(table: pd.DataFrame, share: float) -> Table | None:
+    """What the screen dropped, read again; None where nothing was."""
+    if not len(table):
+        return None
+    caption = f"{share:.0%} of the prompts of split screen, drawn for each claim that was dropped."
+    return Table(table, "What the screen dropped, read again by the expensive judge", caption)
+
+
+def together(table: pd.DataFrame) -> Table | None:
+    """Whether a judge that reads several claims in one call says what it says of each alone."""
+    if not len(table):
+        return None
+    caption = "The same texts of split screen, asked about one claim a call; 95% interval over prompts."
+    return Table(table, "Several claims in one call, and each alone", caption)
+
+
+def coherence(table: pd.DataFrame) -> Table | None:
+    """How coherent each side is; None where no judge of coherence is configured."""
+    if not len(table):
+        return None
+    caption = "Mean over held-out prompts with 95% intervals; difference: intervention minus base."
+    return Table(table, "How coherent the answers of each side are", caption)
+
+
+def baselines(claims: pd.DataFrame, beside: pd.DataFrame, seed: int) -> Figure | None:
+    """How well claims and baselines tell the two sides apart."""
+    table = areas(claims, beside)
+    if beside.empty or table.empty:
+        return None
+    counted = beside[beside["baseline"] == "words"]
+    share = f"{counted.iloc[0]['share']:.0%} of what a bag of words sees" if len(counted) else "beside its baselines"
+    return interval_plot(
+        table["label"].tolist(),
+        table["auc"],
+        table["low"],
+        table["high"],
+        title=f"The strongest proposed claim alone reaches {share}",
+        caption="AUC; 95% intervals of resampled prompts. The bag of words is fitted without the claim's own words. "
+        f"Seed {seed}.",
+        marked=table["claim"],
+        marked_name="claim",
+        unmarked_name="baseline",
+        x_title="AUC",
+        reference=0.5,
+    )
+
+
+def areas(claims: pd.DataFrame, beside: pd.DataFrame, most: int = 6) -> pd.DataFrame:
+    """AUCs for a picture: label, auc, low, high, claim; the strongest confirmed claims, then the baselines of the
+    strongest one that has any."""
+    held = claims[claims["auc"].notna()].head(most)
+    rows = [(c.text, c.auc, c.auc_low, c.auc_high, True) for c in held.itertuples()]
+    for r in beside[beside["hypothesis_id"].isin(beside["hypothesis_id"].head(1))].itertuples():
+        rows.append((f"baseline: {NAMES[r.baseline]}", r.auc, r.auc_low, r.auc_high, False))
+    return pd.DataFrame(rows, columns=["label", "auc", "low", "high", "claim"])
+
+
+def beside(table: pd.DataFrame) -> Table | None:
+    """What is left of each claim beside each baseline; None where there were none."""
+    if not len(table):
+        return None
+    caption = (
+        "left: correlation of the claim with the side when the baseline's score is held fixed; unrelated: what would "
+        "be left of a claim that has nothing to do with it. explained: nothing is shown to be left."
+    )
+    return Table(table, "Claims beside their baselines", caption, list(table.columns[1:]))
+
+
+def places(table: pd.DataFrame) -> Table | None:
+    """Where each confirmed claim holds; None where nothing was confirmed."""
+    if not len(table):
+        return None
+    caption = "Confidence sequences at alpha, each row on its own; outside: no text of the prompt is near the cluster."
+    return Table(table, "Confirmed claims by place", caption, list(table.columns[1:]), 60)
+
+
+def generated(table: pd.DataFrame) -> Table | None:
+    """Whether the models' own likelihoods tell apart texts written for the claims; None where none were written."""
+    if not len(table):
+        return None
+    caption = "How often the claimed side prefers the text that shows it, more than the other side does; 95% intervals."
+    return Table(table, "Texts written for the claims, read by both models", caption)
 
 
 def shares(claims: pd.DataFrame, prompts: int, seed: int) -> Figure | None:
@@ -49,9 +199,13 @@ def shares(claims: pd.DataFrame, prompts: int, seed: int) -> Figure | None:
     return figure
 
 
-def sizes(claims: pd.DataFrame) -> pd.DataFrame:
+def sizes(claims: pd.DataFrame) -> Table | None:
     """Confirmed claims in other units than shares (words, numbers, rates, grades, scores), strongest first."""
-    return claims[claims["confirmed"] & (claims["unit"] != "share")].head(MOST_ROWS)
+    good = claims[claims["confirmed"] & (claims["unit"] != "share")].head(MOST_ROWS)
+    if good.empty:
+        return None
+    columns = ["claim", "unit", "base", "intervention", "difference", "low", "high"]
+    return Table(good, "What moved in other units", "Confirmed; both sides in the unit of the measure.", columns)
 
 
 def unmoved(claims: pd.DataFrame, seed: int) -> Figure | None:
@@ -77,51 +231,69 @@ def unmoved(claims: pd.DataFrame, seed: int) -> Figure | None:
     )
 
 
-def screened(screening: Screening, frozen: pd.DataFrame) -> pd.DataFrame:
-    return screening.table.merge(frozen[["hypothesis_id", "text", "direction"]])
-
-
-def paths(run: Run, tested: Tested) -> Figure | None:
-    """The bets of judged claims, prompt by prompt."""
-    table = e_paths(tested, run.section)
-    if table.empty:
-        return None
-    needed = threshold(tested)
-    return curve(
-        table["prompts"],
-        table["e_value"],
-        groups=table["hypothesis"].tolist(),
-        title=f"{int(tested.looks.rejected.sum())} of {len(tested.hypotheses)} judged claims gather enough evidence",
-        caption=f"After each of {len(tested.prompts)} held-out prompts. Dashed: {needed:,.0f}, what e-BH asks for. "
-        f"Seed {run.seed}. {caution(run.section)}".strip(),
-        x_title="held-out prompts read",
-        y_title="e-value",
-        reference=needed,
-        log_y=True,
+def claims(table: pd.DataFrame) -> Table:
+    """All claims, confirmed or not."""
+    caption = (
+        "Both sides in the unit of the measure; win_rate: how often an answer of that side shows more; flags: what to "
+        "know."
     )
+    return Table(table, "Claims", caption, CLAIM_COLUMNS, 200)
 
 
-def baselines(claims: pd.DataFrame, beside: pd.DataFrame, seed: int) -> Figure | None:
-    """How well claims and baselines tell the two sides apart."""
-    table = areas(claims, beside)
-    if beside.empty or table.empty:
+def answers(found: Sequence[Outcome], prompts: Mapping[str, Prompt]) -> Table:
+    """Answers behind the strongest claims, to read."""
+    caption = "Chosen evenly along the win rate, not for their looks."
+    return Table(side_by_side(found, prompts), "Answers behind the claims", caption, max_rows=20)
+
+
+def side_by_side(
+    outcomes: Sequence[Outcome], prompts: Mapping[str, Prompt], most: int = 3, each: int = 4
+) -> pd.DataFrame:
+    """Answers of both sides to read, for the ``most`` strongest claims.
+
+    Not only the best examples: ``each`` prompts are spread evenly from the clearest win to the clearest loss, in that
+    order.
+    """
+    rows = []
+    for one in strongest_first(outcomes)[:most]:
+        table = one.texts.assign(score=one.scores)
+        x = one.x.sort_values(ascending=False, kind="stable")
+        places = np.unique(np.linspace(0, len(x) - 1, each).round().astype(int)) if len(x) else []
+        for prompt_id in x.index[places]:
+            pair = table[table["prompt_id"] == prompt_id].groupby("side").first()
+            rows.append(
+                {
+                    "claim": one.hypothesis.text,
+                    "direction": one.direction,
+                    "prompt": prompts[prompt_id].shown(),
+                    "base": pair.loc["base", "text"],
+                    "intervention": pair.loc["intervention", "text"],
+                    "score_base": pair.loc["base", "score"],
+                    "score_intervention": pair.loc["intervention", "score"],
+                    "x": x[prompt_id],
+                }
+            )
+    names = ["claim", "direction", "prompt", "base", "intervention", "score_base", "score_intervention", "x"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def inside(shift: pd.DataFrame) -> Table | None:
+    """How traits moved in the clusters that confirmed claims come from; None where that was not measured."""
+    if not len(shift):
         return None
-    counted = beside[beside["baseline"] == "words"]
-    share = f"{counted.iloc[0]['share']:.0%} of what a bag of words sees" if len(counted) else "beside its baselines"
-    return interval_plot(
-        table["label"].tolist(),
-        table["auc"],
-        table["low"],
-        table["high"],
-        title=f"The strongest proposed claim alone reaches {share}",
-        caption="AUC; 95% intervals of resampled prompts. The bag of words is fitted without the claim's own words. "
-        f"Seed {seed}.",
-        marked=table["claim"],
-        marked_name="claim",
-        unmarked_name="baseline",
-        x_title="AUC",
-        reference=0.5,
-    )
+    caption = "Shift of the mean projection, 95% intervals over prompts."
+    return Table(shift, "Traits in the clusters of confirmed claims", caption)
+
+
+def cost(ledger: pd.DataFrame) -> Table:
+    """What every judge was asked, and what it cost."""
+    return Table(ledger, "Ledger", "Calls to models. Savings of the cache are not part of the cost.")
+
+
+def say(run: Run, verdict: Verdict) -> None:
+    """The verdict in three lines, as the answer of the stage."""
+    run.answer(" ".join(verdict.lines))
+    run.record("verdict", {"state": verdict.state, "lines": list(verdict.lines), "strongest": list(verdict.strongest)})
 
 
 def headlines(run: Run, claims: pd.DataFrame, found: Sequence[Outcome], spent: float) -> None:
