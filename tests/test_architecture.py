@@ -26,6 +26,7 @@ FLOORS = {
     "stages": "traits capture decode cluster validate",
     "workbook": "workbook __main__",
     "reports": "report",
+    "front": "front",
 }
 # Libraries that take from a tenth of a second to many seconds: a function may import them by itself where what else
 # its module does can go without, as `driftbook why`, `plan` and `--help` do, or who finds all answers in a cache.

@@ -35,12 +35,11 @@ from driftbook.evidence.cascade import (
 )
 from driftbook.evidence.claims import beside_baselines, claims_table, share_together
 from driftbook.evidence.intervals import bootstrap_mean
-from driftbook.evidence.judges import Judge, LexiconJudge
+from driftbook.evidence.judges import Judge, Judges, LexiconJudge
 from driftbook.evidence.material import Material, by_judge
 from driftbook.evidence.opened import (
     COHERENT,
     Embed,
-    Judges,
     open_coherence,
     open_embedder,
     open_judge,
@@ -48,11 +47,9 @@ from driftbook.evidence.opened import (
     open_unlabelled,
 )
 from driftbook.evidence.outcomes import Outcome, verdicts
-from driftbook.evidence.paired import smallest_seen
 from driftbook.evidence.reading import read
 from driftbook.evidence.transfer import clusters_near, outside, transfer
-from driftbook.evidence.verdict import Verdict
-from driftbook.evidence.verdict import verdict as told
+from driftbook.evidence.verdict import Verdict, verdict_of
 from driftbook.ledger import Ledger
 from driftbook.models.likelihood import log_likelihood
 from driftbook.models.replay import TokenSequence
@@ -473,13 +470,7 @@ def trait_shift(run: Run, claims: pd.DataFrame) -> pd.DataFrame:
 
 def verdict(run: Run, material: Material, claims: pd.DataFrame) -> Verdict:
     """The answer of the experiment: what moved, what did not, how sure (``evidence.verdict``)."""
-    texts, prompts = material.paired()
-    answers = int(texts.groupby(["prompt_id", "side"]).size().median()) if len(texts) else 0
-    scope = counting.scope_of(texts)
-    within = scope.name == "these prompts"
-    seen = smallest_seen(len(prompts) * (answers if within else 1), 0.1, max(1, len(claims)), run.section.alpha)
-    said = f"It {scope.sentence}." if within else ""
-    return told(claims, len(prompts), answers, run.section.alpha, 0.9 if seen is None else seen, said)
+    return verdict_of(material, claims, run.section.alpha)
 
 
 # ---------------------------------------------------------------------------------------------------------------- write

@@ -14,9 +14,9 @@ from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.evidence.endpoint import EndpointJudge
 from driftbook.evidence.eprocess import Looks, bounds, e_path, sequential_test
 from driftbook.evidence.intervals import Interval, bootstrap_mean, prompts_needed, sign_flip_p
+from driftbook.evidence.judges import Judges
 from driftbook.evidence.material import Held, Material
 from driftbook.evidence.multiplicity import selected_alpha
-from driftbook.evidence.opened import Judges
 from driftbook.evidence.outcomes import Outcome, means
 from driftbook.evidence.reading import VERDICTS, Reading, read
 from driftbook.evidence.wins import Wins, mean_by, shuffled

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from driftbook.discovery.hypotheses import Hypothesis, tokenize
 from driftbook.errors import DriftbookError
-from driftbook.ledger import Quote
+from driftbook.ledger import Ledger, Quote
 
 
 class Judge(Protocol):
@@ -39,6 +40,25 @@ class Judge(Protocol):
     ) -> Quote:
         """What ``score`` would cost at most. Sends nothing."""
         ...
+
+
+@dataclass(frozen=True)
+class Judges:
+    """``cheap`` screens; ``expensive`` tests where one is configured, else ``cheap`` does both.
+
+    Beside the claims: ``coherence`` judges single texts whatever is claimed, ``unlabelled`` says which side a text is
+    from (with the statement that it rates).
+    """
+
+    cheap: Judge
+    expensive: Judge | None
+    ledger: Ledger
+    coherence: Judge | None = None
+    unlabelled: tuple[Judge, Hypothesis] | None = None
+
+    @property
+    def tester(self) -> Judge:
+        return self.expensive or self.cheap
 
 
 @runtime_checkable

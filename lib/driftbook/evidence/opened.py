@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,25 +32,6 @@ from driftbook.workers import Workers
 
 Embed = Callable[[Sequence[str]], np.ndarray]
 EMBEDDER = "bundled:all-minilm-l6-v2"
-
-
-@dataclass(frozen=True)
-class Judges:
-    """``cheap`` screens; ``expensive`` tests where one is configured, else ``cheap`` does both.
-
-    Beside the claims: ``coherence`` judges single texts whatever is claimed, ``unlabelled`` says which side a text is
-    from (with the statement that it rates).
-    """
-
-    cheap: Judge
-    expensive: Judge | None
-    ledger: Ledger
-    coherence: Judge | None = None
-    unlabelled: tuple[Judge, Hypothesis] | None = None
-
-    @property
-    def tester(self) -> Judge:
-        return self.expensive or self.cheap
 
 
 def open_embedder(cache: Path, model: str = EMBEDDER, workers: Workers | None = None) -> Embed:

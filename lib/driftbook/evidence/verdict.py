@@ -8,6 +8,10 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from driftbook.evidence.counting import scope_of
+from driftbook.evidence.material import Material
+from driftbook.evidence.paired import smallest_seen
+
 State = Literal["changed", "no change found", "could not tell"]
 STRONGEST = 4  # behaviours that the first line names
 NEAR = 0.03  # points of answers within which a behaviour counts as unmoved
@@ -27,6 +31,20 @@ class Verdict:
     @property
     def lines(self) -> tuple[str, str, str]:
         return self.moved, self.unmoved, self.sure
+
+    def __str__(self) -> str:
+        return " ".join(self.lines)
+
+
+def verdict_of(material: Material, claims: pd.DataFrame, alpha: float) -> Verdict:
+    """The verdict on the table of claims about what was read."""
+    texts, prompts = material.paired()
+    answers = int(texts.groupby(["prompt_id", "side"]).size().median()) if len(texts) else 0
+    scope = scope_of(texts)
+    within = scope.name == "these prompts"
+    seen = smallest_seen(len(prompts) * (answers if within else 1), 0.1, max(1, len(claims)), alpha)
+    said = f"It {scope.sentence}." if within else ""
+    return verdict(claims, len(prompts), answers, alpha, 0.9 if seen is None else seen, said)
 
 
 def verdict(

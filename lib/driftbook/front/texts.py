@@ -1,0 +1,361 @@
+"""Answers that are there already: what changed between two lists of them, and whether one thing did.
+
+Everything is counted and tested as the stage *validate* does it (``evidence.counting``), on the same splits.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from driftbook.behaviours import Measure, panel, pattern_measure, python_measure, words_measure
+from driftbook.behaviours.measure import Place, Unit
+from driftbook.discovery import phrases as proposals
+from driftbook.discovery.hypotheses import Hypothesis, merge
+from driftbook.discovery.splits import prompt_set
+from driftbook.errors import DriftbookError, PromptError
+from driftbook.evidence.cascade import Screening
+from driftbook.evidence.claims import claims_table
+from driftbook.evidence.counting import count
+from driftbook.evidence.material import Material
+from driftbook.evidence.outcomes import Outcome
+from driftbook.evidence.panel import hypotheses as panel_hypotheses
+from driftbook.evidence.verdict import Verdict, verdict_of
+from driftbook.front.common import Shown, as_prompts, checked
+from driftbook.parameters import Cluster, Splits, Validate
+from driftbook.prompt_files import PromptList
+from driftbook.prompt_files import read_prompts as read_files
+from driftbook.prompts import Prompt
+from driftbook.store import digest
+
+if TYPE_CHECKING:
+    from driftbook.workbook.figures import Figure
+
+__all__ = (
+    *("Claim", "Comparison", "DriftbookError", "Measure", "Prompt", "compare", "measure", "panel", "read_prompts"),
+    *("test", "words"),
+)
+
+SIDES = ("base", "intervention")
+DIRECTIONS = {"either": "either", "more": "intervention", "less": "base"}
+
+
+# ------------------------------------------------------------------------------------------------------------- measures
+
+
+def read_prompts(*patterns: str, root: Path | str | None = None) -> PromptList:
+    """The prompts of files (text, JSONL, JSON, CSV; ``docs/prompts.md``), each once, in reading order.
+
+    Args:
+        patterns: paths or globs, relative to ``root`` (default: the working folder).
+
+    Raises:
+        DriftbookError: a file is missing, empty or malformed; names file and line.
+    """
+    return read_files(list(patterns), Path.cwd() if root is None else Path(root))
+
+
+def words(*words: str, place: Place = "anywhere", unit: Unit = "share", label: str | None = None) -> Measure:
+    """A measure that counts words, phrases and ``/regular expressions/``, whatever their case.
+
+    Args:
+        place: ``anywhere``, ``opening`` (first sentence), ``closing`` (last one) or ``start``.
+        unit: ``share`` (of answers that hold one of them), ``number`` (an answer) or ``rate`` (per 100 words).
+
+    Raises:
+        DriftbookError: no words, an unknown place or unit, or an expression that does not compile.
+    """
+    return words_measure(words, place, unit, label=label)
+
+
+def measure(what: str | Measure | Sequence[str], unit: Unit = "share") -> Measure:
+    """A measure by what it reads: ``measure(...).read(text, prompt)`` gives its number.
+
+    Args:
+        what: name or label of a behaviour of the panel ("ends with a question"), words in a list, ``/a regular
+            expression/``, or ``module:function`` of (text, prompt).
+        unit: of all but behaviours of the panel.
+
+    Raises:
+        DriftbookError: no such behaviour (with what was probably meant), or what its maker refuses.
+    """
+    if isinstance(what, Measure):
+        if not what.spec:
+            raise DriftbookError(f"measure {what.name}: made by hand, so it cannot be frozen; use driftbook.measure")
+        return what
+    if not isinstance(what, str):
+        return words_measure(list(what), unit=unit)
+    if len(what) > 2 and what[0] == what[-1] == "/":
+        return pattern_measure(what[1:-1], unit=unit)
+    known = {key.lower(): m for m in panel() for key in (m.name, m.label)}
+    if (asked := what.strip().lower()) in known:
+        return known[asked]
+    if ":" in what and " " not in what:
+        return python_measure(what, unit)
+    near = difflib.get_close_matches(asked, known, n=3, cutoff=0.5)
+    meant = f", did you mean {' or '.join(map(repr, near))}?" if near else ";"
+    raise DriftbookError(f"no behaviour is named {what!r}{meant} driftbook.panel() lists all; words go in a list")
+
+
+# -------------------------------------------------------------------------------------------------------------- answers
+
+
+def gathered(base: Any, changed: Any, prompts: Any) -> tuple[pd.DataFrame, list[Prompt]]:
+    """Answers of both sides as a table (text_id, side, prompt_id, family, round, propensity, text), and the prompts.
+
+    ``base`` may be a table with the columns side (base, intervention), prompt and text, and maybe family and system;
+    else both are lists of texts, or of lists of texts, one entry a prompt.
+
+    Raises:
+        DriftbookError: lengths differ, a side is empty, a prompt has answers of one side only, or an answer is no text.
+    """
+    if isinstance(base, pd.DataFrame) and changed is None:
+        rows = _of_table(base)
+    else:
+        rows = _of_lists(base, changed, as_prompts(prompts))
+    asked: dict[str, Prompt] = {}
+    number: dict[tuple[str, str], int] = {}
+    table = []
+    for side, prompt, text in rows:
+        name = prompt.prompt_id
+        asked.setdefault(name, prompt)
+        sample = number[side, name] = number.get((side, name), -1) + 1
+        about = (digest("given", side, name, sample)[:16], side, name, asked[name].family)
+        table.append((*about, 0, 1.0, text))
+    for side in SIDES:
+        lacking = [p for p in asked.values() if (side, p.prompt_id) not in number]
+        if lacking:
+            raise DriftbookError(
+                f"{len(lacking)} of {len(asked)} prompts have no answer of side {side}, the first: "
+                f"{lacking[0].text[:60]!r}; both sides must answer the same prompts"
+            )
+    columns = ["text_id", "side", "prompt_id", "family", "round", "propensity", "text"]
+    texts = pd.DataFrame(table, columns=columns).sort_values("text_id", kind="stable", ignore_index=True)
+    return texts, list(asked.values())
+
+
+def _of_lists(base: Any, changed: Any, prompts: list[Prompt]) -> list[tuple[str, Prompt, str]]:
+    rows = []
+    for side, name, given in (("base", "base", base), ("intervention", "changed", changed)):
+        if given is None or isinstance(given, str | pd.DataFrame):
+            raise DriftbookError(f"{name}: give a list with the answers to each prompt (or one table of both sides)")
+        given = list(given)
+        if not given:
+            raise DriftbookError(f"{name}: no answers; both sides must answer the same prompts")
+        if len(given) != len(prompts):
+            raise DriftbookError(f"{name}: {len(given)} answers and {len(prompts)} prompts; give an entry a prompt")
+        for number, (prompt, said) in enumerate(zip(prompts, given, strict=True), 1):
+            for text in [said] if isinstance(said, str) or not np.iterable(said) else said:
+                if not isinstance(text, str):
+                    raise DriftbookError(f"{name}: answer {number} is {text!r}, which is no text; fill or drop it")
+                rows.append((side, prompt, text))
+    return rows
+
+
+def _of_table(table: pd.DataFrame) -> list[tuple[str, Prompt, str]]:
+    missing = [c for c in ("side", "prompt", "text") if c not in table]
+    if missing:
+        raise DriftbookError(f"the table has no column {' and no column '.join(missing)}; it has {', '.join(table)}")
+    rows = []
+    for number, row in enumerate(table.to_dict("records"), 1):
+        side, asked, text = row["side"], row["prompt"], row["text"]
+        if side not in SIDES:
+            raise DriftbookError(f"row {number}: side {side!r}; use base and intervention")
+        if not isinstance(text, str):
+            raise DriftbookError(f"row {number}: text is {text!r}; fill or drop it")
+        about = {c: row[c] for c in ("family", "system") if isinstance(row.get(c), str) and row[c]}
+        (prompt,) = [Prompt(asked, **about)] if isinstance(asked, str) else as_prompts([asked])
+        rows.append((side, prompt, text))
+    return rows
+
+
+# ----------------------------------------------------------------------------------------------------------- one claim
+
+
+@dataclass(frozen=True)
+class Claim(Shown):
+    """One claim about two sides, tested. ``str(claim)`` says it.
+
+    ``base``, ``changed``, ``difference`` (changed minus base) and ``interval`` (95%, of the difference) are in the unit
+    of ``measure``; shares lie in [0, 1]. ``e_value`` is the evidence against "no more often than half of the prompts",
+    ``p_value`` that of the paired test; ``confirmed`` is decided by it at ``alpha``. ``prompts`` counts those that were
+    read on both sides, ``win_rate`` how often, over them, the side that does it more shows more (a tie is a half).
+    """
+
+    sentence: str
+    base: float
+    changed: float
+    difference: float
+    interval: tuple[float, float]
+    e_value: float
+    p_value: float
+    confirmed: bool
+    alpha: float
+    prompts: int
+    win_rate: float
+    measure: Measure = field(repr=False)
+
+    @classmethod
+    def of(cls, o: Outcome, alpha: float) -> Claim:
+        return cls(
+            o.sentence, o.base, o.intervention, o.difference.estimate, (o.difference.low, o.difference.high),
+            o.e_value, o.p_value, o.confirmed, alpha, len(o.x), o.win_rate.estimate, o.measure,
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        return f"{self.sentence}: {'confirmed' if self.confirmed else 'not confirmed'}"
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row: behaviour, unit, base, changed, difference, low, high, e_value, p_value, confirmed, prompts."""
+        low, high = self.interval
+        about = {"behaviour": self.measure.label, "unit": self.measure.unit}
+        numbers = {name: getattr(self, name) for name in ("base", "changed", "difference")} | {"low": low, "high": high}
+        rest = {name: getattr(self, name) for name in ("e_value", "p_value", "confirmed", "prompts")}
+        return pd.DataFrame([about | numbers | rest])
+
+    def plot(self) -> Figure:
+        """Both sides with the interval of the change."""
+        from driftbook.workbook.figures import dumbbell
+
+        share = self.measure.unit == "share"
+        return dumbbell(
+            [self.measure.label], [self.base], [self.changed], [self.interval[0]], [self.interval[1]],
+            title=str(self), caption=f"{self.prompts:,} prompts. Bar: 95% interval of the change.",
+            names=("base", "changed"), x_title="share of answers" if share else self.measure.unit, percent=share,
+        )  # fmt: skip
+
+
+def test(
+    what: str | Measure | Sequence[str],
+    base: Any,
+    changed: Any = None,
+    prompts: Any = None,
+    *,
+    words: Sequence[str] | None = None,
+    direction: Literal["either", "more", "less"] = "either",
+    alpha: float = 0.05,
+    margin: float = 0.0,
+    seed: int = 0,
+) -> Claim:
+    """Does one behaviour differ between two sides? A claim that was made before looking, tested on all prompts.
+
+    Args:
+        what: what ``measure`` takes: a behaviour of the panel by name or label, a measure, words in a list. With
+            ``words`` it is only the name of what they say.
+        base, changed: an answer to each prompt, or a list of answers; or ``base`` alone, a table with the columns side
+            (base, intervention), prompt and text.
+        prompts: one a position: texts, ``Prompt`` records or conversations. A prompt may stand there twice.
+        direction: whether ``changed`` was said to do it ``more`` or ``less``, before looking.
+        margin: smallest difference of interest, in the unit of the measure (of shares and scores).
+
+    Raises:
+        DriftbookError: an unknown behaviour, lists of different lengths, an empty side, no prompts.
+    """
+    asked = words_measure(list(words), label=str(what)) if words is not None else measure(what)
+    if direction not in DIRECTIONS:
+        raise DriftbookError(f"direction: {direction!r}; use one of {', '.join(DIRECTIONS)}")
+    section = checked(Validate, alpha=alpha, margin=margin)
+    texts, known = gathered(base, changed, prompts)
+    claim = Hypothesis(asked.label, DIRECTIONS[direction], proposer="person", measure=asked.spec)
+    material = Material(texts.assign(split="validate"), {p.prompt_id: p for p in known}, [claim], seed)
+    (outcome,) = count(material, section, alpha)
+    return Claim.of(outcome, alpha)
+
+
+# ----------------------------------------------------------------------------------------------------------- everything
+
+
+@dataclass(frozen=True)
+class Comparison(Shown):
+    """What changed between two sides. ``str(change)`` is the verdict.
+
+    ``table`` has one row a behaviour, confirmed ones first, the strongest of each kind first: behaviour, unit, base,
+    changed, difference, low, high (95%), e_value, p_value, q_value, confirmed, prompts, scope, proposer. ``claims`` is
+    the table of claims of an experiment. ``answers`` are those that were read, with their split; ``dropped`` lists the
+    prompts that were left out because they resemble one of an earlier split.
+    """
+
+    table: pd.DataFrame
+    verdict: Verdict
+    claims: pd.DataFrame = field(repr=False)
+    answers: pd.DataFrame = field(repr=False)
+    dropped: pd.DataFrame = field(repr=False)
+    seed: int
+
+    def __str__(self) -> str:
+        return " ".join(self.verdict.lines)
+
+    def to_frame(self) -> pd.DataFrame:
+        """The same as ``table``."""
+        return self.table
+
+    def plot(self) -> Figure:
+        """Confirmed behaviours, before and after; where none is a share, how far the others can have moved.
+
+        Raises DriftbookError where no behaviour is a share of answers.
+        """
+        from driftbook.report import validate as report
+
+        prompts = int(self.claims["prompts"].max())
+        figure = report.shares(self.claims, prompts, self.seed) or report.unmoved(self.claims, self.seed)
+        if figure is None:
+            raise DriftbookError("no behaviour was read as a share of answers, so there is nothing to draw")
+        return figure
+
+
+def compare(
+    base: Any,
+    changed: Any = None,
+    prompts: Any = None,
+    *,
+    phrases: int = Cluster().hypotheses,
+    alpha: float = 0.05,
+    seed: int = 0,
+) -> Comparison:
+    """What changed between the answers of two sides to the same prompts, and is it real?
+
+    The behaviours of the panel are tested on all prompts. Phrases that one side says more are looked for on half of
+    the prompts and tested on the others. At most ``alpha`` of what is confirmed is false on average.
+
+    Args:
+        base, changed, prompts: as ``test`` takes them.
+        phrases: most phrases that are proposed; 0: the panel alone, and no prompt is set apart.
+
+    Raises:
+        DriftbookError: lists of different lengths, an empty side, no prompts, or too few of them to set some apart.
+    """
+    section = checked(Validate, alpha=alpha)
+    texts, known = gathered(base, changed, prompts)
+    dropped = pd.DataFrame()
+    found = panel_hypotheses()
+    if phrases > 0:
+        try:
+            chosen = prompt_set(known, Splits().model_dump(by_alias=True))
+        except PromptError as reason:
+            raise DriftbookError(f"{reason}; or set phrases=0 to read the panel alone") from None
+        known, dropped = chosen.prompts, chosen.dropped
+        split = {p.prompt_id: p.split for p in known}
+        texts = texts[texts["prompt_id"].isin(list(split))].reset_index(drop=True)
+        texts = texts.assign(split=texts["prompt_id"].map(split))
+        seen = texts[texts["split"] == "discover"]
+        found += merge(proposals.propose(seen, {p.prompt_id: p.text for p in known}, limit=phrases))
+    else:
+        texts = texts.assign(split="validate")
+    material = Material(texts, {p.prompt_id: p for p in known}, found, seed)
+    unscreened = Screening(pd.DataFrame({"hypothesis_id": [], "p_screen": []}), pd.DataFrame(), [])
+    unfrozen = pd.DataFrame({"hypothesis_id": [], "frozen": []})
+    claims = claims_table(material, unfrozen, unscreened, count(material, section, alpha))
+    return Comparison(_table(claims), verdict_of(material, claims, alpha), claims, texts, dropped, seed)
+
+
+def _table(claims: pd.DataFrame) -> pd.DataFrame:
+    columns = {"text": "behaviour", "unit": "unit", "base": "base", "intervention": "changed"}
+    same = ("difference", "low", "high", "e_value", "p_value", "q_value", "confirmed", "prompts", "scope", "proposer")
+    columns |= {name: name for name in same}
+    return claims[list(columns)].rename(columns=columns)
