@@ -15,6 +15,9 @@ import pytest
 import torch
 
 from driftbook import decode
+from driftbook.discovery.decoding import TEXT_SCHEMA, decode_texts, text_seed
+from driftbook.discovery.screen import keep_divergent, score_texts, screen_divergence
+from driftbook.discovery.strategies import Ask, first_round, propensities
 from driftbook.errors import BudgetError, PromptError
 from driftbook.models.local import LocalEngine, Request
 from driftbook.models.replay import TokenSequence
@@ -22,14 +25,14 @@ from driftbook.models.sampling import SamplingParams, filtered_probabilities
 from driftbook.models.sides import Pair, Side
 from driftbook.models.steering import SteerTap
 from driftbook.parameters import Decode, Experiment
-from driftbook.prompts import Prompt, load_saved, save_prompts
+from driftbook.prompts import Prompt, PromptSet, load_saved, save_prompts
 from driftbook.report import decode as report
 from driftbook.store import ShardStore
 from models import full_logits, generated, loaded
 from test_divergence import brute_force
 
 SPLITS = ["discover", "discover", "screen", "validate"]
-PROMPTS = decode.PromptSet.of(
+PROMPTS = PromptSet.of(
     [
         Prompt(f"{word} and tea, {i} of them?", family="ab"[i % 2])
         for i, word in enumerate(["rain", "drums", "plans"] * 4)
@@ -50,9 +53,9 @@ def pair_of(amount: float = 3.0) -> Pair:
 def texts_of(folder, side=None, samples: int = 2, seed: int = 0, params=PARAMS, asks=None, **options) -> pd.DataFrame:
     side = replace(side or pair_of().base, batch_size=options.pop("batch_size", 3), engine=None)
     ids = decode.encode(pair_of(), PROMPTS, params.max_new_tokens)
-    asks = decode.first_round(PROMPTS, samples, 10**6) if asks is None else asks
+    asks = first_round(PROMPTS, samples, 10**6) if asks is None else asks
     options = {"shard": 5, **options}
-    return decode.decode_texts([side], PROMPTS, ids, asks, params, seed, ShardStore(folder), **options)
+    return decode_texts([side], PROMPTS, ids, asks, params, seed, ShardStore(folder), **options)
 
 
 def content(texts: pd.DataFrame) -> pd.DataFrame:
@@ -65,7 +68,7 @@ def content(texts: pd.DataFrame) -> pd.DataFrame:
 def test_every_text_that_is_asked_for_comes_once_in_its_order(tmp_path):
     told = []
     texts = texts_of(tmp_path, progress=told.append)
-    asks = decode.first_round(PROMPTS, 2, 10**6)
+    asks = first_round(PROMPTS, 2, 10**6)
     assert sum(told) == len(texts) == 24
     assert texts.prompt_id.tolist() == [PROMPTS.prompts[a.prompt].prompt_id for a in asks]
     assert texts.sample_index.tolist() == [a.sample for a in asks]
@@ -75,14 +78,14 @@ def test_every_text_that_is_asked_for_comes_once_in_its_order(tmp_path):
     ids = decode.encode(pair_of(), PROMPTS, PARAMS.max_new_tokens)["base"]
     for row, ask in zip(texts.itertuples(), asks, strict=True):
         # The answer to this prompt under this seed, alone: no text may stand beside another prompt.
-        assert row.seed == decode.text_seed(0, "base", PROMPTS.prompts[ask.prompt], ask.sample)
+        assert row.seed == text_seed(0, "base", PROMPTS.prompts[ask.prompt], ask.sample)
         alone = generated(model, [Request(ids[ask.prompt], row.seed)], PARAMS)
         assert alone == [(row.token_ids, row.finish_reason)]
         assert row.text == model.decode(row.token_ids)
         assert (row.token_ids[-1] in model.eos_ids) == (row.finish_reason == "eos")
         assert row.finish_reason == "eos" or len(row.token_ids) == PARAMS.max_new_tokens
     assert texts.token_ids.map(tuple).nunique() > 20
-    assert set(decode.TEXT_SCHEMA.names) <= set(texts.columns)
+    assert set(TEXT_SCHEMA.names) <= set(texts.columns)
 
 
 @pytest.mark.numeric
@@ -90,7 +93,7 @@ def test_a_text_follows_from_its_seed_and_from_nothing_else(tmp_path):
     texts = texts_of(tmp_path / "a")
     for name, options in {"b": dict(shard=100), "c": dict(batch_size=1), "d": dict(shard=1, batch_size="auto")}.items():
         pd.testing.assert_frame_equal(content(texts_of(tmp_path / name, **options)), content(texts))
-    asks = decode.first_round(PROMPTS, 2, 10**6)
+    asks = first_round(PROMPTS, 2, 10**6)
     some = [asks[i] for i in (17, 3, 8)]
     pd.testing.assert_frame_equal(
         content(texts_of(tmp_path / "e", asks=some)), content(texts).iloc[[17, 3, 8]].reset_index(drop=True)
@@ -130,7 +133,7 @@ def test_a_damaged_shard_is_made_again(tmp_path):
 
 def test_nothing_asked_is_an_empty_table(tmp_path):
     texts = texts_of(tmp_path, asks=[])
-    assert len(texts) == 0 and set(decode.TEXT_SCHEMA.names) <= set(texts.columns)
+    assert len(texts) == 0 and set(TEXT_SCHEMA.names) <= set(texts.columns)
 
 
 KILLED = """
@@ -180,19 +183,19 @@ def test_prompts_keep_their_splits_and_the_limit_is_a_sample(tmp_path):
     ]
     decode.no_prompts(whole)
     with pytest.raises(PromptError, match="no prompt fell into the split 'validate'"):
-        decode.no_prompts(decode.PromptSet.of(whole.prompts, ["discover"] * len(whole.prompts), whole.dropped))
+        decode.no_prompts(PromptSet.of(whole.prompts, ["discover"] * len(whole.prompts), whole.dropped))
 
 
 def test_a_prompt_that_leaves_no_room_is_named():
-    long = decode.PromptSet.of([Prompt("tea " * 400, source="p.txt:7")], ["discover"], pd.DataFrame())
+    long = PromptSet.of([Prompt("tea " * 400, source="p.txt:7")], ["discover"], pd.DataFrame())
     with pytest.raises(PromptError, match=r"p\.txt:7"):
         decode.encode(pair_of(), long, 300)
 
 
 def test_a_budget_below_the_first_round_is_refused():
-    assert len(decode.first_round(PROMPTS, 2, 48)) == 24
+    assert len(first_round(PROMPTS, 2, 48)) == 24
     with pytest.raises(BudgetError, match=r"max_texts 47 is less than the 48 texts of the first round"):
-        decode.first_round(PROMPTS, 2, 47)
+        first_round(PROMPTS, 2, 47)
 
 
 # --------------------------------------------------------------------------------------------------------------- screen
@@ -202,9 +205,7 @@ def screened(tmp_path, pair, samples: int = 2, tokens: int = 4):
     ids = decode.encode(pair, PROMPTS, PARAMS.max_new_tokens)
     texts = pd.concat([texts_of(tmp_path / "t", side) for side in pair], ignore_index=True)
     told = []
-    found = decode.screen_divergence(
-        pair, PROMPTS, ids, texts, tokens, samples, ShardStore(tmp_path / "s"), told.append
-    )
+    found = screen_divergence(pair, PROMPTS, ids, texts, tokens, samples, ShardStore(tmp_path / "s"), told.append)
     return *found, texts, told
 
 
@@ -232,7 +233,7 @@ def test_the_screen_is_the_exact_divergence_along_sampled_responses(tmp_path):
         index = [p.prompt_id for p in PROMPTS.prompts].index(row.prompt_id)
         first.append(brute_force(a, b, TokenSequence(ids[index], tuple(row.token_ids[:4])))[1][0])
     assert profile.js[0] == pytest.approx(np.mean(first), rel=1e-3) and profile.position.tolist() == [0, 1, 2, 3]
-    again = decode.screen_divergence(
+    again = screen_divergence(
         pair, PROMPTS, decode.encode(pair, PROMPTS, 6), texts, 4, 2, ShardStore(tmp_path / "s"), told.append
     )
     pd.testing.assert_frame_equal(again[0], divergence)
@@ -262,7 +263,7 @@ def test_a_text_is_scored_as_both_sides_sample_it(tmp_path, params):
     ids = decode.encode(pair, PROMPTS, params.max_new_tokens)
     texts = pd.concat([texts_of(tmp_path / "t", side, params=params) for side in pair], ignore_index=True)
     texts = texts[texts.split == "discover"]
-    found = decode.score_texts(pair, PROMPTS, ids, texts, params, ShardStore(tmp_path / "s"), shard=7)
+    found = score_texts(pair, PROMPTS, ids, texts, params, ShardStore(tmp_path / "s"), shard=7)
     index = {p.prompt_id: i for i, p in enumerate(PROMPTS.prompts)}
     # the nucleus is read a little wider than it was drawn from: rounding decides about its edge
     wider = SamplingParams(6, params.temperature, min(1.0, params.top_p + 0.01))
@@ -275,7 +276,7 @@ def test_a_text_is_scored_as_both_sides_sample_it(tmp_path, params):
             log.append(float(chances[range(len(row.token_ids)), list(row.token_ids)].double().log().sum()))
         assert log_ratio == pytest.approx(log[1] - log[0], rel=1e-3, abs=1e-3)
         assert log[row.side == "intervention"] > -math.inf
-    again = decode.score_texts(pair, PROMPTS, ids, texts, params, ShardStore(tmp_path / "s"), shard=7)
+    again = score_texts(pair, PROMPTS, ids, texts, params, ShardStore(tmp_path / "s"), shard=7)
     assert np.array_equal(found, again)
 
 
@@ -284,9 +285,9 @@ def test_likelihoods_average_as_likelihoods_must(tmp_path):
     model, params = loaded("llama", "sdpa"), SamplingParams(2, temperature=1.0, top_p=1.0)
     pair = pair_of(0.3)
     ids = decode.encode(pair, PROMPTS, 2)
-    asks = [decode.Ask(0, k, 0) for k in range(400)]
+    asks = [Ask(0, k, 0) for k in range(400)]
     texts = texts_of(tmp_path / "t", pair.base, params=params, asks=asks, shard=400, batch_size=400)
-    ratio = np.exp(decode.score_texts(pair, PROMPTS, ids, texts, params, ShardStore(tmp_path / "s"), shard=400))
+    ratio = np.exp(score_texts(pair, PROMPTS, ids, texts, params, ShardStore(tmp_path / "s"), shard=400))
     assert model is pair.base.model and ratio.std() > 0.02
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / np.sqrt(len(ratio))
 
@@ -311,10 +312,10 @@ def test_sides_that_are_near_are_scored_and_others_are_not(tmp_path):
 
 def test_no_prompt_becomes_invisible():
     divergence = pd.DataFrame({"prompt_id": list("abcdefgh"), "js": [0.1, 0.9, 0.3, 0.2, 0.8, 0.0, 0.5, 0.4]})
-    out = decode.keep_divergent(divergence, 0.25, 0.1)
+    out = keep_divergent(divergence, 0.25, 0.1)
     assert out.prompt_id[out.kept].tolist() == ["b", "e"]
     assert out.propensity.tolist() == [1.0 if k else 0.1 for k in out.kept]
-    assert decode.keep_divergent(divergence, 0.01, 0.2).kept.sum() == 1
+    assert keep_divergent(divergence, 0.01, 0.2).kept.sum() == 1
 
 
 def test_weights_by_inverse_propensity_count_every_prompt_once():
@@ -326,7 +327,7 @@ def test_weights_by_inverse_propensity_count_every_prompt_once():
     rows += [("validate", side, f"v{i}") for side in ("base", "intervention") for i in range(3) for _ in range(2)]
     texts = pd.DataFrame(rows, columns=["split", "side", "prompt_id"]).sample(frac=1, random_state=0)
     texts["text_id"] = range(len(texts))
-    propensity = decode.propensities(texts)
+    propensity = propensities(texts)
     assert propensity.max() == 1 and (propensity > 0).all()
     assert (propensity[texts.split == "validate"] == 1).all()
     hit = rng.random(len(texts)) < np.where(texts.prompt_id == "p0", 0.9, 0.1)
@@ -456,7 +457,7 @@ def test_tables_are_written_with_their_schema(tmp_path):
     run.metric = metrics.__setitem__
     ids = decode.encode(pair, PROMPTS, 6)
     decode.write(run, PROMPTS, ids, pair, out)
-    assert pq.read_schema(tmp_path / "texts.parquet").equals(decode.TEXT_SCHEMA, check_metadata=False)
+    assert pq.read_schema(tmp_path / "texts.parquet").equals(TEXT_SCHEMA, check_metadata=False)
     prompts = pd.read_parquet(tmp_path / "prompts.parquet")
     assert prompts.n_tokens.tolist() == [len(i) for i in ids["base"]] and prompts.split.tolist() == PROMPTS.splits
     assert {"prompt_id", "kl", "js", "kept", "propensity"} <= set(pd.read_parquet(tmp_path / "divergence.parquet"))

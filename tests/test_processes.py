@@ -21,7 +21,9 @@ import pytest
 import torch
 
 from driftbook import decode
+from driftbook.discovery.decoding import decode_texts
 from driftbook.discovery.embeddings import Embedder, EmbeddingCache, embed
+from driftbook.discovery.strategies import first_round
 from driftbook.engines import open_workers
 from driftbook.errors import DriftbookError, ModelError
 from driftbook.interventions import Steer
@@ -86,7 +88,7 @@ def test_texts_are_those_of_one_process(steered, shared, tmp_path, monkeypatch):
 
 def test_shards_of_both_sides_are_handed_out_at_once_and_counted_once(shared, two, tmp_path, monkeypatch):
     ids = decode.encode(shared, PROMPTS, PARAMS.max_new_tokens)
-    asks = decode.first_round(PROMPTS, 3, 10**6)
+    asks = first_round(PROMPTS, 3, 10**6)
     asked, plain = [], two.map
 
     def seen(name, opened, work, items):
@@ -96,7 +98,7 @@ def test_shards_of_both_sides_are_handed_out_at_once_and_counted_once(shared, tw
     monkeypatch.setattr(two, "map", seen)
     for turn in range(2):
         told: list[int] = []
-        texts = decode.decode_texts(shared, PROMPTS, ids, asks, PARAMS, 0, ShardStore(tmp_path), 7, told.append)
+        texts = decode_texts(shared, PROMPTS, ids, asks, PARAMS, 0, ShardStore(tmp_path), 7, told.append)
         assert len(texts) == sum(told) == 2 * len(asks)
         assert len(asked[turn]) == (0 if turn else 2 * -(-len(asks) // 7))  # one call for both sides; then all is there
     assert {item[0] for item in asked[0]} == {"base", "intervention"} and len(asked) == 2

@@ -20,8 +20,10 @@ import pytest
 import torch
 
 from driftbook import decode, scale
+from driftbook.discovery.decoding import decode_texts
 from driftbook.discovery.embeddings import Embedder, EmbeddingCache, embed, text_digest
 from driftbook.discovery.hypotheses import Hypothesis
+from driftbook.discovery.strategies import first_round
 from driftbook.engines import open_workers
 from driftbook.errors import DriftbookError, ModelError
 from driftbook.evidence.opened import open_local_judge
@@ -107,9 +109,9 @@ def shared(steered):
 
 def texts_of(pair: Pair, store: Path, samples: int = 4, progress=None, **options) -> pd.DataFrame:
     ids = decode.encode(pair, PROMPTS, PARAMS.max_new_tokens)
-    asks = decode.first_round(PROMPTS, samples, 10**6)
+    asks = first_round(PROMPTS, samples, 10**6)
     options = {"shard": 7, "progress": progress, **options}
-    texts = decode.decode_texts(pair, PROMPTS, ids, asks, PARAMS, 0, ShardStore(store), **options)
+    texts = decode_texts(pair, PROMPTS, ids, asks, PARAMS, 0, ShardStore(store), **options)
     return content(texts)
 
 

@@ -10,8 +10,8 @@ import pytest
 from scipy.stats import energy_distance
 
 from driftbench import pools as pool
-from driftbook import decode
 from driftbook.discovery import two_sample
+from driftbook.discovery.screen import keep_divergent
 from driftbook.prompts import Prompt
 from driftbook.report.decode import energy_title
 
@@ -96,7 +96,7 @@ def test_prompts_of_the_families_that_differ_keep_their_weight():
     texts, vectors = frame({"a": 12, "b": 12, "c": 12, "d": 2}, {"b"})
     family_of = texts.drop_duplicates("prompt_id").set_index("prompt_id").family
     found = two_sample.family_energy(texts, vectors)
-    screened = decode.keep_divergent(two_sample.energy_of_prompts(found, family_of).assign(js=np.nan), 0.35, 0.1)
+    screened = keep_divergent(two_sample.energy_of_prompts(found, family_of).assign(js=np.nan), 0.35, 0.1)
     kept = family_of[screened.prompt_id[screened.kept]]
     assert (kept == "b").sum() == 12 and len(kept) == round(0.35 * 38)
     assert (screened.propensity[~screened.kept] == 0.1).all()
@@ -107,7 +107,7 @@ def test_one_family_tells_no_prompts_apart():
     family_of = texts.drop_duplicates("prompt_id").set_index("prompt_id").family
     found = two_sample.family_energy(texts, vectors)
     assert found.p[0] < 0.01
-    screened = decode.keep_divergent(two_sample.energy_of_prompts(found, family_of).assign(js=np.nan), 0.5, 0.1)
+    screened = keep_divergent(two_sample.energy_of_prompts(found, family_of).assign(js=np.nan), 0.5, 0.1)
     assert screened.kept.all() and (screened.propensity == 1).all()
 
 

@@ -18,7 +18,9 @@ import pandas as pd
 
 from driftbook import cluster, decode, validate
 from driftbook.discovery.clustering import Clustering, Stability
+from driftbook.discovery.decoding import decode_texts
 from driftbook.discovery.hypotheses import from_frame
+from driftbook.discovery.strategies import Ask
 from driftbook.evidence import counting, panel
 from driftbook.evidence.cascade import silent
 from driftbook.evidence.judges import LexiconJudge
@@ -47,10 +49,10 @@ def sample_texts(
     chosen = decode.load_prompts(section.prompts, root, shares, prompts)
     pair = open_pair(ModelSpec(), NoIntervention(), cache, root)
     ids = decode.encode(pair, chosen, max_new_tokens)
-    asks = [decode.Ask(p, s, 0) for p in range(len(chosen.prompts)) for s in range(samples)]
+    asks = [Ask(p, s, 0) for p in range(len(chosen.prompts)) for s in range(samples)]
     params = SamplingParams(max_new_tokens, section.temperature, section.top_p, section.top_k, section.min_p)
     bar = progress(len(asks), "decode", "texts")
-    texts = decode.decode_texts(
+    texts = decode_texts(
         [pair.base], chosen, ids, asks, params, seed, ShardStore(cache / "decode"), progress=bar.update
     )
     bar.close()

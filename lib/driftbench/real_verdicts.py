@@ -17,6 +17,8 @@ import pandas as pd
 from driftbench import cascade_designs as simulate
 from driftbook import decode, traits
 from driftbook.discovery import phrases
+from driftbook.discovery.decoding import decode_texts
+from driftbook.discovery.strategies import Ask
 from driftbook.errors import DriftbookError
 from driftbook.evidence.intervals import bootstrap_mean, wilson
 from driftbook.evidence.judges import EmbeddingJudge, Judge, LexiconJudge
@@ -63,10 +65,10 @@ def material(
     steer = Steer(trait=Path(trait).stem, coefficient=coefficient)
     pair = open_pair(ModelSpec(), steer, cache, root, vectors)
     ids = decode.encode(pair, chosen, max_new_tokens)
-    asks = [decode.Ask(p, 0, 0) for p in range(len(chosen.prompts))]
+    asks = [Ask(p, 0, 0) for p in range(len(chosen.prompts))]
     params = SamplingParams(max_new_tokens, section.temperature, section.top_p, section.top_k, section.min_p)
     bar, store = progress(2 * len(asks), "decode", "texts"), ShardStore(cache / "decode")
-    texts = decode.decode_texts(pair, chosen, ids, asks, params, seed, store, progress=bar.update)
+    texts = decode_texts(pair, chosen, ids, asks, params, seed, store, progress=bar.update)
     bar.close()
     seen = texts[texts["split"] == "discover"]
     found = phrases.propose(seen, {p.prompt_id: p.said() for p in chosen.prompts}, limit=limit)

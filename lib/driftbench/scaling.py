@@ -14,12 +14,14 @@ import pandas as pd
 import yaml
 
 from driftbook import decode, scale
+from driftbook.discovery.decoding import decode_texts
+from driftbook.discovery.strategies import Ask, first_round
 from driftbook.interventions import NoIntervention
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.sides import Pair, PairSpec, PairWorkers, open_pair
 from driftbook.parameters import EngineSpec, ModelSpec
 from driftbook.processes import Processes
-from driftbook.prompts import Prompt
+from driftbook.prompts import Prompt, PromptSet
 from driftbook.store import ShardStore
 from driftbook.workers import Workers, cores
 
@@ -42,7 +44,7 @@ def worker_turns(
     base = ModelSpec(model=model)
     pair = open_pair(base, NoIntervention(), cache, cache)
     spec = PairSpec(base, NoIntervention(), cache, cache, None, {side.name: side.key for side in pair})
-    chosen = decode.PromptSet.of(list(prompts), ["discover"] * len(prompts), pd.DataFrame())
+    chosen = PromptSet.of(list(prompts), ["discover"] * len(prompts), pd.DataFrame())
     here = cores()
     half = max(1, here // 2)
     # Workers that wait take no time: Ray counts CPUs, it does not hand them out.
@@ -53,7 +55,7 @@ def worker_turns(
     ways["2 processes"] = Processes(2, half)
     rows, said = [], []
     for turn in range(-1, repeats):  # the first turn, on few texts, loads the models
-        asks = decode.first_round(chosen, samples if turn >= 0 else 1, 10**9)
+        asks = first_round(chosen, samples if turn >= 0 else 1, 10**9)
         for name, workers in ways.items():
             _share(pair, workers, spec)
             with tempfile.TemporaryDirectory() as folder:
@@ -78,11 +80,11 @@ def _share(pair: Pair, workers: Workers | None, spec: PairSpec) -> None:
 
 
 def _decoded(
-    pair: Pair, prompts: decode.PromptSet, asks: list[decode.Ask], tokens: int, shard: int, seed: int, folder: Path
+    pair: Pair, prompts: PromptSet, asks: list[Ask], tokens: int, shard: int, seed: int, folder: Path
 ) -> pd.DataFrame:
     ids = decode.encode(pair, prompts, tokens)
     params = SamplingParams(tokens, 0.7, 0.9)
-    return decode.decode_texts([pair.base], prompts, ids, asks, params, seed, ShardStore(folder), shard)
+    return decode_texts([pair.base], prompts, ids, asks, params, seed, ShardStore(folder), shard)
 
 
 # ----------------------------------------------------------------------------------------------------------- the growth

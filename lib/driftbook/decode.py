@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import pyarrow as pa
 
+from driftbook.discovery.decoding import TEXT_SCHEMA, available, decode_texts
 from driftbook.discovery.embeddings import through_cache
 from driftbook.discovery.screen import (
     keep_divergent,
@@ -27,35 +24,13 @@ from driftbook.discovery.strategies import Ask, State, first_round, plan_round, 
 from driftbook.discovery.two_sample import COLUMNS as FAMILY_COLUMNS
 from driftbook.errors import PromptError
 from driftbook.evidence.intervals import Interval, bootstrap_mean
-from driftbook.models.answers import Question, Request, text_of
-from driftbook.models.sampling import SamplingParams, stream_seed
-from driftbook.models.sides import Pair, Side
+from driftbook.models.sampling import SamplingParams
+from driftbook.models.sides import Pair
 from driftbook.models.utilisation import peak_gpu_mb, utilisation
 from driftbook.prompt_files import check_lengths, read_prompts
 from driftbook.prompts import Prompt, PromptSet, save_prompts
 from driftbook.stage import Run
-from driftbook.store import ShardStore, digest
-
-TEXT_SCHEMA = pa.schema(
-    [
-        ("text_id", pa.string()),
-        ("side", pa.string()),
-        ("prompt_id", pa.string()),
-        ("family", pa.string()),
-        ("split", pa.string()),
-        ("sample_index", pa.int32()),
-        ("round", pa.int32()),
-        ("propensity", pa.float64()),
-        ("seed", pa.int64()),
-        ("token_ids", pa.list_(pa.int32())),
-        ("text", pa.string()),
-        ("log_ratio", pa.float64()),
-        ("finish_reason", pa.string()),
-        ("model_key", pa.string()),
-        ("engine", pa.string()),
-    ]
-)
-
+from driftbook.store import ShardStore
 
 # -------------------------------------------------------------------------------------------------------------- prompts
 
@@ -79,179 +54,6 @@ def encode(pair: Pair, prompts: PromptSet, max_new_tokens: int) -> dict[str, lis
         count = dict(zip((p.prompt_id for p in prompts.prompts), map(len, ids[side.name]), strict=True))
         check_lengths(prompts.prompts, lambda p, n=count: n[p.prompt_id], side.model.context - max_new_tokens)
     return ids
-
-
-# ---------------------------------------------------------------------------------------------------------------- texts
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What ``decode_texts`` was asked for; ``ids`` by side."""
-
-    prompts: PromptSet
-    ids: dict[str, Sequence[tuple[int, ...]]]
-    asks: Sequence[Ask]
-    params: SamplingParams
-    seed: int
-    store: ShardStore
-    shard: int
-
-    def shards(self, side: Side) -> Iterator[tuple[str, list[int], list[Question]]]:
-        """Key, places in ``asks`` and requests of what is decoded together. Prompts of similar length share a shard:
-        less padding, and samples of a prompt share its prefill."""
-        asks, ids = self.asks, self.ids[side.name]
-        order = sorted(
-            range(len(asks)), key=lambda i: (asks[i].round, -len(ids[asks[i].prompt]), asks[i].prompt, asks[i].sample)
-        )
-        for start in range(0, len(order), self.shard):
-            chosen = order[start : start + self.shard]
-            asked = [(asks[i], self.prompts.prompts[asks[i].prompt]) for i in chosen]
-            requests = [
-                Question(ids[a.prompt], text_seed(self.seed, side.name, p, a.sample), prompt=p, sample=a.sample)
-                for a, p in asked
-            ]
-            yield shard_key(side, self.params, requests), chosen, requests
-
-
-def decode_texts(
-    sides: Iterable[Side],
-    prompts: PromptSet,
-    ids: dict[str, Sequence[tuple[int, ...]]],
-    asks: Sequence[Ask],
-    params: SamplingParams,
-    seed: int,
-    store: ShardStore,
-    shard: int = 128,
-    progress: Callable[[int], Any] | None = None,
-) -> pd.DataFrame:
-    """Sample the texts that are asked for from every side, shard by shard; finished shards come from the store.
-
-    A shard's content follows from its own requests alone, so a run that was killed, or that runs on other workers,
-    gives the same texts. Row order is that of ``sides``, then of ``asks``. Workers get the shards of all sides at
-    once, so that none waits for the end of a side.
-
-    Returns:
-        a table with the columns of ``texts.parquet``, and ``seconds``: what a text took when it was decoded, so that a
-        rate can be told of texts that came from the store.
-    """
-    sides, work = list(sides), _Work(prompts, ids, asks, params, seed, store, shard)
-    made = _made_by_workers([side for side in sides if side.workers is not None], work, progress)
-    return pd.concat([_texts_of(side, work, made, progress) for side in sides], ignore_index=True)
-
-
-def _made_by_workers(sides: Sequence[Side], work: _Work, progress: Callable[[int], Any] | None) -> set[str]:
-    """Keys of the shards that were missing and that workers put into the store."""
-    if not sides:
-        return set()
-    missing = (
-        (side.name, key, [Request(q.prompt_ids, q.seed) for q in requests])
-        for side in sides
-        for key, _, requests in work.shards(side)
-        if not work.store.has_table(key)
-    )
-    unused = str(sides[0].model.dtype).removeprefix("torch.") if sides[0].engine.loads_weights else None
-    decode = partial(decode_into, work.params, work.store.folder)
-    made: set[str] = set()
-    for key, count in sides[0].workers.map(decode, missing, unused_weights=unused):
-        made.add(key)
-        if progress:
-            progress(count)
-    return made
-
-
-def _texts_of(side: Side, work: _Work, made: set[str], progress: Callable[[int], Any] | None) -> pd.DataFrame:
-    """One side's texts, decoded here where the store does not have them. ``progress`` has heard of ``made``."""
-    store, asks = work.store, work.asks
-    pieces: list[pd.DataFrame] = []
-    for key, chosen, requests in work.shards(side):
-        decoded = partial(decode_shard, side, requests, work.params, progress)
-        rows = store.kept_table(key, decoded, None if key in made else progress, len(chosen)).to_pandas()
-        pieces.append(
-            pd.DataFrame(
-                {
-                    "ask": chosen,
-                    "seed": [r.seed for r in requests],
-                    "token_ids": [list(map(int, t)) for t in rows.token_ids],
-                    "finish_reason": rows.finish_reason,
-                    "seconds": rows.seconds,
-                    "text": rows.text
-                    if "text" in rows
-                    else rows.token_ids.map(lambda t: side.model.decode(t.tolist())),
-                }
-            )
-        )
-    if not pieces:
-        return TEXT_SCHEMA.empty_table().to_pandas().assign(seconds=np.zeros(0))
-    out = pd.concat(pieces).sort_values("ask", kind="stable").reset_index(drop=True)
-    asked = [work.prompts.prompts[a.prompt] for a in asks]
-    out["side"] = side.name
-    out["prompt_id"] = [p.prompt_id for p in asked]
-    out["family"] = [p.family for p in asked]
-    out["split"] = [work.prompts.splits[a.prompt] for a in asks]
-    out["sample_index"] = np.array([a.sample for a in asks], np.int32)
-    out["round"] = np.array([a.round for a in asks], np.int32)
-    out["propensity"] = [a.propensity for a in asks]
-    out["log_ratio"] = np.nan
-    out["model_key"] = side.key
-    out["engine"] = side.engine.name
-    out["text_id"] = [
-        digest(side.name, side.key, p, int(s), int(k), asdict(work.params))[:16]
-        for p, s, k in zip(out.prompt_id, out.sample_index, out.seed, strict=True)
-    ]
-    return out[[*TEXT_SCHEMA.names, "seconds"]]
-
-
-def shard_key(side: Side, params: SamplingParams, requests: Sequence[Request]) -> str:
-    """What a shard of texts is kept under: everything that shapes them, and nothing of who decodes them."""
-    asked = [(r.prompt_ids, r.seed) for r in requests]
-    return digest("decode", side.engine.name, side.engine.version, side.key, asdict(params), asked)
-
-
-def decode_shard(
-    side: Side,
-    requests: Sequence[Request],
-    params: SamplingParams,
-    progress: Callable[[int], Any] | None = None,
-) -> pa.Table:
-    """The texts of one shard in the order of its requests: token_ids, finish_reason, seconds, and text where the
-    engine answers in words."""
-    begun = time.monotonic()
-    done: dict[int, tuple[list[int], str, str | None]] = {}
-    for completion in side.generate(requests, params):
-        done[completion.index] = (completion.token_ids, completion.finish_reason, text_of(completion))
-        if progress:
-            progress(1)
-    columns = {
-        "token_ids": pa.array([done[k][0] for k in range(len(requests))], pa.list_(pa.int32())),
-        "finish_reason": [done[k][1] for k in range(len(requests))],
-        "seconds": [(time.monotonic() - begun) / len(requests)] * len(requests),
-    }
-    if any(text is not None for _, _, text in done.values()):  # said in words: tokens may not give them back
-        columns["text"] = [done[k][2] for k in range(len(requests))]
-    return pa.table(columns)
-
-
-def decode_into(
-    params: SamplingParams, folder: Path, pair: Pair, shard: tuple[str, str, list[Request]]
-) -> tuple[str, int]:
-    """What a worker does with one shard (side, key, requests): decode it into the store. Returns its key and how many
-    texts it holds."""
-    name, key, requests = shard
-    ShardStore(folder).put_table(key, decode_shard(getattr(pair, name), requests, params))
-    return key, len(requests)
-
-
-def text_seed(seed: int, side: str, prompt: Prompt, sample: int) -> int:
-    """The stream of one text: the sides draw independently, also where their models are the same."""
-    return stream_seed("decode", seed, side, prompt.prompt_id, sample)
-
-
-# --------------------------------------------------------------------------------------------------------------- design
-
-
-def available(pair: Pair, prompts: PromptSet, asks: list[Ask]) -> list[Ask]:
-    """The requests that both sides can answer: a table of texts holds only so many samples of a prompt."""
-    return [a for a in asks if all(a.sample < s.engine.available(prompts.prompts[a.prompt]) for s in pair)]
 
 
 # ------------------------------------------------------------------------------------------------------------ the stage

@@ -17,11 +17,14 @@ import pandas as pd
 
 from driftbench.proof.plants import Garden, Plant, planted_rate
 from driftbook import decode
+from driftbook.discovery.decoding import decode_texts
 from driftbook.discovery.embeddings import Embedder, EmbeddingCache, embed
+from driftbook.discovery.strategies import Ask
 from driftbook.models.divergence import token_divergence
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.sides import Pair
+from driftbook.prompts import PromptSet
 from driftbook.store import ShardStore, digest
 
 
@@ -47,7 +50,7 @@ class Harvest:
     """
 
     plant: Plant
-    prompts: decode.PromptSet
+    prompts: PromptSet
     texts: pd.DataFrame
     fresh: pd.DataFrame
     divergence: pd.DataFrame
@@ -75,13 +78,13 @@ class Design:
         return SamplingParams(self.max_new_tokens, self.temperature, self.top_p)
 
 
-def prompt_set(garden: Garden, design: Design) -> decode.PromptSet:
+def prompt_set(garden: Garden, design: Design) -> PromptSet:
     shares = {"discover": 0.5, "screen": 0.2, "validate": 0.3}
     return decode.load_prompts(design.prompts, garden.root, shares, design.max_prompts)
 
 
 def harvest(
-    garden: Garden, plant: Plant, prompts: decode.PromptSet, design: Design, embed_seconds: float | None = None
+    garden: Garden, plant: Plant, prompts: PromptSet, design: Design, embed_seconds: float | None = None
 ) -> Harvest:
     """Train or open the plant, decode, score and embed. What was made before comes from the caches, with its cost.
 
@@ -98,19 +101,19 @@ def harvest(
     return Harvest(plant, prompts, texts, fresh, divergence, score_seconds, embed_seconds, vectors)
 
 
-def _decoded(garden: Garden, pair: Pair, prompts: decode.PromptSet, design: Design) -> pd.DataFrame:
+def _decoded(garden: Garden, pair: Pair, prompts: PromptSet, design: Design) -> pd.DataFrame:
     store = ShardStore(garden.cache / "decode")
     ids = decode.encode(pair, prompts, design.max_new_tokens)
-    asks = [decode.Ask(i, s, 0) for i in range(len(prompts.prompts)) for s in range(design.samples)]
-    asks += [decode.Ask(i, design.samples, 1) for i, s in enumerate(prompts.splits) if s != "discover"]
-    texts = decode.decode_texts(pair, prompts, ids, asks, design.params, garden.seed, store)
+    asks = [Ask(i, s, 0) for i in range(len(prompts.prompts)) for s in range(design.samples)]
+    asks += [Ask(i, design.samples, 1) for i, s in enumerate(prompts.splits) if s != "discover"]
+    texts = decode_texts(pair, prompts, ids, asks, design.params, garden.seed, store)
     said = {p.prompt_id: p.said() for p in prompts.prompts}
     texts["tokens"] = texts["token_ids"].map(len)
     return texts.assign(prompt=texts["prompt_id"].map(said))
 
 
 def _divergence(
-    garden: Garden, pair: Pair, prompts: decode.PromptSet, texts: pd.DataFrame, design: Design
+    garden: Garden, pair: Pair, prompts: PromptSet, texts: pd.DataFrame, design: Design
 ) -> tuple[pd.DataFrame, float]:
     """Divergence along the base's first answer to every discover prompt: no text of the changed side is needed."""
     store = ShardStore(garden.cache / "decode")

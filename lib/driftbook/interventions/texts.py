@@ -31,7 +31,7 @@ class Texts(Intervention):
         """The base reads the answers of both sides."""
         from driftbook.models.loading import file_hash
         from driftbook.models.sides import Pair, Side
-        from driftbook.models.tables import TableEngine
+        from driftbook.models.table_engine import TableEngine
         from driftbook.store import digest
 
         table = self.table(opening.root)
