@@ -69,8 +69,10 @@ docs: setup ## make the example report in docs/example again
 	$(DRIFTBOOK) run quickstart
 	$(DRIFTBOOK) example quickstart docs/example/index.html
 
+# Files go out in their own order: sorted by how many tests they hold, as xdist would, the long ones of few tests come last
+# and one core waits for the other.
 test: setup lint ## all tests, offline
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # An older processor, or one of another maker, has other kernels for the same products, and their sums run in another
 # order; so they do with another number of threads. Processors that are not x86-64 ignore the names of these kernels.
@@ -80,7 +82,7 @@ test-portable: setup ## tests of numbers under the kernels of other processors, 
 	  ATEN_CPU_CAPABILITY=$$kernels ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=$$threads \
 	  MKL_ENABLE_INSTRUCTIONS=$$([ $$kernels = avx2 ] && echo AVX2 || echo SSE4_2) \
 	  OPENBLAS_CORETYPE=$${OPENBLAS_CORETYPE:-Haswell} \
-	  $(BIN)/python -m pytest $(NUMERIC) -m numeric -n 2 --dist loadfile || exit 1; \
+	  $(BIN)/python -m pytest $(NUMERIC) -m numeric -n 2 --dist loadfile --no-loadscope-reorder || exit 1; \
 	done; done
 
 house: setup ## how the code stands: lines, packages, imports upward and in circles, long functions

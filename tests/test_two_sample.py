@@ -15,8 +15,6 @@ from driftbook.discovery.screen import keep_divergent
 from driftbook.prompts import Prompt
 from driftbook.report.decode import energy_title
 
-pytestmark = pytest.mark.numeric
-
 
 def answers(prompts: int, samples: int, shift: float, seed: int, width: int = 1):
     """(vectors, prompt, changed) of normal answers, the changed side's moved by ``shift``."""
