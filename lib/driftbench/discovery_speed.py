@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from driftbook.discovery.embeddings import (
     embed,
     text_digest,
 )
+from driftbook.workbook.figures import Figure, bars
 
 
 def alternate(works: Mapping[str, Callable[[], Any]], repeats: int) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -48,6 +50,20 @@ def paired(times: pd.DataFrame, over: str, under: str) -> float:
 def best(times: pd.DataFrame) -> pd.Series:
     """Shortest time of each work, in the order in which they ran."""
     return times.groupby("work", sort=False)["seconds"].min()
+
+
+def picture(best: pd.Series, slowest: pd.Series, unit: str, title: str, caption: str) -> Figure:
+    """The best turn of every piece of work, with a line to the slowest."""
+    return bars(
+        list(best.index),
+        best,
+        low=np.minimum(best, slowest),
+        high=np.maximum(best, slowest),
+        title=title,
+        caption=caption,
+        value_title=unit,
+        horizontal=True,
+    )
 
 
 def planted_sphere(n: int, width: int, groups: int, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -89,6 +105,22 @@ def encode_under_autocast(model: Any, texts: list[str], embedder: Embedder) -> n
 
     with torch.autocast(embedder.device, dtype=getattr(torch, embedder.dtype), enabled=embedder.dtype != "float32"):
         return model.encode(texts, show_progress_bar=False)
+
+
+def three_ways(texts: list[str], embedder: Embedder, scratch: Path) -> dict[str, Callable[[], Any]]:
+    """Plain ``encode``, alone and under our dtype, and ``embed`` into an empty cache and out of a full one, which is
+    the first that was filled. Both models are warm."""
+    from sentence_transformers import SentenceTransformer
+
+    plain = SentenceTransformer(str(embedder.folder), device=embedder.device)
+    plain.encode(texts[:32]), embedder.encode(texts[:32])
+    numbers = count()
+    return {
+        "encode": partial(plain.encode, texts, show_progress_bar=False),
+        "encode, same dtype": partial(encode_under_autocast, plain, texts, embedder),
+        "embed, cold": lambda: embed_into(scratch / str(next(numbers)), texts, embedder),
+        "embed, warm": lambda: embed_into(scratch / "0", texts, embedder),
+    }
 
 
 def cache_speed(folder: Path, identity: Identity, rows: int, width: int, seed: int) -> pd.DataFrame:

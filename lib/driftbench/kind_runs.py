@@ -118,6 +118,20 @@ def table_of(decoded: Path, path: Path) -> Path:
     return path
 
 
+def kinds(bench: dict[str, Any], steer: dict[str, Any], lesson: Path, checkpoint: Path) -> dict[str, dict[str, Any]]:
+    """The kinds that need nothing of another kind's run, as a parameter file says them."""
+    return {
+        "none": {"kind": "none"},
+        "prompt": {"kind": "prompt", "system": bench["system"]},
+        "steer": steer,
+        "checkpoint": {"kind": "checkpoint", **bench["sections"]["base"], "model": str(checkpoint)},
+        "ablate": {"kind": "ablate", "trait": steer["trait"]},
+        "quantize8": {"kind": "quantize", "bits": 8},
+        "quantize4": {"kind": "quantize", "bits": 4},
+        "finetune": {"kind": "finetune", "data": str(lesson), "epochs": bench["epochs"]},
+    }
+
+
 def trained_adapter(params: Experiment, run: Run) -> Path:
     """The folder of the adapter that a ``finetune`` trains, or has trained."""
     return train_lora(load(params.base, run.cache), params.intervention, run.cache, run.root)

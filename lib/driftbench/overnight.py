@@ -24,6 +24,9 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
+    from driftbook.workbook.figures import Figure
+    from driftbook.workbook.tables import Table
+
 WAYS = {
     "process_per_prompt": "one process per prompt",
     "one_load": "one load, one prompt at a time",
@@ -106,6 +109,33 @@ def title(table: pd.DataFrame) -> str:
     seconds = table.set_index("way").seconds
     times = seconds["process_per_prompt"] / seconds["one_batch"]
     return f"One load and one batch take the overnight prompts {times:.0f} times faster"
+
+
+def picture(table: pd.DataFrame, work: Work) -> Figure:
+    """Seconds of every way."""
+    from driftbook.workbook.figures import bars
+
+    return bars(
+        list(table.label),
+        table.seconds,
+        horizontal=True,
+        title=title(table),
+        caption=f"{len(work.prompts)} prompts, {work.max_new_tokens} tokens each, tier 3 for {len(work.tier3)} of "
+        f"them. Old: one trait a prompt. Ours: {work.traits} traits, mean of a run before and one after. Start of "
+        "python and model load included.",
+        value_title="seconds",
+    )
+
+
+def stages(table: pd.DataFrame) -> Table:
+    """The same, part by part."""
+    from driftbook.workbook.tables import Table
+
+    caption = (
+        "Seconds. start: python and its libraries; load: the model; tier 2 and tier 3: the prompts (the old ways read "
+        "both tiers of a tier 3 prompt at once, so tier 3 holds those prompts whole)."
+    )
+    return Table(table, "Where the time goes", caption)
 
 
 def answer(table: pd.DataFrame) -> str:

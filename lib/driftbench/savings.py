@@ -13,7 +13,11 @@ import pandas as pd
 from driftbench.pools import TextPool, World, draw, found, jensen_shannon, recall, sample
 from driftbook.discovery import clustering
 from driftbook.discovery.strategies import propensities
-from driftbook.evidence.intervals import bootstrap_mean
+from driftbook.evidence.intervals import Interval, bootstrap_mean, wilson
+from driftbook.workbook.figures import Figure, interval_plot
+
+Triple = tuple[float, float, float]
+Ratios = Mapping[tuple[str, str], Mapping[str, Triple]]
 
 READINGS: dict[str, dict[str, bool]] = {
     "plain": {"families": False},
@@ -76,6 +80,23 @@ def side_by_side(
             yield done.result()
             if progress:
                 progress(1)
+
+
+def over_worlds(
+    worlds: Mapping[str, World],
+    depths: Mapping[str, Sequence[int]],
+    seeds: Sequence[int],
+    options: Mapping[str, int],
+    progress: Callable[..., Any],
+) -> pd.DataFrame:
+    """:func:`compare_strategies` on one pool a world and seed, in the order of worlds and seeds."""
+    work = [
+        (compare_strategies, {"world": worlds[name], "name": name, "depths": depths, "seeds": [seed], **options})
+        for name in worlds
+        for seed in seeds
+    ]
+    parts = side_by_side(work, progress(len(work), "pools", "pools").update)
+    return pd.concat(parts, ignore_index=True).sort_values(["world", "seed"], kind="stable", ignore_index=True)
 
 
 def replay_strategies(
@@ -242,6 +263,45 @@ def savings(
     return {name: (value, float(low[name]), float(high[name])) for name, value in ratios(np.arange(pools)).items()}
 
 
+def ratio_table(saved: Ratios, over_plain: Ratios) -> pd.DataFrame:
+    """Both tables of :func:`savings`, by (world, reading), row by row."""
+    rows = [(w, r, "same reading", key, *values) for (w, r), by in saved.items() for key, values in by.items()]
+    rows += [
+        (w, r, "over counting", key, *values)
+        for (w, r), by in over_plain.items()
+        for key, values in by.items()
+        if key.startswith("texts_saved")
+    ]
+    return pd.DataFrame(rows, columns=["world", "reading", "against", "ratio", "estimate", "low", "high"])
+
+
+def ratio_picture(ratios: pd.DataFrame, caption: str) -> Figure:
+    """The ratios that say what screening, activity and uniform sampling save."""
+    shown = ratios[ratios["ratio"].isin(["texts_saved_uniform", "texts_saved_screened", "active_over_screened"])]
+    shown = shown[(shown["reading"] == "likelihood") | (shown["against"] == "same reading")]
+    return interval_plot(
+        [f"{r.world}: {r.ratio.replace('_', ' ')}, {r.reading}, {r.against}" for r in shown.itertuples()],
+        shown["estimate"],
+        shown["low"],
+        shown["high"],
+        reference=1.0,
+        x_title="times fewer texts",
+        title=f"{int((shown['low'] > 1).sum())} of {len(shown)} ratios are gains for certain",
+        caption=caption,
+    )
+
+
+def recall_means(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Mean recall by texts of the strategies and readings that are drawn, named in ``strategy``."""
+    lines = {
+        f"{strategy}, {said}": mean_recall(table[table["strategy"] == strategy], seed, reading)
+        for strategy in ("uniform", "screened", "active", "oracle")
+        for reading, said in (("plain", "all prompts"), ("families", "in families"), ("likelihood", "by likelihood"))
+        if strategy in ("uniform", "screened") or reading == "likelihood"
+    }
+    return pd.concat([frame.assign(strategy=name) for name, frame in lines.items()], ignore_index=True)
+
+
 def false_alarms(
     world: World, strategy: str, depth: int, seeds: Sequence[int], *, rounds: int, samples: int
 ) -> pd.DataFrame:
@@ -260,8 +320,58 @@ def false_alarms(
     return pd.DataFrame(rows)
 
 
+def null_pools(
+    world: World,
+    counts: Mapping[str, int],
+    depth: int,
+    first: int,
+    options: Mapping[str, int],
+    progress: Callable[..., Any],
+) -> dict[tuple[str, str], Interval]:
+    """The share of pools without any difference in which a strategy's texts, read in one way, find something: by
+    (strategy, reading). ``counts`` pools a strategy, from seed ``first`` on, ten at a time."""
+    fixed = {"world": world, "depth": depth, **options}
+    work = [
+        (false_alarms, {"strategy": strategy, "seeds": range(first + i, first + i + 10), **fixed})
+        for strategy, count in counts.items()
+        for i in range(0, count, 10)
+    ]
+    alarms = pd.concat(side_by_side(work, progress(len(work), "null pools", "tens of pools").update), ignore_index=True)
+    return {
+        (strategy, reading): wilson(int(group[reading].sum()), len(group))
+        for strategy, group in alarms.groupby("strategy")
+        for reading in ("plain", "families", "likelihood")
+    }
+
+
 def claim(saving: tuple[float, float, float], other: str) -> str:
     """A saving (ratio, low, high) against another way, in words: a gain only where the interval excludes 1."""
     sure = "fewer" if saving[1] > 1 else "more" if saving[2] < 1 else None
     said = f"{saving[0]:.1f} times [{saving[1]:.1f}, {saving[2]:.1f}]"
     return f"{sure} texts than {other} ({said})" if sure else f"not certainly fewer texts than {other} ({said})"
+
+
+def measured(
+    worlds: Sequence[str],
+    saved: Ratios,
+    over_plain: Ratios,
+    weighted: Mapping[str, Triple],
+    null: Mapping[tuple[str, str], Triple],
+) -> dict[str, Triple]:
+    """The ratios and shares that go into ``metrics.json``, by name; the first world is the one that others vary."""
+    first = worlds[0]
+    same = saved[first, "families"]
+    named = {"texts_saved_at_95_recall": over_plain[first, "families"]["texts_saved_screened"]}
+    named |= {f"texts_saved_at_95_recall_same_reading_{s}": same[f"texts_saved_{s}"] for s in STRATEGIES}
+    named |= {"texts_saved_at_95_recall_oracle": over_plain[first, "families"]["texts_saved_oracle"]}
+    named |= {"texts_saved_at_95_recall_likelihood": over_plain[first, "likelihood"]["texts_saved_screened"]}
+    named |= {f"{key}_{reading}": by[key] for (world, reading), by in saved.items() if world == first for key in GAINS}
+    named |= {key: same[key] for key in GAINS}
+    named |= {f"weighted_test_{key}": weighted[key] for key in ("active_over_uniform", "screened_over_uniform")}
+    named |= {f"null_share_with_any_{s}_{reading}": interval for (s, reading), interval in null.items()}
+    for i, name in enumerate(worlds):
+        named |= {f"texts_saved_world_{i}": over_plain[name, "families"]["texts_saved_screened"]}
+        named |= {f"texts_saved_same_reading_world_{i}": saved[name, "families"]["texts_saved_screened"]}
+        named |= {f"texts_saved_likelihood_world_{i}": over_plain[name, "likelihood"]["texts_saved_screened"]}
+        named |= {f"active_over_screened_world_{i}": saved[name, "families"]["active_over_screened"]}
+    return named

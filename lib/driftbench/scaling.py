@@ -23,6 +23,7 @@ from driftbook.parameters import EngineSpec, ModelSpec
 from driftbook.processes import Processes
 from driftbook.prompts import Prompt, PromptSet
 from driftbook.store import ShardStore
+from driftbook.workbook.figures import Figure, curve
 from driftbook.workers import Workers, cores
 
 GROWTH_STAGES = ("decode", "cluster", "validate")
@@ -176,3 +177,44 @@ def sizing(rates: dict[str, float], texts: Sequence[int]) -> pd.DataFrame:
             "disk_gb": n * rates["disk_kb"] / 1e6,
         }
     )
+
+
+# ---------------------------------------------------------------------------------------------------------- the report
+
+
+def memory_picture(growth: pd.DataFrame, workers: int, tokens: int) -> Figure:
+    """Peak memory of the notebook's process by texts, stage by stage."""
+    most = growth.loc[growth.driver_mb.idxmax()]
+    return curve(
+        growth.texts,
+        growth.driver_mb,
+        groups=list(growth.stage),
+        title=f"{most.stage} takes most memory: {most.driver_mb:,.0f} MB at {most.texts:,} texts",
+        caption=f"Peak of the notebook's process, {workers} workers beside it, at most {tokens} tokens a text.",
+        x_title="texts",
+        y_title="MB",
+    )
+
+
+def seconds_picture(growth: pd.DataFrame) -> Figure:
+    """Seconds by texts, stage by stage."""
+    return curve(
+        growth.texts,
+        growth.seconds,
+        groups=list(growth.stage),
+        title=f"From {growth.texts.min():,} to {growth.texts.max():,} texts",
+        caption="Seconds of the notebook, start of the workers included.",
+        x_title="texts",
+        y_title="seconds",
+    )
+
+
+def metrics(rates: pd.DataFrame, growth: pd.DataFrame, slopes: pd.DataFrame) -> dict[str, float]:
+    """Rates by way of working, and memory and seconds by stage and number of texts, for ``metrics.json``."""
+    out = {f"tokens_per_s_{row.work.replace(', ', '_').replace(' ', '_')}": row.median for row in rates.itertuples()}
+    for row in growth.itertuples():
+        out |= {
+            f"driver_mb_{row.stage}_{row.texts}": row.driver_mb,
+            f"seconds_{row.stage}_{row.texts}": row.seconds,
+        }
+    return out | {f"driver_kb_per_text_{row.stage}": row.driver_kb_per_text for row in slopes.itertuples()}

@@ -22,6 +22,7 @@ from driftbook.models.projection import PoolTap, all_points
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sides import Pair
 from driftbook.models.vectors import VectorSet
+from driftbook.workbook.figures import Figure, curve
 
 _CHANGED = 1e-6  # relative change of a residual stream below which nothing happened
 
@@ -167,4 +168,18 @@ def table(harvests: Sequence[Harvest], looks: Sequence[Inside]) -> pd.DataFrame:
             "trait": [h.plant.trait for h in harvests],
             "most_moved_trait": [x.traits.abs().idxmax() if x.traits.any() else None for x in looks],
         }
+    )
+
+
+def matrix_picture(matrices: pd.DataFrame, note: str) -> Figure:
+    """How much every matrix of every block changed (:func:`driftbook.models.weights.weight_change`)."""
+    moved, blocks = matrices[matrices.change > 0], matrices[matrices.layer >= 0]
+    return curve(
+        blocks.layer,
+        blocks.relative,
+        groups=list(blocks.kind),
+        x_title="block",
+        y_title="relative change of the weights",
+        title=f"{len(moved)} of {len(matrices)} matrices changed, in blocks {moved.layer.min()} to {moved.layer.max()}",
+        caption=f"Frobenius norm of the difference over that of the weight; {note}.",
     )
