@@ -180,7 +180,7 @@ def test_workers_of_ones_own_give_the_same_texts(module, base, tmp_path, monkeyp
     WORKERS.register("inline")(inline)
     monkeypatch.setattr("driftbook.workers.OPENED", OPENED.copy())
     engine, none = EngineSpec(kind="inline", batch_size=3), KINDS["prompt"](system="Be terse.")
-    workers = engines.open_workers(Experiment(experiment="x", base=base, engine=engine))
+    workers = engines.open_workers(engine, base)
     assert isinstance(workers, inline)
     pair = open_pair(base, none, tmp_path, tmp_path, engine=engine)
     here = texts_of(pair, tmp_path / "here", SamplingParams(6, 1.0))

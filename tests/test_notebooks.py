@@ -76,7 +76,7 @@ def test_it_calls_what_the_library_has(stage):
     """Notebooks meet a function that was moved only when they run, minutes into a run or never in these tests."""
     imported = {}
     for node in ast.walk(parsed(stage)):
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("driftbook"):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith(("driftbook", "driftbench")):
             for alias in node.names:
                 try:
                     found = importlib.import_module(f"{node.module}.{alias.name}")
@@ -87,15 +87,18 @@ def test_it_calls_what_the_library_has(stage):
     named = [(n.value.id, n.attr) for n in used if inspect.ismodule(imported.get(n.value.id))]
     assert [name for name in named if not hasattr(imported[name[0]], name[1])] == []
     for node in ast.walk(parsed(stage)):
-        if isinstance(node, ast.Call) and node.keywords:
+        if isinstance(node, ast.Call):
             name = ast.unparse(node.func).split(".")
             function = imported.get(name[0])
             function = getattr(function, name[1], None) if len(name) == 2 else function
-            if inspect.isfunction(function) and not any(
-                p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values()
-            ):
-                given = {k.arg for k in node.keywords if k.arg}
-                assert given <= set(inspect.signature(function).parameters), ast.unparse(node.func)
+            starred = any(isinstance(a, ast.Starred) for a in node.args) or any(k.arg is None for k in node.keywords)
+            if inspect.isfunction(function):
+                bind = inspect.signature(function).bind_partial if starred else inspect.signature(function).bind
+                given = [a for a in node.args if not isinstance(a, ast.Starred)]
+                try:
+                    bind(*given, **{k.arg: k.value for k in node.keywords if k.arg})
+                except TypeError as error:
+                    pytest.fail(f"{ast.unparse(node.func)}: {error}")
 
 
 @pytest.mark.parametrize("stage", NOTEBOOKS)
