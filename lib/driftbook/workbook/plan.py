@@ -265,7 +265,7 @@ def asked_prompts(experiment: Experiment, root: Path) -> tuple[list[Prompt], boo
 
 
 def _mean_tokens(prompts: list[Prompt]) -> float:
-    return sum(_tokens(p.text) for p in prompts) / max(len(prompts), 1)
+    return sum(_tokens(p.said()) for p in prompts) / max(len(prompts), 1)
 
 
 def _traits(experiment: Experiment, root: Path, size: Size, speeds: Speeds) -> Step:
@@ -303,7 +303,7 @@ def _capture(experiment: Experiment, root: Path, size: Size, speeds: Speeds) -> 
     samples = _sides(experiment) * section.samples
     answers = samples * (len(prompts) + len(raw)) * section.max_new_tokens
     generated = answers * _answering(experiment)
-    read = samples * sum(_tokens(p.text) for p in (*prompts, *raw)) + (answers - generated)
+    read = samples * sum(_tokens(p.said()) for p in (*prompts, *raw)) + (answers - generated)
     # Each side's texts are also read by the other side, so that the same tokens can be compared.
     read += answers if samples > section.samples else 0
     directions = len(expand(experiment.traits.files, root)) + experiment.traits.null_vectors
