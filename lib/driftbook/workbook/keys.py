@@ -192,6 +192,7 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+@functools.cache
 def installed(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
@@ -224,11 +225,22 @@ class Key:
 
     @property
     def digest(self) -> str:
-        return sha(json.dumps(self.components, sort_keys=True, ensure_ascii=False))
+        return _digest(self.components)
 
 
 def stage_key(experiment: Experiment | BenchExperiment, stage: str, layout: Layout, package: Path = PACKAGE) -> Key:
     """The key of one stage as parameters, notebook, sources, files and packages are now."""
+    made: dict[str, dict[str, Any]] = {}
+    for each in closure(experiment, [stage]):
+        made[each] = _components(experiment, each, layout, package)
+        made[each]["upstream"] = {s: _digest(made[s]) for s in upstream(experiment, each)}
+    return Key(stage, made[stage], _render_key(layout.notebook(stage), package))
+
+
+def _components(
+    experiment: Experiment | BenchExperiment, stage: str, layout: Layout, package: Path
+) -> dict[str, Any]:
+    """All that a key is made from but the keys of the stages before."""
     notebook = layout.notebook(stage)
     code = code_cells(notebook)
     try:
@@ -239,15 +251,17 @@ def stage_key(experiment: Experiment | BenchExperiment, stage: str, layout: Layo
     params = resolved(experiment, stage)
     files = input_files(experiment, stage, layout.root)
     store = layout.cache / "digests.json"
-    components = {
+    return {
         "params": _what_counts(params),
         "cells": cells,
         "sources": sources,
         "inputs": {shown(p, layout.root): digest(p, store) for p in files},
-        "upstream": {s: stage_key(experiment, s, layout, package).digest for s in upstream(experiment, stage)},
         "versions": versions(foreign, params),
     }
-    return Key(stage, components, _render_key(notebook, package))
+
+
+def _digest(components: dict[str, Any]) -> str:
+    return sha(json.dumps(components, sort_keys=True, ensure_ascii=False))
 
 
 def _what_counts(params: dict[str, Any]) -> dict[str, Any]:

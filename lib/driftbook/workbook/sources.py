@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -78,15 +79,25 @@ def _source(path: Path, module: str, changed: int) -> Source:
         raise DriftbookError(f"{path}:{error.lineno}: not valid Python: {error.msg}") from None
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     imports = frozenset(_imports(tree, package))
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             node.body = [s for s in node.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
     return Source(sha(ast.dump(tree)), imports)
 
 
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """The tree and every statement in it, without their expressions, which are most of it."""
+    todo = [tree]
+    while todo:
+        node = todo.pop()
+        yield node
+        for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+            todo += getattr(node, part, ())
+
+
 def _imports(tree: ast.AST, package: str) -> Iterator[str]:
     """Every dotted name that the code imports: modules, and functions and classes behind the name of theirs."""
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -115,9 +126,12 @@ def follow(names: Iterable[str], package: Path) -> tuple[dict[str, Path], set[st
     """The modules of the package and its benches that ``names`` lead to, with their files, and the top-level names of
     all others."""
     modules: dict[str, Path] = {}
-    foreign, todo = set[str](), list(names)
+    foreign, seen, todo = set[str](), set[str](), list(names)
     while todo:
         name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
         root = name.partition(".")[0]
         if root not in (package.name, BENCHES):
             foreign.add(root)
@@ -135,11 +149,9 @@ def follow(names: Iterable[str], package: Path) -> tuple[dict[str, Path], set[st
 
 def module_file(name: str, package: Path) -> Path | None:
     """The file of a module of ``package`` or of its benches, which lie beside it; None for all other names."""
-    stem = package.parent.joinpath(*name.split("."))
-    for path in (stem.with_suffix(".py"), stem / "__init__.py"):
-        if path.is_file():
-            return path
-    return None
+    stem = os.path.join(package.parent, *name.split("."))
+    files = (f"{stem}.py", os.path.join(stem, "__init__.py"))
+    return next((Path(file) for file in files if os.path.isfile(file)), None)
 
 
 def _is_data(path: Path) -> bool:
