@@ -35,12 +35,13 @@ def run_json(folder: Path) -> dict:
 # ---------------------------------------------------------------------------------------------------------- a good run
 
 
-def test_a_good_run_leaves_everything_that_a_reader_needs(root, bench):
+def test_a_good_run_leaves_everything_that_a_reader_needs(root, bench, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY")
     file = bench(
         'for _ in run.progress(range(3), "counting", "steps"):\n    pass\nprint("a line of output")',
         'run.metric("size", run.section.size)\nrun.answer("It works.")',
         'run.headline("share", 0.5, 0.4, 0.6, baseline=0.1)',
-        'import sys\nrun.metric("python", sys.executable)',
+        'import os, sys\nrun.metric("python", sys.executable)\nrun.metric("threads", os.environ["OMP_WAIT_POLICY"])',
         'run.record("device", {"name": "cpu", "reason": "no accelerator"})',
         '(run.data / "table.csv").write_text("a,b\\n1,2\\n");',
     )
@@ -50,6 +51,7 @@ def test_a_good_run_leaves_everything_that_a_reader_needs(root, bench):
     assert names == {"run.json", "params.yml", "notebook.ipynb", "report.html", "metrics.json", "data", "kernel.log"}
     metrics = json.loads((result.folder / "metrics.json").read_text())
     assert metrics["python"] == sys.executable  # whatever kernels are registered elsewhere as python3
+    assert metrics["threads"] == "PASSIVE"
     assert metrics["size"] == 4 and metrics["seconds"] > 0 and metrics["peak_rss_mb"] > 20
     run = run_json(result.folder)
     assert run["status"] == "ok" and run["seeds"] == {"seed": 3} and run["answer"] == "It works."

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 
+from driftbook import stage
 from driftbook.errors import DriftbookError, ParameterError
 from driftbook.workbook import open_run
 from driftbook.workbook.progress import Bar, Progress, duration
@@ -23,6 +24,13 @@ def lab(root, monkeypatch):
     monkeypatch.delenv(OUTPUTS, raising=False)
     monkeypatch.chdir(root / "notebooks")
     return root
+
+
+def test_a_run_of_the_workbook_has_all_that_stages_are_promised(lab):
+    promised = {name for name in vars(stage.Run) if not name.startswith("_")}
+    assert {"params", "section", "input", "metric", "progress"} <= promised
+    run = open_run("decode", **CELL, decode={})
+    assert not [name for name in promised if not hasattr(run, name)]
 
 
 def test_a_notebook_that_is_open_in_jupyterlab_has_a_folder_of_its_own(lab):
