@@ -53,6 +53,7 @@ LIBRARIES_GB = 1.5
 BATCH_CPU, BATCH_GPU = 128, 512  # rows that the local engine computes together when it is not told
 CALIBRATION_PROMPTS = 64
 LEXICON_CHECKS_PER_S = 20_000.0
+LABELLED = 12  # hypotheses at most that a labeller proposes
 BESIDE_PROMPTS = 60  # validate.PROMPTS_BESIDE: importing it would read torch
 
 
@@ -379,9 +380,11 @@ def _k(experiment: Experiment) -> int:
 
 
 def _validate(experiment: Experiment, prompts: int) -> Step:
-    """At most: every hypothesis passes the screen, and none is decided early."""
+    """At most: every hypothesis that a judge has to read passes the screen, and none is decided early. The others are
+    counted, in seconds."""
     decode, section = experiment.decode, experiment.validation
-    hypotheses = experiment.cluster.hypotheses + len(section.hypotheses)
+    hypotheses = LABELLED if section.labeller == "llm" else 0
+    hypotheses += sum(h.measure == "judge" or not (h.words or h.measure) for h in section.hypotheses)
     per_prompt = 2 * decode.samples  # both sides' texts, or both orders of a pair
     screen = round(prompts * decode.splits.screen) * per_prompt
     held_out = round(prompts * decode.splits.validation) * per_prompt
@@ -407,7 +410,7 @@ def _validate(experiment: Experiment, prompts: int) -> Step:
         cost = calls * _usd_per_call(named[0].model_copy(update={"per_call": 1}), decode.max_new_tokens)
         usd, seconds = usd + cost, seconds + calls / named[0].concurrency
         said.append(f"coherence and sides without a label: at most {calls:,} calls, {cost:,.2f} USD")
-    return Step("validate", f"{hypotheses} hypotheses; {'; '.join(said)}", seconds=seconds, usd=usd)
+    return Step("validate", f"{hypotheses} hypotheses for judges; {'; '.join(said)}", seconds=seconds, usd=usd)
 
 
 def _usd_per_call(judge: Judge, answer_tokens: int) -> float:
