@@ -208,7 +208,7 @@ def test_a_side_tells_apart_what_is_no_answer_what_is_empty_and_what_was_cut(tmp
         with pytest.warns(UserWarning, match="3 replies are no answer.*decode.max_new_tokens"):
             found = {a.index: (a.text, a.finish_reason) for a in engine.generate(asked(5), SamplingParams(9, 0.5))}
     assert found == {
-        0: ("", "length"),
+        0: ("", "cut"),
         1: ("I cannot help with that.", "refusal"),
         2: ("", "content_filter"),
         3: ("", "eos"),

@@ -464,3 +464,8 @@ def test_tables_are_written_with_their_schema(tmp_path):
     assert metrics["texts"] == 80 and metrics["prompts_screened"] == 6 and metrics["prompts_kept"] == 3
     said = report.answer(out, decode.family_divergence(out.divergence, PROMPTS, 0))
     assert said.startswith("80 answers were decoded; next-token distributions differ by")
+    assert not (tmp_path / "unanswered.parquet").exists()
+    out.texts.loc[:2, "finish_reason"] = ["cut", "content_filter", "nothing"]
+    decode.write(run, PROMPTS, ids, pair, out)
+    assert (metrics["texts"], metrics["texts_unanswered"]) == (77, 3)
+    assert [len(pd.read_parquet(tmp_path / f"{name}.parquet")) for name in ("texts", "unanswered")] == [77, 3]

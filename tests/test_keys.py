@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import subprocess
 import sys
@@ -264,21 +263,6 @@ def test_a_stage_reads_vectors_only_where_it_needs_them(tree):
     assert keys.upstream(experiment, "cluster") == ("decode",)
     assert keys.closure(experiment, ["validate"]) == ["traits", "decode", "cluster", "validate"]
 
-
-def test_weights_in_a_folder_are_hashed_once_until_they_change(tmp_path, monkeypatch):
-    monkeypatch.setattr(keys, "LARGE", 10)
-    weights, store = tmp_path / "model.safetensors", tmp_path / "digests.json"
-    weights.write_bytes(b"0123456789")
-    first = keys.digest(weights, store)
-    monkeypatch.setattr(keys, "file_digest", lambda *a: pytest.fail("hashed again"))
-    assert keys.digest(weights, store) == first
-    store.write_text("{ half a fi")
-    monkeypatch.undo()
-    monkeypatch.setattr(keys, "LARGE", 10)
-    assert keys.digest(weights, store) == first
-    weights.write_bytes(b"0123456780")
-    assert keys.digest(weights, store) != first
-    assert json.loads(store.read_text())
 
 
 def test_a_key_is_the_same_in_every_process(tree):

@@ -24,6 +24,7 @@ from driftbook.discovery.strategies import Ask, State, first_round, plan_round, 
 from driftbook.discovery.two_sample import COLUMNS as FAMILY_COLUMNS
 from driftbook.errors import PromptError
 from driftbook.evidence.intervals import Interval, bootstrap_mean
+from driftbook.models.answers import NO_ANSWER
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.sides import Pair
 from driftbook.models.utilisation import peak_gpu_mb, utilisation
@@ -168,17 +169,22 @@ def _round_row(number: int, new: pd.DataFrame) -> dict[str, Any]:
 
 
 def write(run: Run, prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]], pair: Pair, decoded: Decoded) -> None:
-    """The stage's tables and metrics."""
+    """The stage's tables and metrics. What a server did not answer stands apart from the texts."""
     save_prompts(run.data, prompts.prompts, [len(i) for i in ids["base"]])
-    decoded.texts[TEXT_SCHEMA.names].to_parquet(
-        run.data / "texts.parquet", compression="zstd", schema=TEXT_SCHEMA, index=False
-    )
+    silent = decoded.texts.finish_reason.isin(NO_ANSWER)
+    for name, rows in (("texts", ~silent), ("unanswered", silent)):
+        if rows.any() or name == "texts":
+            decoded.texts.loc[rows, TEXT_SCHEMA.names].to_parquet(
+                run.data / f"{name}.parquet", compression="zstd", schema=TEXT_SCHEMA, index=False
+            )
+    if silent.any():
+        run.metric("texts_unanswered", int(silent.sum()))
     decoded.rounds.to_parquet(run.data / "rounds.parquet", compression="zstd")
     decoded.divergence.to_parquet(run.data / "divergence.parquet", compression="zstd")
     decoded.profile.to_parquet(run.data / "profile.parquet", compression="zstd")
     run.metric("prompts_screened", int(decoded.divergence.js.notna().sum()))
     run.metric("prompts_kept", int(decoded.divergence.kept.sum()))
-    run.metric("texts", len(decoded.texts))
+    run.metric("texts", int((~silent).sum()))
     run.metric("tokens", decoded.tokens)
     run.metric("tokens_per_s", decoded.tokens / max(decoded.decode_seconds, 1e-9))
     run.metric("rounds", len(decoded.rounds))

@@ -22,9 +22,10 @@ import yaml
 
 from driftbook import parameters
 from driftbook.errors import ParameterError
+from driftbook.hashes import file_hash
 from driftbook.interventions import Finetune
 from driftbook.models.finetune import train_lora
-from driftbook.models.loading import LoadedModel, file_hash, load
+from driftbook.models.loading import LoadedModel, load
 from driftbook.models.sides import Pair, Side, open_pair
 from driftbook.models.vectors import VectorSet
 from driftbook.prompts import Prompt

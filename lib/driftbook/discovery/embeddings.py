@@ -23,7 +23,8 @@ import numpy as np
 from huggingface_hub import snapshot_download
 
 from driftbook.errors import CacheError, ModelError
-from driftbook.models.loading import choose_device, file_hash
+from driftbook.hashes import remembered_hash
+from driftbook.models.loading import choose_device
 from driftbook.store import Database, cached_map, transaction
 from driftbook.workers import Workers
 
@@ -95,18 +96,13 @@ def resolve_embedder(model: str, revision: str | None = None) -> Path:
             ) from reason
 
 
-@lru_cache(maxsize=16)
-def _hash_files(files: tuple[tuple[Path, int, int], ...]) -> str:
-    return hashlib.sha256("".join(file_hash(path) for path, _, _ in files).encode()).hexdigest()
-
-
 def folder_hash(folder: Path) -> str:
     """sha256 over the weights, the tokenizer and the configuration of a model folder, in the order of their names."""
     kept = {".json", ".txt", ".model", ".safetensors", ".bin", ".py"}
     files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.suffix in kept)
     if not any(p.suffix in {".safetensors", ".bin"} for p in files):
         raise ModelError(f"{folder} holds no weights (*.safetensors or *.bin): pass the folder of a saved model")
-    return _hash_files(tuple((p, p.stat().st_mtime_ns, p.stat().st_size) for p in files))
+    return hashlib.sha256("".join(map(remembered_hash, files)).encode()).hexdigest()
 
 
 class Embedder:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from driftbook.errors import ModelError
+from driftbook.hashes import file_hash
 from driftbook.sections import Intervention, Opening, intervention
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ class Adapter(Intervention):
 def with_adapter(base: LoadedModel, folder: Path, scale: float) -> Pair:
     """The pair of a base and itself with the adapter of a folder. Raises ModelError where the two do not fit."""
     from driftbook.models.adapters import Adapted, put_into, weights_of
-    from driftbook.models.loading import file_hash
     from driftbook.models.sides import Pair, Side
     from driftbook.store import digest
 

