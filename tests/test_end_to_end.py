@@ -238,12 +238,12 @@ def test_editing_prose_draws_one_report_again(tree):
     assert times(tree) == before
 
 
-def test_editing_the_clustering_runs_cluster_and_validate_alone(tree):
+def test_editing_the_map_runs_cluster_and_validate_alone(tree):
     before = times(tree)
-    path = tree / "lib/driftbook/discovery/clustering.py"
+    path = tree / "lib/driftbook/discovery/maps.py"
     path.write_text(path.read_text() + "\n\nEDITED = True\n")
     said = driftbook(tree, "why", "smoke")
-    assert "smoke/cluster: runs\n  driftbook/discovery/clustering.py: edited\n" in said
+    assert "smoke/cluster: runs\n  driftbook/discovery/maps.py: edited\n" in said
     assert "smoke/validate: runs\n  cluster runs again\n" in said
     expected = dict.fromkeys(STAGES, "up to date") | {"cluster": "done", "validate": "done"}
     assert outcome(driftbook(tree, "run", "smoke")) == expected
