@@ -205,7 +205,7 @@ def test_the_starting_notebook_walks_through_an_experiment(tree):
     for said in ("Layer ", "The first answers", "The two models part most on", " clusters ", "The claim wins on"):
         assert any(said in title for title in titles), said
     cells = nbformat.read(tree / "notebooks/start.ipynb", as_version=4).cells
-    assert len(cells) <= 18
+    assert len(cells) <= 24
 
 
 def test_a_second_run_starts_no_kernel(tree):
@@ -264,7 +264,7 @@ def test_a_judges_key_is_in_no_artefact_and_no_log_of_good_and_of_failed_runs(tr
     with Server(script=[401], answer=answer) as server:  # the error's text quotes the key, as some servers do
         judge = f"{{kind: endpoint, model: m, base_url: {server.url}, api_key_env: CANARY_KEY}}"
         judges = f"labeller: llm\n  labeller_judge: {judge}\n  judges: {{cheap: {judge}}}\n  cascade: expensive_only"
-        path.write_text(plain.replace("labeller: keywords\n  judges: {cheap: {kind: lexicon}}", judges))
+        path.write_text(plain.replace("labeller: phrases\n  judges: {cheap: {kind: lexicon}}", judges))
         words = [sys.executable, "-m", "driftbook", "run", "smoke"]
         environment = {**os.environ, "PYTHONPATH": str(tree / "lib")}
         failed = subprocess.run(words, cwd=tree, env=environment, capture_output=True, text=True, timeout=300)

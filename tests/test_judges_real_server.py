@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -35,15 +36,18 @@ def test_the_ledger_of_both_roles_adds_up_to_the_servers_own_count(server, tmp_p
         judge |= {"usd_per_million_input": 1.0, "usd_per_million_output": 1.0, "timeout_s": 2.0, "concurrency": 2}
         both = {"cheap": judge, "expensive": judge | {"mode": "pair"}}
         texts = texts_of(samples=1, splits=FEW)
-        run = run_of(tmp_path, texts, HYPOTHESES[:1], judges=both, cascade="borderline", audit=0, generative=0)
+        asked = [replace(HYPOTHESES[0], measure={"kind": "judge"})]
+        run = run_of(tmp_path, texts, asked, judges=both, cascade="borderline", audit=0, generative=0)
         material = stage.load(run)
         judges = stage.open_judges(run, material)
         frozen = stage.freeze(material, judges, run.section)
         screening = stage.screen(material, judges, run.section)
         tested = stage.holdout_test(material, judges, screening.survivors, run.section, run.progress)
-        claims = stage.claims_table(material, frozen, screening, tested, run.section)
+        found = stage.outcomes(tested, run.section)
+        claims = stage.claims_table(material, frozen, screening, found)
+        claims = claims[claims["hypothesis_id"] == asked[0].hypothesis_id]
         (tmp_path / "data").mkdir()
-        metrics = stage.write(tmp_path / "data", frozen, screening, tested, claims, judges, run.section)
+        metrics = stage.write(tmp_path / "data", frozen, screening, found, claims, judges, run.section)
         ledger = pd.read_parquet(tmp_path / "data" / "ledger.parquet").set_index("judge")
         roles = ledger.loc[[f"{server.model} (cheap)", f"{server.model} (expensive)"]]
         assert not proxy.script and (roles["calls"] > 8).all()
@@ -57,7 +61,7 @@ def test_the_ledger_of_both_roles_adds_up_to_the_servers_own_count(server, tmp_p
         assert metrics["cost_usd"] == pytest.approx(tokens / 1e6)
         stored = sqlite3.connect(run.cache / "verdicts" / "answers.sqlite").execute("SELECT COUNT(*) FROM answers")
         assert stored.fetchone()[0] == answered
-        assert claims["missing"].iloc[0] == 1.0 and not claims["confirmed"].any()
+        assert claims["declined_base"].iloc[0] == 1.0 and not claims["confirmed"].any()
         asked = proxy.asked
         stage.holdout_test(material, judges, screening.survivors, run.section, run.progress)
         assert proxy.asked == asked  # warm: nothing is sent

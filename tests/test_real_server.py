@@ -64,7 +64,7 @@ def test_seeds_and_the_length_are_heeded(server, model, tmp_path):
 
 def test_a_model_that_the_server_does_not_have_is_refused_with_its_name(server, model, tmp_path):
     wrong = EndpointEngine(Endpoint(base_url=server.base_url, model="other"), model, tmp_path)
-    with pytest.raises(DriftbookError, match=r"intervention\.base_url .*, model other: refused: .*400"):
+    with pytest.raises(DriftbookError, match=r"other \(intervention\) at .*: refused: .*400"):
         answered(wrong, questions(model), SamplingParams(4, temperature=0.0))
 
 

@@ -178,6 +178,7 @@ def label(run: Run, material: Material, judges: Judges) -> Material:
     clusters = {int(c): members[members["cluster"] == c] for c in stable}
     moved = moved_answers(members, list(clusters))
     found = labeller.propose(endpoint, seen, material.prompts, clusters, moved, seed=material.seed)
+    found = [replace(h, measure={"kind": "judge"}) for h in found]  # a statement is for a judge to read
     of = {who: [h for h in material.hypotheses if h.proposer == who] for who in ("panel", "person")}
     others = [h for h in material.hypotheses if h.proposer not in of]
     merged = [*of["panel"], *merge([*of["person"], *found, *others])]
