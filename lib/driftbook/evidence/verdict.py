@@ -75,7 +75,7 @@ def _told_first(good: pd.DataFrame) -> list[int]:
     """The order in which a reader wants to be told: by points of answers; a length by the part that it changed by."""
     size = good["difference"].abs()
     part = size / good[["base", "intervention"]].abs().max(axis=1).clip(lower=1e-9)
-    told = np.where(good["unit"] == "share", size, np.where(good["unit"] == "words", part, 0.0))
+    told = np.where(good["unit"] == "share", size, np.where(good["measure"] == "length_words", part, 0.0))
     return good.index[np.lexsort((np.arange(len(good)), -told))].tolist()
 
 
