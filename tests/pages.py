@@ -264,7 +264,7 @@ def run_record(stage: str, **changes: Any) -> dict[str, Any]:
         "verdict": {
             "state": "changed",
             "lines": [
-                "Changed. Hedges: 30% of answers, was 10%.",
+                "Changed: Hedges: 30% of answers, was 10%.",
                 "52 of 64 behaviours moved by less than 3 points.",
                 "120 prompts, 2 answers a side to each; 1 of 3 claims are confirmed.",
             ],

@@ -160,7 +160,8 @@ def test_the_planted_group_is_found_named_and_moved(result):
     assert set(row["keywords"].replace(",", "").split()) <= set(VERSE.replace(",", "").lower().split())
     assert result["compared"].global_p < 0.05
     assert stage.moved(table)["cluster"].iloc[0] == result["verse"]
-    assert result["names"][result["verse"]] in report.answer(result["compared"], result["names"])
+    nothing = pd.DataFrame({"unit": [], "difference": [], "q_value": [], "said": []})
+    assert result["names"][result["verse"]] in report.answer(result["compared"], result["names"], nothing)
 
 
 def test_keywords_leave_out_the_words_of_the_prompt(result):

@@ -288,7 +288,7 @@ def test_the_front_page_answers_the_four_questions(outputs: Path) -> None:
         "Which of these claims are real?",
     ]
     for stage in ("decode", "cluster", "capture", "traits", "validate"):
-        assert f"The answer of {stage}." in page.text
+        assert stage == "validate" or f"The answer of {stage}." in page.text  # of validate the verdict stands there
         assert f"{stage}/report.html" in page.addresses
     assert page.outside() == [] and page.count("img") == 0
 
@@ -329,7 +329,7 @@ def test_what_was_not_found_is_said_with_the_effect_that_would_have_been_seen(ou
 def test_the_verdict_heads_the_front_page(outputs: Path) -> None:
     page = Page(render_experiment(outputs / "quickstart").read_text())
     assert page.by_tag["h2"][0] == "The verdict"
-    assert "Changed. Hedges: 30% of answers, was 10%." in page.text
+    assert "Changed: Hedges: 30% of answers, was 10%." in page.text
 
 
 def test_every_stage_says_what_it_would_have_found(outputs: Path) -> None:
@@ -349,8 +349,9 @@ def test_the_page_begins_with_what_was_asked_and_the_four_answers(outputs: Path)
     page = Page(render_experiment(outputs / "quickstart").read_text())
     assert "Both models were asked the same 120 prompts" in page.text
     short = page.text[page.text.index("In short") : page.text.index("1. Where do the two differ at all?")]
-    for stage in ("decode", "cluster", "capture", "validate"):
+    for stage in ("decode", "cluster", "capture"):
         assert f"The answer of {stage}." in short
+    assert "120 prompts, 2 answers a side to each; 1 of 3 claims are confirmed." in short  # how sure the verdict is
     assert page.text.index("Words on this page") > page.text.index("What was not found")
     assert {f"#question-{i}" for i in range(1, 5)} <= set(page.addresses)
 

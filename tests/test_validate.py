@@ -370,7 +370,7 @@ def test_the_verdict_is_three_lines_in_plain_units(tmp_path):
     run = run_of(tmp_path / "changed", texts_of(), [], hypotheses=[{"text": "is unsure", "words": list(HEDGES)}])
     found = stages(run)
     said = stage.verdict(run, found.material, found.claims)
-    assert said.state == "changed" and said.moved.startswith("Changed. ") and len(said.lines) == 3
+    assert said.state == "changed" and said.moved.startswith("Changed: ") and len(said.lines) == 3
     first = found.claims.set_index("hypothesis_id").loc[said.strongest[0]]
     assert first["claim"] in said.moved and first["confirmed"]
     assert "moved by less than 3 points" in said.unmoved and "240 prompts" not in said.sure

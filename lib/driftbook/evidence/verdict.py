@@ -58,7 +58,7 @@ def verdict(
     if len(good):
         state: State = "changed"
         more = f"; and {len(good) - len(first)} more" if len(good) > len(first) else ""
-        moved = f"Changed. {'; '.join(first['claim'])}{more}."
+        moved = f"Changed: {'; '.join(first['claim'])}{more}."
     elif seen <= WIDE:
         state, moved = "no change found", f"No change found: none of {len(claims)} claims was confirmed."
     else:

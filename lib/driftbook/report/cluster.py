@@ -265,16 +265,24 @@ def proposals(proposed: pd.DataFrame) -> Table:
     return Table(proposed, f"{len(proposed)} candidate hypotheses", "Proposals, not findings.", columns)
 
 
-def answer(compared: Comparison, names: Mapping[int, str]) -> str:
-    """The answer of the stage in one sentence."""
+def answer(compared: Comparison, names: Mapping[int, str], panel: pd.DataFrame, level: float = 0.05) -> str:
+    """The answer of the stage: behaviours of the ``panel`` that moved, and kinds of answers."""
+    changed = panel[panel["q_value"] <= level]
+    most = changed.loc[changed["unit"] == "share"].sort_values("difference", key=np.abs, ascending=False, kind="stable")
+    first = f", most of all: {most.iloc[0]['said']}" if len(most) else ""
+    said = f"{len(changed)} of {len(panel)} behaviours of the panel moved (q <= {level}){first}."
+    return f"{said} {_kinds(compared, names)}"
+
+
+def _kinds(compared: Comparison, names: Mapping[int, str]) -> str:
     total, found = int((compared.table["cluster"] >= 0).sum()), moved(compared.table)
     anywhere = f"p = {compared.global_p:.2g} for any difference at all"
     if found.empty:
-        return f"The two sides write the same kinds of texts, as far as {total} clusters can tell ({anywhere})."
+        return f"Of {total} clusters of whole answers none moved for sure ({anywhere})."
     first = found.iloc[0]
     return (
-        f"{len(found)} of {total} clusters moved ({anywhere}). The largest: cluster {names[int(first['cluster'])]}, "
-        f"{first['share_base']:.1%} of the base's texts and {first['share_intervention']:.1%} of the intervention's "
+        f"{len(found)} of {total} clusters of whole answers moved ({anywhere}). The largest: cluster "
+        f"{names[int(first['cluster'])]}, {first['share_base']:.1%} of the base's texts and {first['share_intervention']:.1%} of the intervention's "
         f"(difference {100 * first['difference']:+.1f} points, {100 * first['low']:.1f} to {100 * first['high']:.1f})."
     )
 

@@ -199,7 +199,7 @@ def _asked(folder: Path) -> str:
     prompts = read_table(path)
     families = f" of {prompts['family'].nunique()} kinds" if "family" in prompts else ""
     held_out = int((prompts["split"] == "validate").sum()) if "split" in prompts else 0
-    tested = f"; claims are tested on {held_out:,} of them that nothing else has seen" if held_out else ""
+    tested = "; what the answers suggested is tested where it was not suggested" if held_out else ""
     return f"Both models were asked the same {len(prompts):,} prompts{families}{tested}."
 
 
