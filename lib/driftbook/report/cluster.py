@@ -282,8 +282,9 @@ def _kinds(compared: Comparison, names: Mapping[int, str]) -> str:
     first = found.iloc[0]
     return (
         f"{len(found)} of {total} clusters of whole answers moved ({anywhere}). The largest: cluster "
-        f"{names[int(first['cluster'])]}, {first['share_base']:.1%} of the base's texts and {first['share_intervention']:.1%} of the intervention's "
-        f"(difference {100 * first['difference']:+.1f} points, {100 * first['low']:.1f} to {100 * first['high']:.1f})."
+        f"{names[int(first['cluster'])]}, {first['share_base']:.1%} of the base's texts and "
+        f"{first['share_intervention']:.1%} of the intervention's (difference {100 * first['difference']:+.1f} points, "
+        f"{100 * first['low']:.1f} to {100 * first['high']:.1f})."
     )
 
 

@@ -142,9 +142,12 @@ def dumbbell(
     gap = np.full(len(rows), np.nan)
     text = [plain(label) for label in labels]
     line = {"x": floats(np.stack([was, now, gap], 1).ravel()), "y": floats(np.stack([rows, rows, gap], 1).ravel())}
+    least, most = was + low, was + high
+    if percent:  # a share lies between none and all
+        least, most = np.clip(least, 0, 1), np.clip(most, 0, 1)
     interval = {
-        "array": floats(np.maximum(was + high - now, 0)),
-        "arrayminus": floats(np.maximum(now - was - low, 0)),
+        "array": floats(np.maximum(most - now, 0)),
+        "arrayminus": floats(np.maximum(now - least, 0)),
         "color": INTERVENTION,
         "thickness": 1.5,
         "width": 0,
