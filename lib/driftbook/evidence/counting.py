@@ -58,7 +58,9 @@ def count(
         base, changed = per_prompt(scores, prompt, side, prompts)
         margin = np.array([section.margin_of(m.unit) for m in measures])
         test = paired_test(base, changed, direction, alpha, margin, [m.summary for m in measures], seed=material.seed)
-    signs = np.where(test.more >= test.less, 1, -1)  # where no direction was named before looking
+    # where no direction was named before looking: the side that the difference names
+    moved = np.nan_to_num(test.difference)
+    signs = np.where(moved == 0, np.where(test.more >= test.less, 1, -1), np.sign(moved))
     signs = np.array([_sign(h.direction) or s for h, s in zip(found, signs, strict=True)])
     wins = win_rates(scores, prompt, (side == "intervention")[:, None] == (signs > 0)[None, :], prompts)
     apart = set(prompt[later])
