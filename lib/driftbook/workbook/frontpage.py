@@ -19,7 +19,6 @@ from driftbook.sections import Intervention, of_kind
 from driftbook.workbook.blindspots import blind_spots
 from driftbook.workbook.claims import read_findings, read_table
 from driftbook.workbook.page import Link, build_page, data_size, fill, read_notebook, still
-from driftbook.workbook.progress import duration
 from driftbook.workbook.records import (
     Headline,
     commit,
@@ -30,6 +29,7 @@ from driftbook.workbook.records import (
     write_page,
 )
 from driftbook.workbook.tables import html_table
+from driftbook.workbook.wording import duration
 
 LIVE_BUDGET = 1_200_000  # characters of data that live pictures may add to the front page
 # The four questions, and the stages that answer them: the first is the one whose answer leads.

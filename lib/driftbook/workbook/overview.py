@@ -12,10 +12,10 @@ from markupsafe import Markup
 from driftbook.errors import DriftbookError
 from driftbook.parameters import STAGES
 from driftbook.workbook.page import build_page, fill
-from driftbook.workbook.progress import duration
 from driftbook.workbook.records import Headline, failed, finite, headlines, read_json, write_page
 from driftbook.workbook.runs import THUMBNAIL
 from driftbook.workbook.thumbnails import LARGEST
+from driftbook.workbook.wording import duration
 
 ANSWER = 180  # characters of an answer in the list
 

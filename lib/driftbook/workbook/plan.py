@@ -26,8 +26,8 @@ from driftbook.parameters import BenchExperiment, Experiment, Judge, ModelSpec, 
 from driftbook.prompt_files import read_prompts
 from driftbook.prompts import Prompt
 from driftbook.sections import RESIDUAL_SITES, WORKERS
-from driftbook.workbook.progress import duration
 from driftbook.workbook.runs import Layout, Run, read_json, write_json
+from driftbook.workbook.wording import duration
 from driftbook.workers import cores, peak_rss_mb
 
 CHARACTERS_PER_TOKEN = 4

@@ -16,8 +16,7 @@ from markupsafe import Markup
 
 from driftbook.errors import DriftbookError
 from driftbook.workbook.packing import escape
-from driftbook.workbook.progress import duration
-from driftbook.workbook.wording import format_number
+from driftbook.workbook.wording import duration, format_number
 
 QUESTIONS = {
     "traits": "Which directions inside the model stand for the traits?",

@@ -34,9 +34,9 @@ from driftbook.parameters import BenchExperiment, Experiment, resolved, stages_o
 from driftbook.sections import WORKERS
 from driftbook.workbook import keys
 from driftbook.workbook.drawing import draw, draw_pages, front_page, redraw
-from driftbook.workbook.progress import duration
 from driftbook.workbook.runs import FINISHED, OUTPUTS, RUN_DIR, RUN_FILE, Layout, label, read_json, write_json
 from driftbook.workbook.state import fingerprints, git_state, open_experiment, staleness, upstream_outputs
+from driftbook.workbook.wording import duration
 from driftbook.workers import PASSIVE
 
 SECONDS_TO_STOP = 15

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from driftbook.errors import DriftbookError
 from driftbook.parameters import BENCH, BenchExperiment, Experiment, is_bench, shelf, validate_cell
-from driftbook.workbook.progress import Bar, Progress
 from driftbook.workers import peak_rss_mb
 
 if TYPE_CHECKING:
     import pandas as pd
+    from tqdm import tqdm
 
     from driftbook.workbook.figures import Figure
     from driftbook.workbook.tables import Table
@@ -226,9 +226,11 @@ class Run:
         entry["spread"] = spread
         self.headlines.append(plain(entry))
 
-    def progress(self, source: int | Iterable[Any] | None, label: str, unit: str = "items") -> Progress | Bar:
+    def progress(self, source: int | Iterable[Any] | None, label: str, unit: str = "items") -> tqdm[Any]:
         """Progress over an iterable, or towards a total with ``.update(n)``."""
-        return Progress(source, label, unit) if self.headless else Bar(source, label, unit)
+        from driftbook.workbook.progress import open_progress  # `make why` needs no tqdm
+
+        return open_progress(source, label, unit, self.headless)
 
     def show(self, figure: Figure | Table | None) -> None:
         """Show a figure or a table here and in the report; nothing where there was nothing to draw (None)."""

@@ -17,11 +17,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import driftbook
 from driftbook.errors import DriftbookError
 from driftbook.hashes import remembered_hash
 
-PACKAGE = Path(driftbook.__file__).parent
+PACKAGE = Path(__file__).parents[1]
 BENCHES = "driftbench"  # the package of the benches, beside this one
 # These carry a run and compute nothing: what lies behind the runner draws reports, and the other one prints.
 MACHINERY = ("driftbook.workbook.progress", "driftbook.workbook.runner")

@@ -37,3 +37,13 @@ def unmarked(text: str) -> str:
 def visible_token(token: object) -> str:
     """A token as it is shown on an axis: spaces and line ends made visible."""
     return str(token).replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣") or "∅"
+
+
+def duration(seconds: float) -> str:
+    """``59 s``, ``4 min 10 s``, ``3 h 20 min``."""
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
