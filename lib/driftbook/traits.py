@@ -62,7 +62,7 @@ def written_answers(model: LoadedModel, trait: Trait) -> Answers:
     sequences, texts = [], []
     for s in trait.scenarios:
         for answer in (s.positive, s.negative):
-            ids = model.tokenizer(answer, add_special_tokens=False)["input_ids"]
+            ids = model.encode_answer(answer)
             sequences.append(TokenSequence(tuple(model.encode_prompt(s.prompt)), tuple(ids)))
             texts.append((answer, s.prompt))
     n = len(trait.scenarios)

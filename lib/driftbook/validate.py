@@ -397,7 +397,7 @@ def generative_check(run: Run, material: Material, judges: Judges, claims: pd.Da
         """Log-likelihood of (prompt id, text) under the intervention minus that under the base."""
         found = {}
         for side in pair:
-            ids = [tuple(side.model.tokenizer(t, add_special_tokens=False)["input_ids"]) for _, t in texts]
+            ids = [tuple(side.model.encode_answer(t)) for _, t in texts]
             prompts = [side.encode(material.prompts[p]) for p, _ in texts]
             found[side.name] = log_likelihood(side, list(map(TokenSequence, prompts, ids)))
         return found["intervention"] - found["base"]

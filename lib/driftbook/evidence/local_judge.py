@@ -146,4 +146,4 @@ def read_levels(
 
 
 def _first_token(loaded: LoadedModel, word: str) -> int:
-    return loaded.tokenizer(word, add_special_tokens=False)["input_ids"][0]
+    return loaded.encode_answer(word)[0]

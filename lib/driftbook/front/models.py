@@ -199,7 +199,7 @@ def _norms(model: LoadedModel, sites: Sequence[str], cache: Path) -> np.ndarray:
     points = all_points(model, sites)
 
     def measured() -> dict[str, np.ndarray]:
-        said = [(model.encode_prompt(p), model.tokenizer(a, add_special_tokens=False)["input_ids"]) for p, a in PLAIN]
+        said = [(model.encode_prompt(p), model.encode_answer(a)) for p, a in PLAIN]
         sequences = [TokenSequence(tuple(p), tuple(a)) for p, a in said]
         tap = PoolTap(points, len(sequences), model.hooks.d_model, "response_avg")
         for _ in replay(model, sequences, [tap]):

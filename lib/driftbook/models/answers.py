@@ -145,7 +145,7 @@ class Engine(ABC):
 
 def read_tokens(reader: LoadedModel, request: Request, text: str) -> list[int]:
     """The reader's tokens of an answer, as far as they fit behind the prompt in its context."""
-    ids = reader.tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = reader.encode_answer(text)
     return [int(i) for i in ids[: max(0, reader.context - len(request.prompt_ids))]]
 
 

@@ -153,7 +153,7 @@ def encode_documents(
             prompt, response = ids[:1], (*ids[1:], _text_end(model))
         else:
             prompt = _prompt_ids(model, document)
-            response = (*model.tokenizer(document.text, add_special_tokens=False)["input_ids"], end)
+            response = (*model.encode_answer(document.text), end)
         if len(prompt) >= max_tokens:
             raise DriftbookError(
                 f"intervention.data {document.source}: the prompt alone has {len(prompt)} tokens, and "
@@ -179,7 +179,7 @@ def _turn_end(model: LoadedModel) -> int:
         mark = "Yes."
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
         rendered = model.tokenizer.apply_chat_template(turns, tokenize=False)
-        after = model.tokenizer(rendered.rpartition(mark)[2], add_special_tokens=False)["input_ids"]
+        after = model.encode_answer(rendered.rpartition(mark)[2])
         for token in after:
             if token in model.eos_ids:
                 return int(token)

@@ -77,7 +77,11 @@ class LoadedModel:
             )
         # The rendered text already holds BOS where the template wants one (rules of chat templates: never add it
         # twice).
-        return self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        return self.encode_answer(rendered)
+
+    def encode_answer(self, text: str) -> list[int]:
+        """Token ids of text as a response holds it: no token is added at its ends."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
