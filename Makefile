@@ -7,6 +7,7 @@ PYTHON ?= python3.11
 VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 EXP    ?= quickstart
+ALLOW  ?= params/allow.yml
 
 STAGES    = traits capture decode cluster validate
 BIN       = $(VENV)/bin
@@ -17,11 +18,11 @@ BENCHES   = $(patsubst params/bench/%.yml,%,$(wildcard params/bench/*.yml))
 
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo run $(STAGES) lab plan why index compare verify render docs test test-portable house lint bench proof cache clean
+.PHONY: help setup demo run $(STAGES) lab plan why index compare check verify render docs test test-portable house lint bench proof cache clean
 
 help: ## list the targets
 	@grep -hE '^[$$a-z()_A-Z-]+:.*## ' $(MAKEFILE_LIST) | sed -e 's/^$$(STAGES)/<stage>/' -e 's/:.*## /\t/' | expand -t 12
-	@echo "EXP is a file of params/ without .yml: $(patsubst params/%.yml,%,$(wildcard params/*.yml))"
+	@echo "EXP is a file of params/ without .yml: $(filter-out allow,$(patsubst params/%.yml,%,$(wildcard params/*.yml)))"
 
 setup: $(STAMP) ## create the environment: .venv, PyTorch, the locked packages, driftbook itself
 
@@ -58,6 +59,9 @@ index: setup ## draw outputs/index.html, the list of all experiments
 
 compare: setup ## what differs between two experiments, A= B=
 	$(DRIFTBOOK) compare $(A) $(B)
+
+check: setup ## hold what changed in EXP against rules, ALLOW=params/allow.yml; fails where one is broken
+	$(DRIFTBOOK) check $(EXP) --allow $(ALLOW)
 
 verify: setup ## hash the outputs of EXP again
 	$(DRIFTBOOK) verify $(EXP)

@@ -10,7 +10,7 @@ import difflib
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -31,6 +31,7 @@ from driftbook.sections import (
     Server,
 )
 
+S = TypeVar("S", bound=Section)
 Where = Callable[[tuple[str | int, ...]], str]
 """From the keys of a problem to "file:line: "."""
 
@@ -437,21 +438,27 @@ def load_experiment(path: Path, root: Path | None = None) -> Experiment | BenchE
         names = sorted(p.stem for p in path.parent.glob("*.yml"))
         listed = f"; there are {', '.join(names)}" if names else f"; {path.parent} holds no experiment"
         raise ParameterError(f"{path}: there is no such experiment{_meant(path.stem, names)}{listed}")
-    shown = _shown(path, root)
-    tree = _compose(path, shown)
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    model = BenchExperiment if is_bench(path.stem) else Experiment
-    experiment = _validated(model, values, lambda keys: f"{shown}:{_line(tree, keys)}: ")
+    experiment, where = read_section(path, BenchExperiment if is_bench(path.stem) else Experiment, root)
     if experiment.experiment != path.stem:
-        line = _line(tree, ("experiment",))
         raise ParameterError(
-            f"{shown}:{line}: experiment: {experiment.experiment!r} must be the name of the file, {path.stem!r} "
-            f"(outputs go to outputs/{path.stem}/)"
+            f"{where(('experiment',))}experiment: {experiment.experiment!r} must be the name of the file, "
+            f"{path.stem!r} (outputs go to outputs/{path.stem}/)"
         )
     if isinstance(experiment, Experiment):
-        _check_files(experiment, root, lambda keys: f"{shown}:{_line(tree, keys)}: ")
-        return _checked_design(experiment, root, lambda keys: f"{shown}:{_line(tree, keys)}: ")
+        _check_files(experiment, root, where)
+        return _checked_design(experiment, root, where)
     return experiment
+
+
+def read_section(path: Path, model: type[S], root: Path) -> tuple[S, Where]:
+    """A YAML file as ``model`` holds it, and what says where in the file a key stands. Raises ``ParameterError``."""
+    shown = _shown(path, root)
+    tree = _compose(path, shown)
+
+    def where(keys: tuple[str | int, ...]) -> str:
+        return f"{shown}:{_line(tree, keys)}: "
+
+    return _validated(model, yaml.safe_load(path.read_text(encoding="utf-8")), where), where
 
 
 def validate_cell(stage: str, namespace: dict[str, Any]) -> Experiment | BenchExperiment:

@@ -65,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("compare", _compare, "show what differs between two experiments", many=False)
     sub.add_argument("a", metavar="A")
     sub.add_argument("b", metavar="B")
+    sub = command("check", _check, "hold what changed against rules: exit code 0 or 1, JUnit XML, Markdown")
+    sub.add_argument("--allow", type=Path, default=Path("params/allow.yml"), metavar="FILE", help="rules; docs/gate.md")
+    sub.add_argument("--to", type=Path, metavar="FOLDER", help="of check.xml and check.md; default: outputs/EXP")
     sub = command("export", _export, "write an experiment's trait vectors in the files of other tools", many=False)
     sub.add_argument("experiment", metavar="EXP", help="name of a file in params/, without .yml")
     sub.add_argument(
@@ -177,6 +180,21 @@ def _compare(args: argparse.Namespace, layout: Layout) -> int:
     reports.render_compare(a, b, out)
     print(f"report: {out}")
     return 0
+
+
+def _check(args: argparse.Namespace, layout: Layout) -> int:
+    from driftbook.evidence.gate import passed, read_allow  # scipy and pandas
+    from driftbook.workbook import gate
+
+    allow, where = read_allow(layout.root / args.allow, layout.root)
+    good = True
+    for name in (Path(experiment).stem for experiment in args.experiments):
+        answers = {name: gate.check_experiment(name, layout, allow, where)}
+        print(gate.written(answers))
+        for path in gate.write(answers, args.to or layout.outputs / name):
+            print(f"report: {path}")
+        good = good and all(passed(own) for own in answers.values())
+    return 0 if good else 1
 
 
 def _export(args: argparse.Namespace, layout: Layout) -> int:

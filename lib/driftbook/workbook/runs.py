@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from driftbook.errors import DriftbookError
-from driftbook.parameters import BENCH, BenchExperiment, Experiment, is_bench, shelf, validate_cell
+from driftbook.parameters import BenchExperiment, Experiment, is_bench, shelf, validate_cell
 from driftbook.workers import peak_rss_mb
 
 if TYPE_CHECKING:
@@ -81,9 +81,6 @@ class Layout:
     def lab(self, experiment: str, stage: str) -> Path:
         """Runs of a notebook that a person has open."""
         return self.outputs / experiment / ".lab" / stage
-
-    def experiments(self) -> list[str]:
-        return sorted(p.stem for folder in ("", BENCH) for p in (self.root / "params" / folder).glob("*.yml"))
 
 
 def label(experiment: str, stage: str) -> str:
