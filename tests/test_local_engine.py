@@ -206,8 +206,8 @@ def test_the_clock_rewinds_through_many_waves(monkeypatch, family, batch_size):
     params = SamplingParams(14, 1.0, 1.0)
     requests = requests_for(prompts, 3)
     together = generated(model, requests, params)
-    rewinds, rewind = [], local._Loop._rewind
-    monkeypatch.setattr(local._Loop, "_rewind", lambda self: (rewinds.append(self.clock.now), rewind(self)))
+    rewinds, rewind = [], local._Track.rewind
+    monkeypatch.setattr(local._Track, "rewind", lambda self, n: (rewinds.append(self.clock.now), rewind(self, n)))
     assert generated(model, requests, params, batch_size) == together
     assert len(rewinds) >= 2
 

@@ -18,10 +18,11 @@ import pandas as pd
 import pyarrow as pa
 
 from driftbook.discovery.strategies import Ask
+from driftbook.models.amplified import amplified
 from driftbook.models.answers import Question, Request, text_of
 from driftbook.models.sampling import SamplingParams, stream_seed
-from driftbook.models.sides import Pair, Side
-from driftbook.prompts import Prompt, PromptSet
+from driftbook.models.sides import Exaggeration, Pair, Side
+from driftbook.prompts import SIDES, Prompt, PromptSet
 from driftbook.store import ShardStore, digest
 
 TEXT_SCHEMA = pa.schema(
@@ -31,6 +32,7 @@ TEXT_SCHEMA = pa.schema(
         ("prompt_id", pa.string()),
         ("family", pa.string()),
         ("split", pa.string()),
+        ("strength", pa.float64()),
         ("sample_index", pa.int32()),
         ("round", pa.int32()),
         ("propensity", pa.float64()),
@@ -67,8 +69,15 @@ class _Work:
         for start in range(0, len(order), self.shard):
             chosen = order[start : start + self.shard]
             asked = [(asks[i], self.prompts.prompts[asks[i].prompt]) for i in chosen]
+            others = self.ids[_other(side.name)] if side.exaggerated else None
             requests = [
-                Question(ids[a.prompt], text_seed(self.seed, side.name, p, a.sample), prompt=p, sample=a.sample)
+                Question(
+                    ids[a.prompt],
+                    text_seed(self.seed, side.name, p, a.sample),
+                    other_ids=others and others[a.prompt],
+                    prompt=p,
+                    sample=a.sample,
+                )
                 for a, p in asked
             ]
             yield shard_key(side, self.params, requests), chosen, requests
@@ -105,7 +114,7 @@ def _made_by_workers(sides: Sequence[Side], work: _Work, progress: Callable[[int
     if not sides:
         return set()
     missing = (
-        (side.name, key, [Request(q.prompt_ids, q.seed) for q in requests])
+        (side.name, side.exaggerated, key, [Request(q.prompt_ids, q.seed, other_ids=q.other_ids) for q in requests])
         for side in sides
         for key, _, requests in work.shards(side)
         if not work.store.has_table(key)
@@ -149,6 +158,7 @@ def _texts_of(side: Side, work: _Work, made: set[str], progress: Callable[[int],
     out["prompt_id"] = [p.prompt_id for p in asked]
     out["family"] = [p.family for p in asked]
     out["split"] = [work.prompts.splits[a.prompt] for a in asks]
+    out["strength"] = side.exaggerated.strength if side.exaggerated else 0.0
     out["sample_index"] = np.array([a.sample for a in asks], np.int32)
     out["round"] = np.array([a.round for a in asks], np.int32)
     out["propensity"] = [a.propensity for a in asks]
@@ -164,7 +174,7 @@ def _texts_of(side: Side, work: _Work, made: set[str], progress: Callable[[int],
 
 def shard_key(side: Side, params: SamplingParams, requests: Sequence[Request]) -> str:
     """What a shard of texts is kept under: everything that shapes them, and nothing of who decodes them."""
-    asked = [(r.prompt_ids, r.seed) for r in requests]
+    asked = [(r.prompt_ids, r.seed) if r.other_ids is None else (r.prompt_ids, r.seed, r.other_ids) for r in requests]
     return digest("decode", side.engine.name, side.engine.version, side.key, asdict(params), asked)
 
 
@@ -193,13 +203,17 @@ def decode_shard(
 
 
 def decode_into(
-    params: SamplingParams, folder: Path, pair: Pair, shard: tuple[str, str, list[Request]]
+    params: SamplingParams, folder: Path, pair: Pair, shard: tuple[str, Exaggeration | None, str, list[Request]]
 ) -> tuple[str, int]:
-    """What a worker does with one shard (side, key, requests): decode it into the store. Returns its key and how many
-    texts it holds."""
-    name, key, requests = shard
-    ShardStore(folder).put_table(key, decode_shard(getattr(pair, name), requests, params))
+    """What a worker does with one shard (side, how it is exaggerated, key, requests): decode it into the store. Returns
+    its key and how many texts it holds."""
+    name, how, key, requests = shard
+    ShardStore(folder).put_table(key, decode_shard(amplified(pair, how, name), requests, params))
     return key, len(requests)
+
+
+def _other(side: str) -> str:
+    return SIDES[1 - SIDES.index(side)]
 
 
 def text_seed(seed: int, side: str, prompt: Prompt, sample: int) -> int:

@@ -22,12 +22,14 @@ class Request:
     """One response to be sampled.
 
     ``prompt_ids`` are the tokens up to the response; ``seed`` is the stream of its uniforms; ``strength`` scales a
-    steering edit for this row alone (rows that share a prompt and a strength share the prefill).
+    steering edit for this row alone (rows that share a prompt and a strength share the prefill). ``other_ids`` is the
+    prompt as the other side of a pair gets it, for a text that both write; None: the same tokens.
     """
 
     prompt_ids: tuple[int, ...]
     seed: int
     strength: float = 1.0
+    other_ids: tuple[int, ...] | None = None
 
 
 #: Reasons for which a server says nothing: such a text is no empty answer, and is told of nobody.

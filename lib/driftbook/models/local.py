@@ -15,8 +15,9 @@ explicit, so the column of a token never matters to the model.
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,16 +98,28 @@ class LocalEngine(Engine):
         Raises:
             BudgetError: a prompt and its response do not fit the model's context.
         """
-        longest = max((len(r.prompt_ids) for r in requests), default=0)
-        if longest + params.max_new_tokens > self.model.context:
-            raise BudgetError(
-                f"a prompt of {longest} tokens and max_new_tokens {params.max_new_tokens} exceed the context of "
-                f"{self.model.context} tokens; shorten the prompt or max_new_tokens"
-            )
-        todo = set(range(len(requests)))
+        yield from self.together([Voice(self.model, requests, taps)], params)
+
+    def together(
+        self, voices: Sequence[Voice], params: SamplingParams, combine: Combine = operator.itemgetter(0)
+    ) -> Iterator[Completion]:
+        """Texts that one or several models write together: all read the growing text, each behind its own prompt, and
+        the next token is drawn from what ``combine`` makes of their logits. The first one's stands in its completions.
+
+        Raises:
+            BudgetError: a prompt and its response do not fit the context of a model.
+        """
+        for voice in voices:
+            longest = max((len(r.prompt_ids) for r in voice.requests), default=0)
+            if longest + params.max_new_tokens > voice.model.context:
+                raise BudgetError(
+                    f"a prompt of {longest} tokens and max_new_tokens {params.max_new_tokens} exceed the context of "
+                    f"{voice.model.context} tokens; shorten the prompt or max_new_tokens"
+                )
+        todo = set(range(len(voices[0].requests)))
         while todo:
             try:
-                for completion in _Loop(self, requests, sorted(todo), params, taps).run():
+                for completion in _Loop(self, voices, sorted(todo), params, combine).run():
                     todo.discard(completion.index)
                     yield completion
             except torch.OutOfMemoryError:
@@ -117,6 +130,28 @@ class LocalEngine(Engine):
                 self.batch_size = max(1, self.batch_size // 2)
                 if self.model.device.type == "cuda":
                     torch.cuda.empty_cache()
+
+
+@dataclass
+class Voice:
+    """A model that takes part in writing texts: its prompts (one request a text, seeds and strengths alike in all
+    voices), the taps around its forwards, and what switches it on, such as an adapter."""
+
+    model: LoadedModel
+    requests: Sequence[Request]
+    taps: Sequence[Tap] = ()
+    active: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+
+    @contextlib.contextmanager
+    def speaking(self) -> Iterator[None]:
+        with self.active(), contextlib.ExitStack() as stack:
+            for tap in self.taps:
+                stack.enter_context(tap.attach(self.model))
+            yield
+
+
+#: Next-token logits of every voice, ``[rows, vocabulary]`` each, to those that the next token is drawn from.
+Combine = Callable[[list[torch.Tensor]], torch.Tensor]
 
 
 class Prefix:
@@ -238,95 +273,42 @@ ENOUGH_TOKENS = {"cpu": 256}
 MOST_TOKENS = 8192
 
 
-class _Loop:
-    def __init__(self, engine: LocalEngine, requests, indices, params: SamplingParams, taps):
-        self.m = engine.model
-        self.requests, self.params, self.taps = requests, params, list(taps)
-        # Longest prompts first: a row that joins later always fits into the columns before the clock. Samples of one
-        # prompt meet.
-        order = sorted(
-            indices, key=lambda i: (-len(requests[i].prompt_ids), requests[i].prompt_ids, requests[i].strength, i)
-        )
-        self.queue = deque(order)
+class _Track:
+    """What one voice has read in a loop: its prompts, and keys and values of every row. Rows are those of the loop."""
+
+    def __init__(self, voice: Voice, indices: Sequence[int], rows: int, max_new_tokens: int):
+        self.voice, self.m, self.taps, self.requests = voice, voice.model, list(voice.taps), voice.requests
         self.prefix = Prefix(self.m)
-        self.rows = max(1, min(engine.batch_size, len(order)))
-        self.longest = len(requests[order[0]].prompt_ids)
-        self.extra = any(t.wants_last_token for t in self.taps)
-        columns = 2 * self.longest + 2 * params.max_new_tokens + 2
-        self.clock = _Clock(self.rows, columns, now=self.longest)
+        self.speaking = voice.speaking
+        self.longest = max(len(self.requests[i].prompt_ids) for i in indices)
+        self.clock = _Clock(rows, 2 * self.longest + 2 * max_new_tokens + 2, now=self.longest)
         config = self.m.model.config.get_text_config()
         self.cache = Cache(layers=[_Slab(self.clock) for _ in range(config.num_hidden_layers)])
+        self.start = torch.zeros(rows, dtype=torch.long, device=self.m.device)  # first column of each row
+        self.prompt_length = torch.zeros(rows, dtype=torch.long, device=self.m.device)
+
+    def prompt(self, index: int) -> tuple[int, ...]:
+        return self.requests[index].prompt_ids
+
+    def begin(self, indices: Iterable[int]) -> None:
+        """Compute what the prompts of these requests begin with."""
+        with self.speaking():
+            self.prefix = Prefix.of(self.m, self.requests, indices, self.taps)
+
+    def prefill(self, representatives: list[int], rows: torch.Tensor, a: int, strengths: torch.Tensor) -> torch.Tensor:
+        """Compute the prompts of ``representatives`` behind the shared prefix, and put that of number ``rows[k]`` into
+        row ``a + k`` of the slab. Returns next-token logits, ``[representatives, vocabulary]``."""
         device = self.m.device
-        self.slot = [-1] * self.rows  # request index per row, -1 when free
-        self.tokens: list[list[int]] = [[] for _ in range(self.rows)]
-        self.closing = [False] * self.rows  # finished, but owed one more forward for its last token's state
-        self.n = 0  # rows in use form a prefix: 0..n-1 (some may be dead)
-        self.start = torch.zeros(self.rows, dtype=torch.long, device=device)  # first column of each row
-        self.prompt_length = torch.zeros(self.rows, dtype=torch.long, device=device)
-        self.strength = torch.zeros(self.rows, device=device)
-        self.last = torch.zeros(self.rows, dtype=torch.long, device=device)
-        self.u = torch.zeros(self.rows, params.max_new_tokens, device=device)  # float32: mps has no float64
-
-    @torch.inference_mode()
-    def run(self) -> Iterator[Completion]:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(packed_linears(self.m))
-            for tap in self.taps:
-                stack.enter_context(tap.attach(self.m))
-            distinct = {(self.requests[i].prompt_ids, self.requests[i].strength): i for i in self.queue}
-            self.prefix = Prefix.of(self.m, self.requests, distinct.values(), self.taps)
-            while self.queue or self._live():
-                live = self._live()
-                if self.queue and self.rows - live >= min(max(1, self.rows // 8), len(self.queue)):
-                    yield from self._admit()
-                elif live <= 0.8 * self.n:
-                    self._compact()
-                if self._live():
-                    yield from self._step()
-
-    def _live(self) -> int:
-        return sum(i >= 0 for i in self.slot)
-
-    # ------------------------------------------------------------------------------------------------ admission
-
-    def _admit(self) -> Iterator[Completion]:
-        self._compact()
-        shared = self.prefix.tokens
-        enough = ENOUGH_TOKENS.get(self.m.device.type, MOST_TOKENS // 2)
-        while self.queue and self.n < self.rows:
-            # One prefill holds prompts of like length (the queue is sorted) up to a bound on padded tokens.
-            group: list[int] = []
-            distinct: dict[tuple, int] = {}
-            width = len(self.requests[self.queue[0]].prompt_ids) - shared
-            while self.queue and self.n + len(group) < self.rows:
-                r = self.requests[self.queue[0]]
-                key = (r.prompt_ids, r.strength)
-                if key not in distinct:
-                    most = enough if len(r.prompt_ids) - shared < 0.75 * width else MOST_TOKENS
-                    if distinct and (len(distinct) + 1) * width > most:
-                        break
-                    distinct[key] = len(distinct)
-                group.append(self.queue.popleft())
-            yield from self._prefill(group, distinct)
-
-    def _prefill(self, group: list[int], distinct: dict[tuple, int]) -> Iterator[Completion]:
-        """Compute the prompts of a group (``distinct``: prompt and strength to row) behind the shared prefix, and give
-        every request a row of the slab."""
-        device = self.m.device
-        row_of = [distinct[(self.requests[i].prompt_ids, self.requests[i].strength)] for i in group]
-        first = {row: i for i, row in reversed(list(zip(group, row_of, strict=True)))}
-        representatives = [first[row] for row in range(len(distinct))]
-        inputs, lengths = self.prefix.inputs([prompt for prompt, _ in distinct], [s for _, s in distinct])
-        strengths = torch.tensor([strength for _, strength in distinct], device=device)
+        inputs, lengths = self.prefix.inputs(
+            [self.prompt(i) for i in representatives], [self.requests[i].strength for i in representatives]
+        )
         shared, width = self.prefix.tokens, inputs["input_ids"].shape[1]
         frame = Frame(representatives, strengths, lengths, lengths, width, shared=shared)
-        logits = forward(self.m, self.taps, frame, logits_to_keep=1, **inputs)[:, -1]
+        with self.speaking():
+            logits = forward(self.m, self.taps, frame, logits_to_keep=1, **inputs)[:, -1]
         cache = inputs["past_key_values"]
         width += shared
-        if self.clock.now < width:  # cannot happen with the longest prompt first, except after a restart of the clock
-            self.clock.now = width
-        rows = torch.tensor(row_of, device=device)
-        a, b, now = self.n, self.n + len(group), self.clock.now
+        b, now = a + len(rows), self.clock.now
         # Padding stands between the prefix and the rest of a prompt; in the slab it comes first.
         columns, padding = torch.arange(width, device=device)[None], (width - lengths)[:, None]
         source = torch.where(columns < padding + shared, (columns - padding).clamp(min=0), columns)[rows]
@@ -337,11 +319,149 @@ class _Loop:
                 held[a:b, :, now - width : now] = new[rows[:, None], :, source].transpose(1, 2)
         self.start[a:b] = now - lengths[rows]
         self.prompt_length[a:b] = lengths[rows]
+        return logits
+
+    def step(self, slot: Sequence[int], strength: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        """Read one token in every row. Returns next-token logits, ``[rows, vocabulary]``."""
+        n, device = len(slot), self.m.device
+        if self.full():
+            self.rewind(n)
+        live = [i for i in range(n) if slot[i] >= 0]
+        self.clock.low = int(self.start[torch.tensor(live, device=device)].min())
+        now, low = self.clock.now, self.clock.low
+        position = (now - self.start[:n])[:, None]
+        held = torch.arange(low, now + 1, device=device) - self.start[:n, None]
+        frame = Frame(slot, strength, position[:, 0] + 1, self.prompt_length[:n], 1, step=True)
+        with self.speaking():
+            logits = forward(
+                self.m,
+                self.taps,
+                frame,
+                past_key_values=self.cache,
+                input_ids=last[:, None],
+                attention_mask=self.prefix.masks(held[:, None, :], position[:, :, None]),
+                # A dead row is computed until it is moved out: its position must not leave a table of learned
+                # positions.
+                position_ids=position.clamp(max=self.m.context - 1),
+            )
+        self.clock.now += 1
+        return logits[:, -1]
+
+    def full(self) -> bool:
+        return self.clock.now >= self.clock.columns
+
+    def keep(self, rows: list[int]) -> None:
+        """Move these rows to the front."""
+        if not rows:
+            self.clock.now = self.longest
+            return
+        idx = torch.tensor(rows, device=self.m.device)
+        low, now = int(self.start[idx].min()), self.clock.now
+        for slab in self.cache.layers:
+            slab.keys[: len(rows), :, low:now] = slab.keys[idx, :, low:now]
+            slab.values[: len(rows), :, low:now] = slab.values[idx, :, low:now]
+        for state in (self.start, self.prompt_length):
+            state[: len(rows)] = state[idx]
+
+    def rewind(self, n: int) -> None:
+        """The clock reached the last column: move what the first ``n`` rows still read back to the front of the
+        slab."""
+        low, now = int(self.start[:n].min()), self.clock.now
+        target = max(0, self.longest - (now - low))  # keep room in front for the longest prompt still waiting
+        for slab in self.cache.layers:
+            slab.keys[:, :, target : target + now - low] = slab.keys[:, :, low:now].clone()
+            slab.values[:, :, target : target + now - low] = slab.values[:, :, low:now].clone()
+        self.start -= low - target
+        self.clock.now = target + now - low
+
+
+class _Loop:
+    """Rows of texts that grow by a token a step; every voice reads all of them."""
+
+    def __init__(self, engine: LocalEngine, voices: Sequence[Voice], indices, params: SamplingParams, combine: Combine):
+        requests = self.requests = voices[0].requests
+        self.params, self.combine = params, combine
+        # Longest prompts first, so that those of like length share a prefill. Samples of one prompt meet.
+        order = sorted(
+            indices, key=lambda i: (-len(requests[i].prompt_ids), requests[i].prompt_ids, requests[i].strength, i)
+        )
+        self.queue = deque(order)
+        self.rows = max(1, min(engine.batch_size, len(order)))
+        self.tracks = [_Track(voice, order, self.rows, params.max_new_tokens) for voice in voices]
+        self.ends = frozenset().union(*(voice.model.eos_ids for voice in voices))
+        self.extra = any(t.wants_last_token for voice in voices for t in voice.taps)
+        self.device = device = voices[0].model.device
+        self.slot = [-1] * self.rows  # request index per row, -1 when free
+        self.tokens: list[list[int]] = [[] for _ in range(self.rows)]
+        self.closing = [False] * self.rows  # finished, but owed one more forward for its last token's state
+        self.n = 0  # rows in use form a prefix: 0..n-1 (some may be dead)
+        self.strength = torch.zeros(self.rows, device=device)
+        self.last = torch.zeros(self.rows, dtype=torch.long, device=device)
+        self.u = torch.zeros(self.rows, params.max_new_tokens, device=device)  # float32: mps has no float64
+
+    @torch.inference_mode()
+    def run(self) -> Iterator[Completion]:
+        with contextlib.ExitStack() as stack:
+            for track in self.tracks:
+                stack.enter_context(packed_linears(track.m))
+            if len(self.tracks) == 1:  # nobody else computes meanwhile: hooks stay for the whole loop
+                (track,) = self.tracks
+                stack.enter_context(track.voice.speaking())
+                track.speaking = contextlib.nullcontext
+            distinct = {self._key(i): i for i in self.queue}
+            for track in self.tracks:
+                track.begin(distinct.values())
+            while self.queue or self._live():
+                live = self._live()
+                if self.queue and self.rows - live >= min(max(1, self.rows // 8), len(self.queue)):
+                    yield from self._admit()
+                elif live <= 0.8 * self.n:
+                    self._compact()
+                if self._live():
+                    yield from self._step()
+
+    def _key(self, index: int) -> tuple:
+        """What is computed once: the prompts of a text, and the strength."""
+        return (*(track.prompt(index) for track in self.tracks), self.requests[index].strength)
+
+    def _live(self) -> int:
+        return sum(i >= 0 for i in self.slot)
+
+    # ------------------------------------------------------------------------------------------------ admission
+
+    def _admit(self) -> Iterator[Completion]:
+        self._compact()
+        shared = self.tracks[0].prefix.tokens
+        enough = ENOUGH_TOKENS.get(self.device.type, MOST_TOKENS // 2)
+        while self.queue and self.n < self.rows:
+            # One prefill holds prompts of like length (the queue is sorted) up to a bound on padded tokens.
+            group: list[int] = []
+            distinct: dict[tuple, int] = {}
+            width = len(self.requests[self.queue[0]].prompt_ids) - shared
+            while self.queue and self.n + len(group) < self.rows:
+                key = self._key(self.queue[0])
+                if key not in distinct:
+                    most = enough if len(key[0]) - shared < 0.75 * width else MOST_TOKENS
+                    if distinct and (len(distinct) + 1) * width > most:
+                        break
+                    distinct[key] = len(distinct)
+                group.append(self.queue.popleft())
+            yield from self._prefill(group, distinct)
+
+    def _prefill(self, group: list[int], distinct: dict[tuple, int]) -> Iterator[Completion]:
+        """Compute the prompts of a group (``distinct``: prompts and strength to row), and give every request a row."""
+        row_of = [distinct[self._key(i)] for i in group]
+        first = {row: i for i, row in reversed(list(zip(group, row_of, strict=True)))}
+        representatives = [first[row] for row in range(len(distinct))]
+        strengths = torch.tensor([key[-1] for key in distinct], device=self.device)
+        rows = torch.tensor(row_of, device=self.device)
+        a, b = self.n, self.n + len(group)
+        logits = self.combine([track.prefill(representatives, rows, a, strengths) for track in self.tracks])
         self.strength[a:b] = strengths[rows]
         for k, i in enumerate(group):
             self.slot[a + k], self.tokens[a + k], self.closing[a + k] = i, [], False
         streams = np.stack([uniforms(self.requests[i].seed, self.params.max_new_tokens) for i in group])
-        self.u[a:b] = torch.from_numpy(streams.astype(np.float32)).to(device)
+        self.u[a:b] = torch.from_numpy(streams.astype(np.float32)).to(self.device)
         self.n = b
         drawn = sample(logits[rows], self.u[a:b, 0], self.params)
         yield from self._take(a, b, drawn)
@@ -349,29 +469,13 @@ class _Loop:
     # ------------------------------------------------------------------------------------------ one token for every row
 
     def _step(self) -> Iterator[Completion]:
-        if self.clock.now >= self.clock.columns:
-            self._rewind()
-        n, device = self.n, self.m.device
-        live = [i for i in range(n) if self.slot[i] >= 0]
-        self.clock.low = int(self.start[torch.tensor(live, device=device)].min())
-        now, low = self.clock.now, self.clock.low
-        position = (now - self.start[:n])[:, None]
-        held = torch.arange(low, now + 1, device=device) - self.start[:n, None]
-        frame = Frame(self.slot[:n], self.strength[:n], position[:, 0] + 1, self.prompt_length[:n], 1, step=True)
-        logits = forward(
-            self.m,
-            self.taps,
-            frame,
-            past_key_values=self.cache,
-            input_ids=self.last[:n, None],
-            attention_mask=self.prefix.masks(held[:, None, :], position[:, :, None]),
-            # A dead row is computed until it is moved out: its position must not leave a table of learned positions.
-            position_ids=position.clamp(max=self.m.context - 1),
-        )
-        self.clock.now += 1
+        if any(track.full() for track in self.tracks):
+            self._compact()
+        n = self.n
+        logits = self.combine([t.step(self.slot[:n], self.strength[:n], self.last[:n]) for t in self.tracks])
         step = [min(len(t), self.params.max_new_tokens - 1) for t in self.tokens[:n]]
-        u = self.u[torch.arange(n, device=device), torch.tensor(step, device=device)]
-        yield from self._take(0, n, sample(logits[:, -1], u, self.params))
+        u = self.u[torch.arange(n, device=self.device), torch.tensor(step, device=self.device)]
+        yield from self._take(0, n, sample(logits, u, self.params))
 
     def _take(self, a: int, b: int, drawn: torch.Tensor) -> Iterator[Completion]:
         """Store the tokens drawn for rows a..b-1, retire what is finished."""
@@ -384,7 +488,7 @@ class _Loop:
                 yield self._retire(row, "length")
                 continue
             self.tokens[row].append(token)
-            if token in self.m.eos_ids:
+            if token in self.ends:
                 yield self._retire(row, "eos")
             elif len(self.tokens[row]) >= self.params.max_new_tokens:
                 if self.extra:
@@ -397,38 +501,21 @@ class _Loop:
         self.slot[row] = -1
         return done
 
-    # ------------------------------------------------------------------------------------------------ the slab
-
     def _compact(self) -> None:
         """Move live rows to the front, so that dead ones cost nothing."""
         keep = [i for i in range(self.n) if self.slot[i] >= 0]
         if len(keep) == self.n:
             return
+        for track in self.tracks:
+            track.keep(keep)
         if keep:
-            idx = torch.tensor(keep, device=self.m.device)
-            low, now = int(self.start[idx].min()), self.clock.now
-            for slab in self.cache.layers:
-                slab.keys[: len(keep), :, low:now] = slab.keys[idx, :, low:now]
-                slab.values[: len(keep), :, low:now] = slab.values[idx, :, low:now]
-            for state in (self.start, self.prompt_length, self.strength, self.last, self.u):
+            idx = torch.tensor(keep, device=self.device)
+            for state in (self.strength, self.last, self.u):
                 state[: len(keep)] = state[idx]
         self.slot = [self.slot[i] for i in keep] + [-1] * (self.rows - len(keep))
         self.tokens = [self.tokens[i] for i in keep] + [[] for _ in range(self.rows - len(keep))]
         self.closing = [self.closing[i] for i in keep] + [False] * (self.rows - len(keep))
         self.n = len(keep)
-        if not keep:
-            self.clock.now = self.longest
-
-    def _rewind(self) -> None:
-        """The clock reached the last column: move what is still read back to the front of the slab."""
-        self._compact()
-        low, now = int(self.start[: self.n].min()), self.clock.now
-        target = max(0, self.longest - (now - low))  # keep room in front for the longest prompt still waiting
-        for slab in self.cache.layers:
-            slab.keys[:, :, target : target + now - low] = slab.keys[:, :, low:now].clone()
-            slab.values[:, :, target : target + now - low] = slab.values[:, :, low:now].clone()
-        self.start -= low - target
-        self.clock.now = target + now - low
 
 
 def left_pad(sequences: Sequence[Sequence[int]], width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

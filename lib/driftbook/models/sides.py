@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -32,6 +32,15 @@ from driftbook.workers import Item, Result, Workers
 if TYPE_CHECKING:
     from driftbook.models.adapters import Adapted
 
+
+@dataclass(frozen=True)
+class Exaggeration:
+    """How much more of a change: ``strength`` times the difference is added to it, ``by`` the logits of both sides or
+    the coefficient of the change. Tokens within the factor ``plausible`` of a side's likeliest one are exaggerated."""
+
+    strength: float
+    by: Literal["logits", "coefficient"] = "logits"
+    plausible: float = 0.02
 
 
 @dataclass
@@ -57,6 +66,8 @@ class Side:
     batch_size: int | str = "auto"
     workers: PairWorkers | None = None
     """Processes that hold the same pair and take shards of its work."""
+    exaggerated: Exaggeration | None = None
+    """Where its answers exaggerate what sets it apart from the other side (:mod:`driftbook.models.amplified`)."""
 
     def __post_init__(self) -> None:
         self.local = LocalEngine(self.model, self.batch_size)
@@ -88,7 +99,7 @@ class Side:
         Raises:
             DriftbookError: as the engine does.
         """
-        engine = self.local if taps else self.engine
+        engine = self.local if taps and self.exaggerated is None else self.engine
         with self.active():
             yield from engine.generate(requests, params, [*self.taps, *taps])
 

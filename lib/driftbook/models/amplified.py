@@ -1,0 +1,173 @@
+"""Amplified decoding: a change exaggerated, so that what is faint in ordinary answers stands out.
+
+Both sides read one growing text, and its next token is drawn from
+
+    log p_changed + a (log p_changed - log p_base)
+
+over the tokens that at least one of them finds likely (logit amplification, Goodfire 2025; contrastive decoding of two
+checkpoints, arXiv 2605.25902; the plausibility bound is that of contrastive decoding, Li et al. 2023). ``a`` = 0 is the
+changed side, ``a`` = -1 the base. What neither finds likely keeps the probability that the changed side gives it: were
+it dropped, as in contrastive decoding, two equal sides would write other texts at a > 0 than at 0, and a difference
+between amplified and ordinary answers would be no sign of a change.
+
+For an edit that has a size (a steering coefficient, an ablation, the scale of a LoRA) that size may be multiplied
+instead, by ``1 + a``: one forward a token, and the same two fixed points.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from peft.helpers import rescale_adapter_scale
+
+from driftbook.errors import ModelError
+from driftbook.models.answers import Completion, Engine, Request, Tap
+from driftbook.models.local import Voice
+from driftbook.models.sampling import SamplingParams
+from driftbook.models.sides import Exaggeration, Pair, Side
+from driftbook.store import digest
+
+
+def amplified(pair: Pair, how: Exaggeration | None, name: str = "intervention") -> Side:
+    """One side of a pair with what sets it apart from the other exaggerated; itself where ``how`` is None.
+
+    Its requests bring the prompt of the other side, too (``Request.other_ids``). ``name="base"`` exaggerates what the
+    change took away.
+
+    Raises:
+        ModelError: the two have no common next token, or the change has no size that could be multiplied.
+    """
+    side = getattr(pair, name)
+    if how is None:
+        return side
+    other = pair.base if name == "intervention" else pair.intervention
+    key = digest("amplified", side.key, other.key, how.strength, how.by, how.plausible)[:16]
+    engine: Engine
+    if how.by == "coefficient":
+        if name != "intervention" or not (side.taps or side.adapter):
+            raise ModelError(
+                "decode.amplify.by: coefficient needs a change that has a size (steer, ablate, adapter, finetune); "
+                "set it to logits"
+            )
+        engine = _ByCoefficient(side, how)
+    else:
+        engine = _ByLogits(side, other, how, common_tokens(side, other))
+    # the engine switches on what belongs to either side
+    return replace(side, key=key, engine=engine, exaggerated=how, taps=(), adapter=None)
+
+
+def no_amplification(pair: Pair) -> str:
+    """Why the change cannot be exaggerated; empty where it can."""
+    try:
+        amplified(pair, Exaggeration(1.0))
+    except ModelError as error:
+        return str(error)
+    return ""
+
+
+def common_tokens(side: Side, other: Side) -> torch.Tensor | None:
+    """Which of the tokens that both output layers have are the same on both sides, ``[width]`` bool; None where all
+    are.
+
+    Raises:
+        ModelError: a side's answers were made elsewhere, or one vocabulary is not the other with tokens added.
+    """
+    elsewhere = [s.name for s in (side, other) if not s.here]
+    if elsewhere:
+        raise ModelError(
+            f"the answers of {' and '.join(elsewhere)} were made elsewhere: only their text is known, and there is no "
+            "next token to exaggerate"
+        )
+    a, b = side.model.tokenizer, other.model.tokenizer
+    if a is b or a.get_vocab() == b.get_vocab():
+        return None
+    own, their = a.get_vocab(), b.get_vocab()
+    shared = own.items() & their.items()
+    if len(shared) < min(len(own), len(their)):
+        raise ModelError("the two sides have different tokenizers, so there is no common next token to exaggerate")
+    mask = torch.zeros(_width(side, other), dtype=torch.bool, device=side.model.device)
+    mask[torch.tensor(sorted(i for _, i in shared), device=mask.device)] = True
+    return mask
+
+
+def _width(*sides: Side) -> int:
+    return min(s.model.model.config.get_text_config().vocab_size for s in sides)
+
+
+def exaggerate(
+    changed: torch.Tensor,
+    base: torch.Tensor,
+    strength: float,
+    plausible: float,
+    common: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Logits to draw the next token from.
+
+    Args:
+        changed, base: ``[rows, vocabulary]``; of unlike width where one output layer is padded further.
+        strength: ``a``; below -1/2 the roles are those of the base, whose own tail then stays as it is.
+        plausible: tokens within this factor of the likeliest one of either side are exaggerated.
+        common: tokens that both vocabularies have, ``[vocabulary]``; no other is drawn.
+
+    Returns:
+        ``[rows, vocabulary]`` float32, equal to ``changed`` bit for bit where ``strength`` is 0 or the sides are equal,
+        and to ``base`` where it is -1.
+    """
+    width = min(changed.shape[-1], base.shape[-1])
+    changed, base = changed[..., :width].float(), base[..., :width].float()
+    if common is not None:
+        changed, base = (x.masked_fill(~common, torch.finfo(x.dtype).min) for x in (changed, base))
+    if strength < -0.5:
+        changed, base, strength = base, changed, -1 - strength
+    floor = math.log(plausible)
+    likely = (changed >= changed.amax(-1, keepdim=True) + floor) | (base >= base.amax(-1, keepdim=True) + floor)
+    # lerp is exact at both ends and between equal numbers
+    moved = torch.lerp(base, changed, 1 + strength).masked_fill(~likely, -torch.inf)
+    before = changed.masked_fill(~likely, -torch.inf)
+    gained = before.logsumexp(-1, keepdim=True) - moved.logsumexp(-1, keepdim=True)
+    return torch.where(likely, moved + gained, changed)
+
+
+class _ByLogits(Engine):
+    """Two sides in lockstep."""
+
+    name = "amplified"
+
+    def __init__(self, side: Side, other: Side, how: Exaggeration, common: torch.Tensor | None):
+        self.side, self.other = side, other
+        self.combine = partial(exaggerate, strength=how.strength, plausible=how.plausible, common=common)
+
+    def generate(
+        self, requests: Sequence[Request], params: SamplingParams, taps: Sequence[Tap] = ()
+    ) -> Iterator[Completion]:
+        """As every engine; both sides use the batch size of the one that is exaggerated."""
+        others = [replace(r, prompt_ids=r.other_ids or r.prompt_ids) for r in requests]
+        voices = [
+            Voice(self.side.model, requests, [*self.side.taps, *taps], self.side.active),
+            Voice(self.other.model, others, self.other.taps, self.other.active),
+        ]
+        yield from self.side.local.together(voices, params, lambda logits: self.combine(*logits))
+
+
+class _ByCoefficient(Engine):
+    """The changed side with a change of ``1 + a`` times its size."""
+
+    name = "amplified"
+
+    def __init__(self, side: Side, how: Exaggeration):
+        self.side, self.times = side, 1 + how.strength
+
+    def generate(
+        self, requests: Sequence[Request], params: SamplingParams, taps: Sequence[Tap] = ()
+    ) -> Iterator[Completion]:
+        """As every engine."""
+        adapter = self.side.adapter
+        scaled = contextlib.nullcontext() if adapter is None else rescale_adapter_scale(adapter.peft, self.times)
+        stronger = [replace(r, strength=self.times * r.strength) for r in requests]
+        with scaled, self.side.active():
+            yield from self.side.local.generate(stronger, params, [*self.side.taps, *taps])
