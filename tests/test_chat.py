@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 
 from chat_server import Server
-from driftbook.chat import ChatClient, json_values, split_thought, whole
+from driftbook.chat import ChatClient
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import DriftbookError
 from driftbook.evidence.endpoint import EndpointJudge
 from driftbook.evidence.labeller import parse as parse_labeller
 from driftbook.interventions import Endpoint
-from driftbook.ledger import Answer, Ledger
+from driftbook.ledger import Ledger
 from driftbook.models.endpoint import EndpointEngine
 from driftbook.models.sampling import SamplingParams
+from driftbook.replies import Answer, json_objects, read_levels, split_thought, whole
 from test_endpoint_engine import READER, asked
 
 CLAIM = [Hypothesis("red", "intervention")]
@@ -39,7 +40,7 @@ def judge(server, path, **more) -> EndpointJudge:
 
 
 def question(one: ChatClient, text: str = "Hello?", **fields):
-    return one.request([{"role": "user", "content": text}], 0, 0.5, fields.pop("levels", ())) | fields
+    return one.request([{"role": "user", "content": text}], 0, 0.5, levels=fields.pop("levels", ())) | fields
 
 
 def says(content, reason="stop", **fields):
@@ -267,7 +268,18 @@ def test_half_a_surrogate_pair_is_replaced_and_a_whole_one_joined(path):
         (says("Hm.</think>Red."), "Hm.", "Red."),  # the template has written the opening mark
         (says("Red.", reasoning_content="Hm."), "Hm.", "Red."),
         (says("Red.", reasoning="Hm."), "Hm.", "Red."),
+        (says("[THINK]Hm.[/THINK]Red."), "Hm.", "Red."),
+        (says("◁think▷Hm.◁/think▷Red."), "Hm.", "Red."),
+        (
+            says("<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Red.<|return|>"),
+            "Hm.",
+            "Red.",
+        ),
+        (says("analysisHm.assistantfinalRed."), "Hm.", "Red."),  # the same, its marks dropped
+        (says("analysisHm.finalRed."), "Hm.", "Red."),
+        (says("Here is my thought process: Hm. Here is my response: Red."), "Hm.", "Red."),
         (says("It says <think> there."), "", "It says <think> there."),
+        (says("analysis of variance, finally."), "", "analysis of variance, finally."),
     ],
 )
 def test_a_thought_is_split_off_the_answer_and_kept(path, choice, thought, text):
@@ -278,7 +290,7 @@ def test_a_thought_is_split_off_the_answer_and_kept(path, choice, thought, text)
 def test_a_thought_that_does_not_end_leaves_no_answer(path):
     answer = hear(says("<think>On the one hand", "length"), path)
     assert (answer.text, answer.thought, answer.answered) == ("", "On the one hand", False)
-    assert split_thought("<think>a</think><think>b</think>c") == ("a", "<think>b</think>c")
+    assert split_thought("<think>a</think><think>b</think>c") == ("a\nb", "c")
 
 
 def test_what_a_judge_thinks_notes_or_quotes_is_no_verdict(path):
@@ -301,7 +313,95 @@ def test_what_a_judge_thinks_notes_or_quotes_is_no_verdict(path):
 def test_a_labellers_list_is_found_beside_other_brackets():
     said = 'Findings [of ONE and TWO], as asked [1]: [{"statement": "uses lists", "who": "ONE"}] [end]'
     assert parse_labeller(said) == [("uses lists", "ONE", ())]
-    assert json_values('{"a": [1]} {b} {"c": {"d": 2}}', dict) == [{"a": [1]}, {"c": {"d": 2}}]
+    cut = '[{"statement": "uses lists", "who": "ONE",}, {"statement": "is'
+    assert parse_labeller(cut) == [("uses lists", "ONE", ())], "what stood whole before the end"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"a": [1]} {b} {"c": {"d": 2}}', [{"a": [1]}, {"c": {"d": 2}}, {"d": 2}]),
+        ('```json\n{"a": 1,}\n```', [{"a": 1}]),
+        ("{'a': 'it\\'s', \"b\": \"x, }\"}", [{"a": "it's", "b": "x, }"}]),
+        ("{a: HIGH, 2: None}", [{"a": "HIGH", "2": None}]),
+        ('{"a": "two\nlines"}', [{"a": "two\nlines"}]),
+        ("{" * 5000, []),
+        ('{"a":' * 5000 + "1", []),
+    ],
+)
+def test_json_is_found_as_models_write_it(text, found):
+    assert json_objects(text) == found
+
+
+SCALE = {"HIGH": 1.0, "MID": 0.5, "LOW": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("reply", "value"),
+    [
+        ('{"note": 3} {"1": "HIGH"} {"note": 4}', 1.0),
+        ('{"1": "LOW"} No: {"1": "HIGH"}', 1.0),
+        ('{"ratings": {"1": "HIGH"}}', 1.0),
+        ('{"1": {"level": "high", "why": "it says so"}}', 1.0),
+        ('{"1": "HIGH: it says so"}', 1.0),
+        ('{"note": "he wrote {\'1\': \'LOW\'}", "1": "HIGH"}', 1.0),
+        ("high", 1.0),
+        ("**HIGH**.", 1.0),
+        ("Not LOW, for it is red.\nRating: HIGH", 1.0),
+        ("1. HIGH", 1.0),
+        ("I thought of LOW. My verdict is **HIGH**.", 1.0),
+        (r"\boxed{HIGH}", 1.0),
+    ],
+)
+def test_a_verdict_is_read_as_judges_write_it(reply, value):
+    assert read_levels(reply, 1, SCALE) == [value]
+
+
+def test_verdicts_of_several_statements_are_read_from_lines_too():
+    assert read_levels("1. HIGH\n2: mid\n1. LOW", 2, SCALE) == [0.0, 0.5]
+    assert read_levels("A", 1, {"A": 1.0, "TIE": 0.5, "B": 0.0}) == [1.0]
+
+
+def test_a_verdict_that_is_quoted_from_what_was_read_is_none():
+    material = 'red. {"1": "HIGH"} <answer>'
+    assert read_levels('{"1": "LOW"}, though it says {"1": "HIGH"}', 1, SCALE, material) == [0.0]
+    assert read_levels('It says {"1": "HIGH"}. So: {"1": "LOW"}', 1, SCALE, material) == [0.0]
+    assert read_levels('{"1": "HIGH"}', 1, SCALE, material) == [1.0], "the only one is the judge's own"
+
+
+def test_the_form_of_a_verdict_is_asked_for_where_the_server_knows_forms(path):
+    said = {"message": "Unsupported: json_schema is not available for this model"}
+    with Server(refuse=lambda body: (400, said) if "response_format" in body else None) as server:
+        assert judge(server, path, concurrency=1).score(["red"], CLAIM)[0, 0] == 1.0
+        first, second = server.bodies
+        schema = first["response_format"]["json_schema"]["schema"]
+        assert schema["properties"] == {"1": {"type": "string", "enum": ["HIGH", "MID", "LOW"]}}
+        assert "response_format" not in second
+        assert judge(server, path).endpoint.without == {"response_format"}
+        plain = EndpointJudge(client(server, path), structured=False)
+        plain.score(["blue"], CLAIM)
+        assert plain.identity["structured"] is False and "response_format" not in server.bodies[-1]
+
+
+def test_a_reply_that_was_cut_before_its_verdict_is_missing_paid_once_and_told(path):
+    with Server(answer=lambda body: says("Let me think about it step by step", "length")) as server:
+        one = judge(server, path)
+        with pytest.warns(UserWarning, match=r"2 of 2 replies ended at their 200 tokens.*raise max_output_tokens"):
+            assert np.isnan(one.score(["red", "blue"], CLAIM)).all()
+        assert len(server.bodies) == 2
+        row = one.endpoint.ledger.table().set_index("judge").loc["strong"]
+        assert (row["verdicts"], row["missing"]) == (2, 2)
+    with Server(answer=lambda body: says('{"1": "LOW"} because', "length")) as server:
+        assert judge(server, path).score(["red"], CLAIM)[0, 0] == 0.0, "a verdict before the end counts"
+
+
+def test_a_text_too_long_for_the_server_costs_its_own_answer_and_no_other(path):
+    said = {"message": "This model's maximum context length is 4096 tokens.", "code": "context_length_exceeded"}
+    with Server(refuse=lambda body: (400, said) if "odd" in body["messages"][1]["content"] else None) as server:
+        one = judge(server, path)
+        with pytest.warns(UserWarning, match="too long for it"):
+            scores = one.score(["red", "odd"], CLAIM)
+        assert scores[0, 0] == 1.0 and np.isnan(scores[1, 0]) and len(server.bodies) == 2
 
 
 # ----------------------------------------------------------------------------------------------- parameters of a server

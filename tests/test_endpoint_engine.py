@@ -20,7 +20,10 @@ from driftbook.parameters import Decode, Experiment, ModelSpec
 from driftbook.prompts import Prompt
 
 PARAMS = SamplingParams(max_new_tokens=9, temperature=0.5, top_p=0.8)
-READER = SimpleNamespace(tokenizer=tiny_tokenizer(), context=512)
+TOKENIZER = tiny_tokenizer()
+READER = SimpleNamespace(
+    tokenizer=TOKENIZER, context=512, encode_answer=lambda t: TOKENIZER(t, add_special_tokens=False)["input_ids"]
+)
 
 
 def said(body) -> str:

@@ -17,11 +17,12 @@ from chat_server import Server
 from driftbook.chat import ChatClient, Throttle
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import BudgetError, DriftbookError
-from driftbook.evidence.endpoint import EndpointJudge, parse
+from driftbook.evidence.endpoint import EndpointJudge
 from driftbook.evidence.judges import EmbeddingJudge, LexiconJudge, RepetitionJudge
 from driftbook.evidence.local_judge import LocalJudge
 from driftbook.evidence.nli import NliJudge
 from driftbook.ledger import Ledger
+from driftbook.replies import read_levels
 from waiting import wait_until
 
 HEDGE = Hypothesis("hedges", "intervention", words=("might", "it could be", "/\\?{2,}/"))
@@ -139,11 +140,12 @@ def test_what_cannot_be_parsed_is_asked_again_and_then_missing_never_a_half(ledg
 def test_parsing_takes_what_is_there_and_nothing_else():
     rating = {"HIGH": 1.0, "MID": 0.5, "LOW": 0.0}
     good = 'Sure! ```json\n{"1": "high", "2": " MID "}\n``` Hope that helps'
-    assert parse(good, 2, rating) == [1.0, 0.5]
-    partial = parse('{"1": "LOW", "2": "dunno"}', 3, rating)
+    assert read_levels(good, 2, rating) == [1.0, 0.5]
+    partial = read_levels('{"1": "LOW", "2": "dunno"}', 3, rating)
     assert partial[0] == 0.0 and np.isnan(partial[1:]).all()
-    for bad in ("", "HIGH", "{broken", '{"1": 0.5}', '["HIGH"]'):
-        assert np.isnan(parse(bad, 1, rating)).all()
+    for bad in ("", "{broken", '{"1": 0.5}', '{"1": "HI', "It is high.", "not HIGH", '{"1": "MID/HIGH"}'):
+        assert np.isnan(read_levels(bad, 1, rating)).all(), bad
+    assert np.isnan(read_levels("HIGH", 2, rating)).all(), "of which of the two?"
 
 
 def test_the_cap_holds_before_dispatch_with_calls_in_flight(tmp_path):

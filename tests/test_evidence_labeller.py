@@ -12,8 +12,9 @@ from driftbook.discovery.hypotheses import moved_answers
 from driftbook.errors import DriftbookError
 from driftbook.evidence.labeller import Reading, pairs_to_show, parse, propose
 from driftbook.evidence.local_chat import LocalChat
-from driftbook.ledger import Answer, Ledger
+from driftbook.ledger import Ledger
 from driftbook.prompts import Prompt
+from driftbook.replies import Answer
 from models import GREEDY, generated, loaded, requests_for
 
 
@@ -110,7 +111,8 @@ def test_only_texts_of_split_discover_are_shown_and_their_order_does_not_matter(
 def test_parsing_keeps_what_is_well_formed():
     good = 'Here: [{"statement": " uses  lists. ", "who": "one", "words": ["- ", 3]}, {"statement": "no side"}, "x"]'
     assert parse(good) == [("uses lists", "ONE", ("-",))]
-    for bad in ("", "[", "[1, 2]", '{"statement": "a b c", "who": "ONE"}', "[{]"):
+    assert parse('One finding: {"statement": "a b c", "who": "ONE"}') == [("a b c", "ONE", ())]
+    for bad in ("", "[", "[1, 2]", "[{]"):
         assert parse(bad) == []
 
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from driftbook.chat import level_probabilities
 from driftbook.evidence.levels import VALUES, expectation
+from driftbook.replies import level_probabilities
 
 RATING = tuple(VALUES["single"])
 

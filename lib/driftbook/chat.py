@@ -10,8 +10,6 @@ the parameters name, and goes nowhere else.
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 import os
 import queue
 import random
@@ -24,21 +22,27 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from driftbook.errors import DriftbookError
-from driftbook.ledger import Answer, Ledger, Quote, request_key
+from driftbook.ledger import Ledger
+from driftbook.replies import Answer, Quote, alternatives, level_probabilities, read_message, request_key
 
 Message = dict[str, str]
 ALTERNATIVES = 5  # likeliest tokens asked for at each place: what every server that gives any allows
-LEAST_MASS = 0.5  # below it the model meant something else than a level: what it wrote counts
-SENT = ("model", "messages", "temperature", "top_p", "max_tokens", "seed")
+SENT = ("model", "messages", "temperature", "top_p", "max_tokens", "seed", "response_format")
 #: Fields that a server may refuse, and what is sent in their place.
-MAY_GO = {"max_tokens": "max_completion_tokens", "logprobs": None, "seed": None, "top_p": None, "temperature": None}
+MAY_GO = {
+    **{"response_format": None, "max_tokens": "max_completion_tokens", "logprobs": None, "seed": None},
+    **{"top_p": None, "temperature": None},
+}
 MAY_REFUSE = (400, 403, 422)
 RETRIED = (408, 409, 429)  # and every 5xx
 
 _NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")
-_OUT_OF_RANGE = re.compile(r"above|below|exceed|out of range|at (most|least)|maximum value|minimum value|between|[<>]=")
-_THOUGHT = re.compile(r"\s*<(think|thinking|thought|reasoning)>(.*?)(?:</\1>|\Z)", re.DOTALL)
-_ENTRY = re.compile(r'"(\d+)"\s*:\s*"(?=[A-Za-z])')
+#: What else a server calls a field that it refuses.
+_ALSO = {"response_format": "json_schema|json_object|json mode|structured outputs?|guided_json|grammar"}
+_OUT_OF_RANGE = re.compile(
+    r"above|below|exceed|out of range|too (large|long|high|many)|at (most|least)|(maximum|minimum) value|between|[<>]="
+)
+_TOO_LONG = re.compile(r"context_length_exceeded|maximum context|context (length|window|size)|prompt is too long", re.I)
 
 
 class Conversation(Protocol):
@@ -56,7 +60,13 @@ class Chat(Protocol):
     """A model that conversations can be held with: behind a server (``ChatClient``) or on this machine
     (``LocalChat``)."""
 
-    def request(self, messages: Sequence[Message], sample: int, temperature: float = 0.0) -> dict[str, Any]: ...
+    def request(
+        self,
+        messages: Sequence[Message],
+        sample: int,
+        temperature: float = 0.0,
+        response_format: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]: ...
 
     def converse(self, conversations: Sequence[Conversation]) -> None: ...
 
@@ -148,12 +158,19 @@ class ChatClient:
     # ------------------------------------------------------------------------------------------------------- requests
 
     def request(
-        self, messages: Sequence[Message], sample: int, temperature: float = 0.0, levels: Sequence[str] = ()
+        self,
+        messages: Sequence[Message],
+        sample: int,
+        temperature: float = 0.0,
+        response_format: Mapping[str, Any] | None = None,
+        levels: Sequence[str] = (),
     ) -> dict[str, Any]:
         """A request in the form that is hashed: everything that shapes the answer, nothing else, no key.
 
-        With ``levels`` the probabilities of these words are asked for, and kept where the server gives them. Fields
-        ``top_p`` and ``seed`` may be added; ``sample`` tells answers to the same question apart and is not sent.
+        ``response_format`` is the form of the answer as the API has it, a JSON schema for one: a server that does not
+        know it is asked without. With ``levels`` the probabilities of these words are asked for, and kept where the
+        server gives them. Fields ``top_p`` and ``seed`` may be added; ``sample`` tells answers to the same question
+        apart and is not sent.
         """
         clean = [{k: v.encode("utf-8", "replace").decode() for k, v in m.items()} for m in messages]
         return {
@@ -163,6 +180,7 @@ class ChatClient:
             "temperature": temperature,
             "max_tokens": self.max_tokens,
             "sample": sample,
+            **({"response_format": dict(response_format)} if response_format else {}),
             **({"levels": list(levels)} if levels else {}),
             **({"extra_body": self.extra} if self.extra else {}),
         }
@@ -327,8 +345,8 @@ class ChatClient:
                     raise
                 else:
                     return self._keep(request, answer, most, throttle)
-                if isinstance(failure, openai.APIStatusError) and _filtered(failure):
-                    return self._keep(request, Answer("", 0, 0, 0.0, reason="content_filter"), most, throttle)
+                if isinstance(failure, openai.APIStatusError) and (why := _about_this_text(failure)):
+                    return self._keep(request, Answer("", 0, 0, 0.0, reason=why), most, throttle)
                 self.ledger.release(self.name, most, _may_be_billed(failure))
                 if status in MAY_REFUSE and (field := _refused_field(failure, body)):
                     self.without.add(field)
@@ -359,7 +377,7 @@ class ChatClient:
             await asyncio.sleep(max(pause, _retry_after(failure)))
 
     def _keep(self, request: dict[str, Any], answer: Answer, reserved: float, throttle: Throttle) -> Answer:
-        if (new := self.without - self._known) and answer.reason != "content_filter":
+        if (new := self.without - self._known) and answer.reason not in ("content_filter", "too_long"):
             # what was left out is known to be the reason once a request without it went through
             self.ledger.note_refused(self._server, sorted(new))
             self._known |= new
@@ -387,8 +405,7 @@ class ChatClient:
         heard = read_message(choices[0])
         told = None
         if levels:
-            tokens = _alternatives(choices[0])
-            told = level_probabilities(_behind_thought(tokens), levels) or None
+            told = level_probabilities(alternatives(choices[0]), levels) or None
         usage = getattr(reply, "usage", None)
         if usage is None or usage.prompt_tokens is None or usage.completion_tokens is None:
             tokens_in, tokens_out, spent = 0, 0, most  # no account from the server: the upper bound
@@ -402,7 +419,7 @@ class ChatClient:
             warnings.warn(
                 f"{self.name} at {self.base_url}: {unanswered} replies are no answer: cut before their first word "
                 f"(raise {self.length_key}; a model that thinks first needs room, or template_args: "
-                "{enable_thinking: false}), refused, or filtered by the server. They count as missing",
+                "{enable_thinking: false}), refused, filtered by the server, or too long for it. They count as missing",
                 stacklevel=3,
             )
 
@@ -450,25 +467,28 @@ def _quota_spent(failure: Any) -> bool:
     )
 
 
-def _filtered(failure: Any) -> bool:
-    """Whether the server would not answer this one prompt, for what it says."""
-    if failure.status_code not in MAY_REFUSE:
-        return False
-    return failure.code in ("content_filter", "content_policy_violation") or bool(
-        re.search(r"content_filter|content management policy|content policy violation", str(failure))
-    )
+def _about_this_text(failure: Any) -> str | None:
+    """Why the server would not answer this one prompt where others may pass: for what it says, or for its length."""
+    if failure.status_code not in (*MAY_REFUSE, 413):
+        return None
+    if failure.code in ("content_filter", "content_policy_violation") or re.search(
+        r"content_filter|content management policy|content policy violation", str(failure)
+    ):
+        return "content_filter"
+    return "too_long" if _TOO_LONG.search(f"{failure.code} {failure}") else None
 
 
 def _refused_field(failure: Any, body: Mapping[str, Any]) -> str | None:
     """The field that a server names as one it does not take: by ``param``, else in quotes, else as a word. None where
     it takes the field and not the value. Of two that it does not take together, the one that goes first."""
     said = str(failure).lower()
-    fields = [f for f in MAY_GO if f in body]
+    names = {f: f"(?:top_)?{f}|{_ALSO.get(f, f)}" for f in MAY_GO if f in body}
     param = str(failure.param or "").lower()
-    named = [f for f in fields if param in (f, f"top_{f}")]
-    named = named or [f for f in fields if re.search(rf"[`'\"](top_)?{f}[`'\"]", said)]
-    named = named or [f for f in fields if re.search(rf"\b(top_)?{f}\b", said)]
-    return None if not named or _OUT_OF_RANGE.search(said) else named[0]
+    for form, where in ((r"(?:{})(?:\..*)?$", param), (r"[`'\"](?:{})[`'\"]", said), (r"\b(?:{})\b", said)):
+        for field, name in names.items():
+            if (re.match if where is param else re.search)(form.format(name), where):
+                return None if _OUT_OF_RANGE.search(said) else field
+    return None
 
 
 def _retry_after(failure: Any) -> float:
@@ -477,130 +497,3 @@ def _retry_after(failure: Any) -> float:
         return min(60.0, float(failure.response.headers.get("retry-after", 0)))
     except (AttributeError, ValueError):  # no reply; a date instead of seconds: the growing pause does
         return 0.0
-
-
-# ------------------------------------------------------------------------------------------------------- what came back
-
-
-@dataclass(frozen=True)
-class Heard:
-    """What a message says: ``text`` is the answer alone, ``reason`` as in ``Answer``."""
-
-    text: str
-    thought: str
-    reason: str
-
-
-def read_message(choice: Any) -> Heard:
-    """The answer of a choice of the chat API, its thought, and why it ended.
-
-    Content may be a text, null, or a list of parts. A thought comes as ``reasoning_content`` (or ``reasoning``), as
-    parts, or in the text (:func:`split_thought`).
-    """
-    message = choice.message
-    parts = message.content if isinstance(message.content, list) else [{"type": "text", "text": message.content}]
-    text = "".join(t for p in parts if not _is_thought(p) and isinstance(t := _field(p, "text"), str))
-    thoughts = [_text_of(_field(p, "thinking") or _field(p, "text")) for p in parts if _is_thought(p)]
-    told = (getattr(message, name, None) for name in ("reasoning_content", "reasoning"))
-    thoughts += [next((t for t in told if isinstance(t, str)), "")]
-    inside, text = split_thought(text)
-    thought = "\n".join(t for t in [*thoughts, inside] if t)
-    reason = choice.finish_reason or "stop"
-    if refusal := getattr(message, "refusal", None):
-        text, reason = text or str(refusal), "refusal"
-    elif reason not in ("length", "content_filter", "refusal"):
-        nothing = not text and (message.content is None or thought)
-        reason = "nothing" if nothing else "stop"
-    return Heard(whole(text), whole(thought), reason)
-
-
-def split_thought(text: str) -> tuple[str, str]:
-    """(thought, answer) of a text that begins with ``<think>...</think>``, or whose template has written the opening
-    mark into the prompt. A thought that does not end leaves no answer."""
-    if match := _THOUGHT.match(text):
-        return match.group(2).strip(), text[match.end() :].lstrip()
-    before, mark, after = text.partition("</think>")
-    return (before.strip(), after.lstrip()) if mark else ("", text)
-
-
-def whole(text: str) -> str:
-    """The text with halves of surrogate pairs joined where they belong together, and replaced by U+FFFD elsewhere."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def json_values(text: str, kind: type) -> list[Any]:
-    """The JSON values of a kind (``dict`` or ``list``) in a text, in their order, whatever stands around them."""
-    opening, found, at = ("{" if kind is dict else "["), [], 0
-    decoder = json.JSONDecoder()
-    while (at := text.find(opening, at)) >= 0:
-        try:
-            value, at = decoder.raw_decode(text, at)
-            found.append(value)
-        except (json.JSONDecodeError, RecursionError):
-            at += 1
-    return found
-
-
-def _field(part: Any, name: str) -> Any:
-    return part.get(name) if isinstance(part, Mapping) else getattr(part, name, None)
-
-
-def _is_thought(part: Any) -> bool:
-    return _field(part, "type") in ("thinking", "reasoning")
-
-
-def _text_of(value: Any) -> str:
-    if isinstance(value, list):
-        return "".join(_text_of(_field(v, "text")) for v in value)
-    return value if isinstance(value, str) else ""
-
-
-def _alternatives(choice: Any) -> list[tuple[str, dict[str, float]]]:
-    """The tokens of a reply with the log-probabilities of their alternatives; empty where the server gives none."""
-    content = getattr(getattr(choice, "logprobs", None), "content", None) or []
-    return [(t.token, {t.token: t.logprob} | {a.token: a.logprob for a in t.top_logprobs or []}) for t in content]
-
-
-def _behind_thought(tokens: list[tuple[str, dict[str, float]]]) -> list[tuple[str, dict[str, float]]]:
-    """The tokens of the answer: what stands in a thought is no verdict."""
-    text = "".join(token for token, _ in tokens)
-    begin, at = len(text) - len(split_thought(text)[1]), 0
-    for index, (token, _) in enumerate(tokens):
-        if at >= begin:
-            return tokens[index:]
-        at += len(token)
-    return []
-
-
-def level_probabilities(
-    tokens: Sequence[tuple[str, Mapping[str, float]]], levels: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """Probability of each level at the place where a JSON reply such as ``{"1": "HIGH"}`` states it.
-
-    ``tokens``: the tokens of the reply, each with the log-probabilities of its likeliest alternatives. Returns the
-    statement's number to level to probability; an alternative counts for the level that it begins, in the letters
-    that follow the opening quote. Where a statement stands twice the last place counts; statements whose levels have
-    less than half of the mass are left out.
-    """
-    text, starts = "", []
-    for token, _ in tokens:
-        starts.append(len(text))
-        text += token
-    found: dict[str, dict[str, float]] = {}
-    for entry in _ENTRY.finditer(text):
-        place = entry.end()
-        index = max(i for i, start in enumerate(starts) if start <= place)
-        before = tokens[index][0][: place - starts[index]]
-        mass = dict.fromkeys(levels, 0.0)
-        for alternative, logprob in tokens[index][1].items():
-            rest = alternative[len(before) :].split('"')[0].upper()
-            if not alternative.startswith(before) or not rest:
-                continue
-            begun = [level for level in levels if level.startswith(rest)]
-            if len(begun) == 1:
-                mass[begun[0]] += math.exp(logprob)
-        if sum(mass.values()) >= LEAST_MASS:
-            found[entry.group(1)] = mass
-        else:
-            found.pop(entry.group(1), None)
-    return found

@@ -3,24 +3,24 @@ run."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from driftbook.errors import BudgetError
+from driftbook.replies import Answer
 from driftbook.store import Database, cached_map
 
 COLUMNS = (
     *("judge", "calls", "cached", "failed", "input_tokens", "output_tokens", "usd", "usd_saved"),
-    *("unanswered", "without"),
+    *("unanswered", "verdicts", "missing", "without"),
 )
 
 _SCHEMA = """
@@ -34,47 +34,6 @@ CREATE TABLE IF NOT EXISTS refused (server TEXT, field TEXT, at REAL NOT NULL, P
 """
 
 
-def request_key(request: dict[str, Any]) -> str:
-    """sha256 of everything that shapes an answer: model, messages, parameters, schema version, sample index."""
-    return hashlib.sha256(json.dumps(request, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model said, before anyone reads it.
-
-    ``reason`` is why it ended: ``stop``, ``length``, ``refusal``, ``content_filter`` or ``nothing`` (no words at all,
-    though it ended by itself). ``thought`` is what it thought before it answered, where that can be told apart.
-    """
-
-    text: str
-    input_tokens: int
-    output_tokens: int
-    usd: float
-    levels: dict[str, dict[str, float]] | None = None  # statement to level to probability, where the server tells
-    reason: str = "stop"
-    thought: str = ""
-
-    @property
-    def answered(self) -> bool:
-        """False for what is no answer: cut before its first word, refused, filtered. An empty text may be one."""
-        return self.reason == "stop" or (self.reason == "length" and bool(self.text))
-
-
-@dataclass(frozen=True)
-class Quote:
-    """The most that a piece of work may cost: calls to a model and their tokens; ``cached`` calls cost nothing."""
-
-    calls: int = 0
-    cached: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    usd: float = 0.0
-
-    def __add__(self, other: Quote) -> Quote:
-        return Quote(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
-
-
 @dataclass
 class Account:
     """One line of the ledger: what one model did in this run."""
@@ -86,7 +45,9 @@ class Account:
     output_tokens: int = 0
     usd: float = 0.0
     usd_saved: float = 0.0
-    unanswered: int = 0  # replies, stored ones too, that were cut before their first word, refused or filtered
+    unanswered: int = 0  # replies, stored ones too, that were no answer: cut before the first word, refused, filtered
+    verdicts: int = 0  # asked for, stored ones too
+    missing: int = 0  # of them, could not be had
     without: str = ""  # fields that the server refused, and answered without
 
 
@@ -203,6 +164,12 @@ class Ledger:
             self._in_flight -= reserved
             self._unsure += reserved if may_be_billed else 0.0
             self.accounts[judge].failed += 1
+
+    def note_verdicts(self, judge: str, asked: int, missing: int) -> None:
+        """Count verdicts that a judge was asked for, and those of them that could not be had."""
+        with self._lock:
+            self.accounts[judge].verdicts += asked
+            self.accounts[judge].missing += missing
 
     def refused(self, server: str) -> list[str]:
         """The fields that a server is known to refuse, sorted."""

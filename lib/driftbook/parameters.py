@@ -259,6 +259,7 @@ class Judge(Server):
     )
     rubric: str | None = Field(None, description="file that replaces the judge's instructions")
     logprobs: bool = Field(True, description="hear the probabilities of the levels where the server gives them")
+    structured: bool = Field(True, description="ask for the form of the reply, where the server knows JSON schemas")
     max_output_tokens: int = Field(200, ge=1)
 
     @model_validator(mode="after")

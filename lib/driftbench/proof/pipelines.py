@@ -30,9 +30,10 @@ from driftbook.evidence.judges import LexiconJudge
 from driftbook.evidence.multiplicity import bh_adjusted
 from driftbook.evidence.reading import read
 from driftbook.evidence.wins import shuffled
-from driftbook.ledger import Ledger, Quote
+from driftbook.ledger import Ledger
 from driftbook.parameters import Cluster, Validate
 from driftbook.prompts import Prompt
+from driftbook.replies import Quote
 
 
 @dataclass(frozen=True)

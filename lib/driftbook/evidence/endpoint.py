@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,23 +14,9 @@ from driftbook.chat import ChatClient
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.evidence.levels import VALUES, Mode, expectation
 from driftbook.evidence.rubrics import rubric as shipped
-from driftbook.ledger import Answer, Quote
+from driftbook.replies import Answer, Quote, read_levels, verdict_schema
 
-SCHEMA = 2  # raise it when the meaning of a stored answer changes
-
-
-def parse(text: str, statements: int, values: dict[str, float]) -> list[float]:
-    """Values of the statements 1 to n in an answer, NaN where it holds none. Reads the last JSON object with a verdict,
-    whatever stands around it: what comes before is a note, a quotation, or was thought better of."""
-    for match in reversed(list(re.finditer(r"\{[^{}]*\}", text))):
-        try:
-            table = json.loads(match.group())
-        except json.JSONDecodeError:
-            continue
-        told = [str(table.get(str(i + 1), "")).strip().upper() for i in range(statements)]
-        if any(level in values for level in told):
-            return [values.get(level, float("nan")) for level in told]
-    return [float("nan")] * statements
+SCHEMA = 3  # raise it when the meaning of a stored answer changes
 
 
 @dataclass
@@ -47,6 +32,8 @@ class Question:
     retries: int
     flip: bool = False  # pair mode: the second text was shown as A
     logprobs: bool = True
+    structured: bool = True
+    cut: bool = False  # the reply ended at its limit of tokens
     values: list[float] = field(default_factory=list)
     asked: int = 0
 
@@ -61,21 +48,23 @@ class Question:
         ]
         # another sample of an answer that could not be parsed must be able to differ
         levels = tuple(self.scale) if self.logprobs else ()
-        return self.endpoint.request(messages, sample, 0.0 if sample == 0 else 0.7, levels) | {"schema": SCHEMA}
+        form = verdict_schema(len(self.statements), tuple(self.scale)) if self.structured else None
+        return self.endpoint.request(messages, sample, 0.7 if sample else 0.0, form, levels) | {"schema": SCHEMA}
 
     def next(self) -> dict[str, Any] | None:
         return self.request(self.asked) if np.isnan(self.values).any() and self.asked <= self.retries else None
 
     def receive(self, answer: Answer | None) -> None:
-        if answer is None or not answer.answered:  # to ask again would bring the same, and cost as much
-            self.asked = self.retries + 1
-            return
         self.asked += 1
-        found = parse(answer.text, len(self.values), self.scale)
-        for i, told in enumerate((answer.levels or {}).get(str(n + 1)) for n in range(len(found))):
-            if told is not None and not np.isnan(found[i]):
+        found = read_levels(answer.text, len(self.values), self.scale, self.body) if answer and answer.answered else []
+        for i, value in enumerate(found):
+            told = (answer.levels or {}).get(str(i + 1))
+            if told and self.scale[max(told, key=told.__getitem__)] == value:  # else they are of another place
                 found[i] = expectation(told, self.scale)
-        self.values = [f if np.isnan(v) else v for v, f in zip(self.values, found, strict=True)]
+        self.values = [f if np.isnan(v) else v for v, f in zip(self.values, found or self.values, strict=True)]
+        if answer is None or answer.reason != "stop":  # to ask again would bring the same, and cost as much
+            self.asked = self.retries + 1
+            self.cut = answer is not None and answer.answered
 
 
 class EndpointJudge:
@@ -83,8 +72,9 @@ class EndpointJudge:
     (``mode: pair``). With ``logprobs`` a server that gives the probabilities of its tokens is heard by the expectation
     over levels, any other by the level that it writes.
 
-    ``per_call`` hypotheses share a call, in an order that differs from text to text. An answer that cannot be parsed
-    is asked again up to ``retries`` times; what then has no verdict is missing, never one half.
+    ``per_call`` hypotheses share a call, in an order that differs from text to text. ``structured``: a JSON schema of
+    the verdict is sent, where the server takes it. A reply without a verdict is asked for again up to ``retries``
+    times, one that ended at its limit of tokens is not; what then has no verdict is missing, never one half.
     """
 
     paid = True
@@ -98,9 +88,10 @@ class EndpointJudge:
         rubric: str | None = None,
         retries: int = 2,
         logprobs: bool = True,
+        structured: bool = True,
     ) -> None:
         self.endpoint, self.name, self.per_call, self.mode = endpoint, endpoint.name, per_call, mode
-        self.retries, self.logprobs = retries, logprobs
+        self.retries, self.logprobs, self.structured = retries, logprobs, structured
         self.rubric = rubric or shipped(mode)
         self.identity = {
             "kind": "endpoint",
@@ -113,6 +104,7 @@ class EndpointJudge:
             "max_tokens": endpoint.max_tokens,
             "retries": retries,
             "logprobs": logprobs,
+            "structured": structured,
             **({"extra_body": endpoint.extra} if endpoint.extra else {}),
         }
 
@@ -124,6 +116,7 @@ class EndpointJudge:
             rubric=self.rubric,
             retries=self.retries,
             logprobs=self.logprobs,
+            structured=self.structured,
         )
 
     def quote(
@@ -178,12 +171,21 @@ class EndpointJudge:
                 self.retries,
                 flip,
                 self.logprobs,
+                self.structured,
             )
             for chunk in chunks
         ]
 
     def _verdicts(self, questions: list[Question], shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         self.endpoint.converse(questions)
+        missing = sum(int(np.isnan(q.values).sum()) for q in questions)
+        self.endpoint.ledger.note_verdicts(self.name, sum(len(q.cells) for q in questions), missing)
+        if cut := sum(q.cut and np.isnan(q.values).any() for q in questions):
+            warnings.warn(
+                f"{self.name}: {cut} of {len(questions)} replies ended at their {self.endpoint.max_tokens} tokens "
+                "before a verdict, which is missing: raise max_output_tokens",
+                stacklevel=2,
+            )
         result = np.full((2, *shape), np.nan)
         for question in questions:
             for (row, column), value in zip(question.cells, question.values, strict=True):

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from driftbook.chat import Chat, json_values
+from driftbook.chat import Chat
 from driftbook.discovery.hypotheses import Hypothesis, tokenize
 from driftbook.evidence.intervals import bootstrap_mean
 from driftbook.evidence.rubrics import rubric
-from driftbook.ledger import Answer
 from driftbook.prompts import Prompt
+from driftbook.replies import Answer, json_objects
 
 SCHEMA = 1
 OPENING = 8  # words of an answer before the word that is put in
@@ -92,7 +92,7 @@ class Writing:
             self.asked = self.retries + 1
             return
         self.asked += 1
-        for pair in json_values(answer.text, dict):
+        for pair in json_objects(answer.text):
             texts = [pair.get(k) for k in ("shows", "shows_not")]
             if all(isinstance(t, str) and t.strip() for t in texts):
                 self.found = [Written(self.prompt.prompt_id, *texts)]

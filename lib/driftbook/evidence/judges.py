@@ -15,7 +15,8 @@ import numpy as np
 
 from driftbook.discovery.hypotheses import Hypothesis, tokenize
 from driftbook.errors import DriftbookError
-from driftbook.ledger import Ledger, Quote
+from driftbook.ledger import Ledger
+from driftbook.replies import Quote
 
 
 class Judge(Protocol):

@@ -13,12 +13,12 @@ from typing import Any
 
 import pandas as pd
 
-from driftbook.chat import Chat, json_values
+from driftbook.chat import Chat
 from driftbook.discovery.hypotheses import Hypothesis, merge
 from driftbook.errors import DriftbookError
 from driftbook.evidence.rubrics import rubric as shipped
-from driftbook.ledger import Answer
 from driftbook.prompts import SIDES, Prompt
+from driftbook.replies import Answer, json_objects
 
 SCHEMA = 1
 
@@ -26,8 +26,8 @@ SCHEMA = 1
 def parse(text: str) -> list[tuple[str, str, tuple[str, ...]]]:
     """(statement, ONE or TWO, words) of each well-formed entry; the empty list where there is none."""
     found = []
-    for entry in (entry for entries in json_values(text, list) for entry in entries):
-        if not isinstance(entry, dict) or not isinstance(entry.get("statement"), str):
+    for entry in json_objects(text):
+        if not isinstance(entry.get("statement"), str):
             continue
         statement = " ".join(entry["statement"].split()).rstrip(".")
         who = str(entry.get("who", "")).strip().upper()
@@ -176,7 +176,7 @@ class Naming:
 
     def receive(self, answer: Answer | None) -> None:
         self.asked = self.asked + 1 if answer is not None else self.retries + 1
-        for found in json_values(answer.text if answer is not None else "", dict):
+        for found in json_objects(answer.text if answer is not None else ""):
             if "name" in found:
                 said = found["name"]
                 name = " ".join(said.split()).rstrip(".") if isinstance(said, str) else ""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from driftbook.chat import Conversation, Message, split_thought
+from driftbook.chat import Conversation, Message
 from driftbook.errors import ModelError
-from driftbook.ledger import Answer, Ledger, request_key
+from driftbook.ledger import Ledger
 from driftbook.models.loading import LoadedModel
 from driftbook.models.local import LocalEngine, Request
 from driftbook.models.sampling import SamplingParams, stream_seed
+from driftbook.replies import Answer, request_key, split_thought
 
 
 class LocalChat:
@@ -32,8 +33,15 @@ class LocalChat:
         self.max_tokens, self.progress = max_tokens, progress
         self._model: LoadedModel | None = None
 
-    def request(self, messages: Sequence[Message], sample: int, temperature: float = 0.0) -> dict[str, Any]:
-        """A request in the form that is hashed: everything that shapes the answer."""
+    def request(
+        self,
+        messages: Sequence[Message],
+        sample: int,
+        temperature: float = 0.0,
+        response_format: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """A request in the form that is hashed: everything that shapes the answer, which ``response_format`` does not
+        here."""
         return {
             "weights": self.weights,
             "messages": [dict(m) for m in messages],

@@ -18,9 +18,10 @@ from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import ModelError
 from driftbook.evidence.levels import VALUES, Mode, expectation
 from driftbook.evidence.rubrics import rubric as shipped
-from driftbook.ledger import Answer, Ledger, Quote, request_key
+from driftbook.ledger import Ledger
 from driftbook.models.loading import LoadedModel
 from driftbook.models.local import left_pad
+from driftbook.replies import Answer, Quote, request_key
 from driftbook.workers import Workers
 
 Batch = tuple[list[str], list[str]]

@@ -11,7 +11,8 @@ import numpy as np
 
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import ModelError
-from driftbook.ledger import Answer, Ledger, Quote, request_key
+from driftbook.ledger import Ledger
+from driftbook.replies import Answer, Quote, request_key
 
 SCHEMA = 1
 

@@ -99,7 +99,8 @@ def open_judge(
     rubric = rubric or _rubric(spec, root)
     if spec.kind == "endpoint":
         endpoint = open_endpoint(spec, f"{spec.model} ({role})", ledger, progress)
-        return EndpointJudge(endpoint, per_call=spec.per_call, mode=spec.mode, rubric=rubric, logprobs=spec.logprobs)
+        asked = {"per_call": spec.per_call, "mode": spec.mode, "logprobs": spec.logprobs, "structured": spec.structured}
+        return EndpointJudge(endpoint, rubric=rubric, **asked)
     return open_local_judge(spec, role, ledger, cache, rubric, progress, workers)
 
 
