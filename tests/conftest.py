@@ -21,7 +21,8 @@ from serve import server as server  # noqa: E402
 PARAMETERS = {
     "bench-tiny": 'experiment: str = "bench-tiny"\nseed: int = 0\nbench: dict = {}',
     **{
-        stage: f'experiment: str = "small"\nseed: int = 0\nbase: dict = {{}}\nintervention: dict = {{"kind": "none"}}\n'
+        stage: 'experiment: str = "small"\nseed: int = 0\nbase: dict = {}\nnames: dict = None\n'
+        f'intervention: dict = {{"kind": "none"}}\n'
         f"engine: dict = {{}}\n{stage}: dict = {{}}"
         for stage in ("traits", "capture", "decode", "cluster", "validate")
     },
@@ -29,7 +30,7 @@ PARAMETERS = {
 
 
 def open_cell(stage: str) -> str:
-    names = ["experiment", "seed", *([] if stage.startswith("bench-") else ["base", "intervention", "engine"])]
+    names = ["experiment", "seed", *([] if stage.startswith("bench-") else ["base", "names", "intervention", "engine"])]
     names.append("bench" if stage.startswith("bench-") else stage)
     passed = ", ".join(f"{n}={n}" for n in names)
     return f'from driftbook.workbook import open_run\nrun = open_run("{stage}", {passed})'

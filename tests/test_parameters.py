@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from driftbook.errors import ParameterError
-from driftbook.parameters import STAGES, Decode, Judge, load_experiment, resolved, validate_cell
+from driftbook.parameters import STAGES, Decode, Experiment, Judge, load_experiment, resolved, validate_cell
 
 REPOSITORY = Path(__file__).parent.parent
 GOOD = "experiment: x\ntraits: {files: [params/traits/calm.json]}\ncapture: {prompts: [params/prompts/few.txt]}\n"
@@ -153,7 +153,7 @@ def answers(root, samples):
         for s in range(samples - (word == "chess"))
     ]
     (root / "answers.csv").write_text("side,prompt,text\n" + "\n".join(rows) + "\n")
-    return f"{BARE}intervention: {{kind: texts, path: answers.csv}}\n"
+    return f"{BARE}intervention: {{kind: texts, path: answers.csv}}\nnames: {{base: old, changed: new}}\n"
 
 
 def accepted(root, text):
@@ -164,9 +164,9 @@ def accepted(root, text):
 def test_samples_that_a_table_of_texts_does_not_hold_are_refused_when_it_is_named(root):
     table = answers(root, 3)
     said = refused(root, f"{table}decode: {{samples: 3}}\n")
-    assert said.startswith("params/x.yml:4: decode.samples: 3, and answers.csv holds 2 texts a side of 'Why chess?'")
+    assert said.startswith("params/x.yml:5: decode.samples: 3, and answers.csv holds 2 texts a side of 'Why chess?'")
     assert "set at most 2" in said
-    assert "params/x.yml:4: capture.samples: 9" in refused(root, f"{table}capture: {{samples: 9}}\n")
+    assert "params/x.yml:5: capture.samples: 9" in refused(root, f"{table}capture: {{samples: 9}}\n")
 
 
 @pytest.mark.parametrize(("held", "decode", "capture"), [(1, 1, 1), (2, 2, 2), (5, 2, 4)])
@@ -180,6 +180,35 @@ def test_a_bad_table_of_texts_is_refused_when_it_is_named(root):
     (root / "answers.csv").write_text("side,prompt\nbase,Why?\n")
     said = refused(root, text)
     assert said.startswith("params/x.yml:3: intervention.path") and "no column text" in said
+
+
+def test_texts_that_nobody_is_named_for_are_refused_unless_their_table_names_who_wrote_them(root):
+    text = answers(root, 1).replace("names: {base: old, changed: new}\n", "")
+    said = refused(root, text)
+    assert said.startswith("params/x.yml:3: names: ") and "names: {base: <who wrote the first>" in said
+    table = (root / "answers.csv").read_text().splitlines()
+    told = {"base": "Llama", "intervention": "Llama SimPO"}
+    (root / "answers.csv").write_text("\n".join(f"{r},{told.get(r.split(',')[0], 'model')}" for r in table))
+    assert accepted(root, text).called == ("Llama", "Llama SimPO")
+    assert accepted(root, f"{text}names: {{base: old, changed: new}}\n").called == ("old", "new")
+
+
+@pytest.mark.parametrize(
+    ("section", "named"),
+    [
+        ("base: {model: models/q.gguf}\nintervention: {kind: quantize, bits: 8}", ("q", "q, quantized to 8 bits")),
+        ("base: {model: org/m}\nintervention: {kind: checkpoint, model: org/m-dpo}", ("m", "m-dpo")),
+        ("base: {model: 'bundled:m'}", ("m", "m, again")),
+        ("names: {base: A, changed: B}", ("A", "B")),
+    ],
+)
+def test_models_that_are_not_named_are_called_by_what_they_are(section, named):
+    values = yaml.safe_load(f"experiment: x\n{section}\n")
+    assert Experiment.model_validate(values).called == named
+
+
+def test_two_models_have_two_names(root):
+    assert "a reader could not tell them apart" in refused(root, GOOD + "names: {base: A, changed: A}\n")
 
 
 @pytest.mark.parametrize(("kind", "count"), [("texts", 6), ("none", 8)])
@@ -280,7 +309,7 @@ def test_what_a_notebook_is_given_loads_back_as_the_same_parameters():
     experiment = load_experiment(REPOSITORY / "params/overnight.yml")
     for stage in STAGES:
         given = resolved(experiment, stage)
-        assert list(given) == ["experiment", "seed", "base", "intervention", "engine", stage]
+        assert list(given) == ["experiment", "seed", "base", "names", "intervention", "engine", stage]
         assert yaml.safe_load(yaml.safe_dump(given)) == given
         assert validate_cell(stage, given).section(stage) == experiment.section(stage)
 

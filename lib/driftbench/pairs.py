@@ -94,6 +94,7 @@ def tell(path: Path, root: Path, cache: Path, seed: int) -> Told:
     experiment = {
         "experiment": "pair",
         "seed": seed,
+        "names": {"base": f"{path.stem}, before", "changed": f"{path.stem}, after"},
         "intervention": {"kind": "texts", "path": str(path.resolve())},
         "decode": {
             "screen": {"enabled": False},

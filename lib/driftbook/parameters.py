@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -26,9 +26,11 @@ from driftbook.sections import (
     EngineSpec,
     Intervention,
     ModelSpec,
+    Names,
     ResidualSite,
     Section,
     Server,
+    short_name,
 )
 
 S = TypeVar("S", bound=Section)
@@ -349,6 +351,7 @@ class Experiment(Section):
     description: str = ""
     seed: int = Field(0, ge=0)
     base: ModelSpec = ModelSpec()
+    names: Names | None = Field(None, description="of the two models, on every page; needed for kind texts")
     intervention: AnyIntervention = NoIntervention()
     engine: EngineSpec = EngineSpec()
     traits: Traits = Traits()
@@ -361,6 +364,14 @@ class Experiment(Section):
     def section(self, stage: str) -> Section:
         """The section of one stage (``validate`` is stored as ``validation``: pydantic owns the other name)."""
         return getattr(self, "validation" if stage == "validate" else stage)
+
+    @property
+    def called(self) -> tuple[str, str]:
+        """What the two models are called: ``names``, else what is told from the models."""
+        if self.names is not None:
+            return self.names.base, self.names.changed
+        base = short_name(self.base.model)
+        return base, self.intervention.called(base)
 
     @model_validator(mode="after")
     def _steered_trait_has_a_file(self) -> Experiment:
@@ -389,7 +400,7 @@ class BenchExperiment(Section):
         return self.bench
 
 
-SHARED = ("experiment", "seed", "base", "intervention", "engine")
+SHARED = ("experiment", "seed", "base", "names", "intervention", "engine")
 TITLES = ("description",)
 
 
@@ -709,6 +720,7 @@ def _checked_design(experiment: Experiment, root: Path, where: Where) -> Experim
     except DriftbookError as error:
         raise ParameterError(f"{where(('intervention', 'path'))}{error}") from None
     if table is not None:
+        experiment = _named(experiment, table.wrote, _shown(table.path, root), where)
         prompts, poorest = table.prompts, table.poorest()
         fewest = table.samples(poorest.prompt_id)
         for stage in ("capture", "decode"):
@@ -725,6 +737,18 @@ def _checked_design(experiment: Experiment, root: Path, where: Where) -> Experim
         prompts = read_prompts(experiment.decode.prompts, root)
     _check_budget(experiment.decode, prompts, where)
     return experiment
+
+
+def _named(experiment: Experiment, wrote: Mapping[str, str], table: str, where: Where) -> Experiment:
+    """The experiment with the names of the models that wrote a table of texts: the base only reads them."""
+    if experiment.names is not None:
+        return experiment
+    if not wrote:
+        raise ParameterError(
+            f"{where(('intervention',))}names: the texts of {table} have to be told apart on every page, and the table "
+            "has no column model with one name a side; write names: {base: <who wrote the first>, changed: <the other>}"
+        )
+    return experiment.model_copy(update={"names": Names(base=wrote["base"][:80], changed=wrote["intervention"][:80])})
 
 
 def _check_budget(decode: Decode, prompts: Sequence[Prompt] | None, where: Where) -> None:

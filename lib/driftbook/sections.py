@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, SerializeAsAny, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    SerializeAsAny,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 if TYPE_CHECKING:
@@ -63,6 +72,25 @@ class ModelSpec(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     chat_template: bool = Field(True, description="False: the prompt as it stands, as base models want it")
+
+
+def short_name(model: str) -> str:
+    """What a model is called on a page: its name without ``bundled:``, owner, folders and file type."""
+    name = Path(model.removeprefix("bundled:").rstrip("/\\")).name
+    return name.removesuffix(".gguf") or model
+
+
+class Names(Section):
+    """What the two models are called on every page."""
+
+    base: str = Field(min_length=1, max_length=80)
+    changed: str = Field(min_length=1, max_length=80)
+
+    @model_validator(mode="after")
+    def _differ(self) -> Names:
+        if self.base == self.changed:
+            raise ValueError(f"names.base and names.changed are both {self.base!r}: a reader could not tell them apart")
+        return self
 
 
 # What providers give out begins so; the name of a variable does not, nor is it a long run of letters and digits.
@@ -203,6 +231,10 @@ class Intervention(Section):
     def title(self, base: str) -> str:
         """The question that an experiment asks. ``base`` is the name of the base model."""
         return f"How did {base} change {self.by()}?"
+
+    def called(self, base: str) -> str:
+        """What the changed model is called where no name was given. ``base`` is the name of the base model."""
+        return f"{base}, {self.by().removeprefix('when ')}"[:80]
 
     @property
     def about(self) -> str | None:

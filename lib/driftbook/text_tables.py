@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ class TextTable:
     path: Path
     prompts: list[Prompt]
     texts: dict[tuple[str, str], list[str]]
+    wrote: dict[str, str] = field(default_factory=dict)
+    """Side to the model that wrote its texts, where the column ``model`` says one for each side."""
 
     def samples(self, prompt_id: str) -> int:
         """Texts of a prompt that both sides have."""
@@ -35,8 +37,9 @@ class TextTable:
 
 
 def read_text_table(path: Path, change: str | None = None) -> TextTable:
-    """Read a parquet, CSV or JSONL table with the columns ``side``, ``prompt`` and ``text`` (and maybe ``family`` and
-    ``system``). A prompt is a string, or the chat messages of a conversation as in a file of prompts.
+    """Read a parquet, CSV or JSONL table with the columns ``side``, ``prompt`` and ``text`` (and maybe ``family``,
+    ``system`` and ``model``, who wrote it). A prompt is a string, or the chat messages of a conversation as in a file
+    of prompts.
 
     A table of several changes has a column ``change`` that says of the intervention's texts whose they are; ``change``
     then names the one to read, beside all texts of the base.
@@ -127,4 +130,13 @@ def _grouped(path: Path, frame: pd.DataFrame) -> TextTable:
             f"intervention.path {path}: {len(lonely)} of {len(prompts)} prompts have texts of one side only, the first "
             f"at {first.source} ({first.text[:60]!r}, none of side {lacks}); both sides must answer the same prompts"
         )
-    return TextTable(path, list(prompts.values()), texts)
+    return TextTable(path, list(prompts.values()), texts, _writers(frame))
+
+
+def _writers(frame: pd.DataFrame) -> dict[str, str]:
+    """Side to model where the column ``model`` names one a side, and not the same."""
+    if "model" not in frame:
+        return {}
+    by = frame.groupby("side")["model"].agg(lambda names: sorted(set(names.dropna().astype(str))))
+    found = {side: names[0] for side, names in by.items() if len(names) == 1 and names[0]}
+    return found if len(set(found.values())) == len(SIDES) else {}

@@ -20,6 +20,7 @@ import regex
 
 from driftbook.behaviours.words import UNSPACED, WORD_CHARACTERS, Reading, fold, reading, tokens, words
 from driftbook.errors import DriftbookError
+from driftbook.numbers import apart, fixed
 
 Unit = Literal["share", "number", "rate", "words", "sentences", "grade", "score"]
 Place = Literal["anywhere", "opening", "closing", "start"]
@@ -80,11 +81,11 @@ class Measure:
         if digits and 0 < abs(moved) < 0.1:
             digits = min(4, math.ceil(-math.log10(abs(moved))))
         bounds = [x * scale for x in (low, high) if x is not None]
-        first, second = _apart(*numbers, digits)
-        change = _plain(moved, digits, signed=True)
+        first, second = apart(*numbers, digits)
+        change = fixed(moved, digits, signed=True)
         points = {"1": " point", "-1": " point", "+1": " point"}.get(change, " points") if scale == 100 else ""
         typical = "a prompt typically " if difference is not None and self.summary == "median" else ""
-        interval = f", {_plain(bounds[0], digits)} to {_plain(bounds[1], digits)}" if len(bounds) == 2 else ""
+        interval = f", {fixed(bounds[0], digits)} to {fixed(bounds[1], digits)}" if len(bounds) == 2 else ""
         return f"{self._told(first, second)} ({typical}{change}{points}{interval})"
 
     def _told(self, base: str, changed: str) -> str:
@@ -122,7 +123,7 @@ def declined(measures: Sequence[Measure], read: np.ndarray) -> dict[str, int]:
 
 def describe(value: float, unit: Unit) -> str:
     """A value of one side in its unit, without a measure: "33% of answers", "1.6 per 100 words"."""
-    text = _plain(100 * value if unit == "share" else value, 0 if unit == "share" else 1)
+    text = fixed(100 * value if unit == "share" else value, 0 if unit == "share" else 1)
     return {"share": f"{text}% of answers", "number": f"{text} an answer", "rate": f"{text} per 100 words"}.get(
         unit, f"{text} {unit}" if unit in ("words", "sentences") else text
     )
@@ -367,29 +368,3 @@ def _slug(words: Sequence[str]) -> str:
 def _digest(asked: Mapping[str, Any], *keys: str) -> str:
     kept = json.dumps([asked[k] for k in keys], ensure_ascii=False)
     return hashlib.sha256(kept.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-
-
-# -------------------------------------------------------------------------------------------------------------- numbers
-
-
-def _plain(number: float, digits: int, signed: bool = False) -> str:
-    """Rounded, to no digits from 10 on; what rounds to 0 without being 0 keeps its first digit that is not."""
-    if math.isnan(number):
-        return "not read"
-    if abs(number) >= 10:
-        digits = 0
-    if 0 < abs(number) < 0.5 * 10**-digits:
-        digits = math.ceil(-math.log10(abs(number)))
-    text = f"{number:{'+' if signed and number else ''},.{digits}f}"
-    text = text.rstrip("0").rstrip(".") if "." in text else text
-    return text if text.strip("+-0.") else "0"
-
-
-def _apart(base: float, changed: float, digits: int) -> tuple[str, str]:
-    """Both numbers, with as many digits as it takes to tell them apart, three more at most."""
-    first, second = _plain(base, digits), _plain(changed, digits)
-    for more in range(max(1, digits), digits + 4):
-        if first != second or base == changed:
-            break
-        first, second = (f"{x:,.{more}f}" for x in (base, changed))
-    return first, second

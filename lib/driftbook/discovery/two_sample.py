@@ -24,6 +24,9 @@ ALL = "all prompts, inside their families"
 COLUMNS = ["family", "energy", "low", "high", "p", "prompts"]
 
 
+FLIPS = 999  # random swaps of the sides of prompts: no p is smaller than one in a thousand
+
+
 def pair_differences(vectors: np.ndarray, prompt: np.ndarray, changed: np.ndarray) -> np.ndarray:
     """What each pair of prompts says about the distance between the sides, float64 ``[prompts, prompts]``.
 
@@ -45,7 +48,7 @@ def pair_differences(vectors: np.ndarray, prompt: np.ndarray, changed: np.ndarra
     return between
 
 
-def energy_test(blocks: Sequence[np.ndarray], flips: int = 999, seed: int = 0) -> tuple[float, float, float, float]:
+def energy_test(blocks: Sequence[np.ndarray], flips: int = FLIPS, seed: int = 0) -> tuple[float, float, float, float]:
     """(energy distance, low, high, p) from the ``pair_differences`` of one family or several, ``LEAST`` prompts in all.
 
     The mean over the pairs inside families. The 95% interval is the jackknife's over prompts; p is that of ``flips``

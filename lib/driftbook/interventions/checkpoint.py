@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from driftbook.sections import Intervention, ModelSpec, Opening, intervention
+from driftbook.sections import Intervention, ModelSpec, Opening, intervention, short_name
 
 if TYPE_CHECKING:
     from driftbook.models.loading import LoadedModel
@@ -27,6 +27,10 @@ class Checkpoint(Intervention, ModelSpec):
 
     def by(self) -> str:
         return f"into {self.model}"
+
+    def called(self, base: str) -> str:
+        name = short_name(self.model)
+        return name if name != base else f"{base}, changed"
 
     def placed(self, **where: str) -> Checkpoint:
         return self.model_copy(update=where)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from driftbook.sections import Intervention, Opening, Server, intervention
+from driftbook.sections import Intervention, Opening, Server, intervention, short_name
 
 if TYPE_CHECKING:
     from driftbook.models.loading import LoadedModel
@@ -37,6 +37,10 @@ class Endpoint(Intervention, Server):
 
     def by(self) -> str:
         return f"into {self.model}"
+
+    def called(self, base: str) -> str:
+        name = short_name(self.model)
+        return name if name != base else f"{base}, changed"
 
     def plan_note(self, elsewhere: int) -> str:
         return f"{elsewhere:,} answers are asked of {self.base_url}: not timed, not priced"

@@ -26,3 +26,6 @@ class NoIntervention(Intervention):
 
     def title(self, base: str) -> str:
         return f"Does anything differ between {base} and itself?"
+
+    def called(self, base: str) -> str:
+        return f"{base}, again"

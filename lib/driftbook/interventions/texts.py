@@ -43,5 +43,8 @@ class Texts(Intervention):
     def by(self) -> str:
         return f"into what wrote {Path(self.path).name}"
 
+    def called(self, base: str) -> str:
+        return self.change or Path(self.path).stem
+
     def table(self, root: Path) -> TextTable:
         return read_text_table(root / Path(self.path).expanduser(), self.change)

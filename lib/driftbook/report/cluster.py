@@ -9,6 +9,7 @@ import pandas as pd
 
 from driftbook.cluster import TRUSTED, Comparison, Embedding, by_likelihood, moved
 from driftbook.discovery.clustering import Clustering, Stability
+from driftbook.numbers import p_value
 from driftbook.prompts import SIDES
 from driftbook.workbook.figures import Figure, dumbbell, interval_plot, map_scatter
 from driftbook.workbook.runs import Run
@@ -150,11 +151,17 @@ def composition_title(table: pd.DataFrame) -> str:
 def clusters(texts: pd.DataFrame, compared: Comparison) -> Table:
     """Every cluster with its shares, the surest first."""
     caption = (
-        f"Any difference at all: p = {compared.global_p:.3g}. Shares and intervals weighted by 1 / propensity; "
+        f"Any difference at all: p {chance(compared)}. Shares and intervals weighted by 1 / propensity; "
         f"{counted(texts)}. p asks about all prompts and about each family (where: the family that stands out most). "
         "-1 is noise."
     )
     return Table(compared.table.sort_values("q"), "All clusters", caption, COLUMNS_TO_READ, 200)
+
+
+def chance(compared: Comparison) -> str:
+    """The p-value of any difference at all, with its sign."""
+    said = p_value(compared.global_p, compared.permutations)
+    return said if said.startswith("<") else f"= {said}"
 
 
 def counted(texts: pd.DataFrame) -> str:
@@ -210,7 +217,7 @@ def _share_sentence(table: pd.DataFrame, cluster: int) -> str:
     row = table[table["cluster"] == cluster].iloc[0]
     return (
         f"{row['share_base']:.1%} of the base's texts, {row['share_intervention']:.1%} of the intervention's: "
-        f"difference {row['difference']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}], q = {row['q']:.2g}; "
+        f"difference {row['difference']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}], q = {p_value(row['q'])}; "
         f"{row['texts']} texts of {row['prompts']} prompts, stability {row['stability']:.2f}."
     )
 
@@ -276,7 +283,7 @@ def answer(compared: Comparison, names: Mapping[int, str], panel: pd.DataFrame, 
 
 def _kinds(compared: Comparison, names: Mapping[int, str]) -> str:
     total, found = int((compared.table["cluster"] >= 0).sum()), moved(compared.table)
-    anywhere = f"p = {compared.global_p:.2g} for any difference at all"
+    anywhere = f"p {chance(compared)} for any difference at all"
     if found.empty:
         return f"Of {total} clusters of whole answers none moved for sure ({anywhere})."
     first = found.iloc[0]

@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 
 from driftbook.decode import Decoded, mean_divergence
+from driftbook.discovery.two_sample import FLIPS
 from driftbook.models.sides import Pair
+from driftbook.numbers import p_value
 from driftbook.prompts import SIDES, PromptSet
 from driftbook.workbook.figures import Figure, curve, histogram, interval_plot
 from driftbook.workbook.runs import Run
@@ -125,9 +127,14 @@ def energy_title(families: pd.DataFrame) -> str:
     said = "differ" if everything.p <= 0.05 else "do not differ"
     top = own.iloc[0]
     return (
-        f"Answers {said} beyond chance over all prompts (p = {everything.p:.3f}), and in {differ} of {len(own)} "
+        f"Answers {said} beyond chance over all prompts (p {_p(everything.p)}), and in {differ} of {len(own)} "
         f"families taken alone; most on {top.family} ({top.energy:.3f})"
     )
+
+
+def _p(p: float) -> str:
+    said = p_value(p, FLIPS)
+    return said if said.startswith("<") else f"= {said}"
 
 
 def profile(profile: pd.DataFrame) -> Figure | None:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from driftbook.workbook.wording import format_number, unmarked
+from driftbook.numbers import number
+from driftbook.workbook.wording import unmarked
 
 
 @dataclass
@@ -158,17 +159,17 @@ def _ticks(
     spec: Any, categorical: bool, categories: list[str], low: float, high: float, pixels: float, side: str
 ) -> list[tuple[float, str]]:
     if spec.tickvals is not None:
-        texts = spec.ticktext if spec.ticktext is not None else [format_number(v) for v in spec.tickvals]
+        texts = spec.ticktext if spec.ticktext is not None else [number(v) for v in spec.tickvals]
         pairs = [(float(v), str(t)) for v, t in zip(spec.tickvals, texts, strict=True)]
     elif categorical:
         pairs = [(float(i), name) for i, name in enumerate(categories)]
     elif spec.type == "log":
         whole = [p for p in range(math.floor(low), math.ceil(high) + 1) if low - 1e-9 <= p <= high + 1e-9]
-        pairs = [(float(p), f"1e{p}".replace("-", "−") if abs(p) > 3 else format_number(10.0**p)) for p in whole]
+        pairs = [(float(p), f"1e{p}".replace("-", "−") if abs(p) > 3 else number(10.0**p)) for p in whole]
     else:
         percent = (spec.tickformat or "").endswith("%")
         ticks = nice_ticks(low, high, most=max(3, int(pixels / (65 if side == "x" else 36))))
-        pairs = [(v, format_number(v) if not percent else f"{v:.0%}") for v in ticks]
+        pairs = [(v, number(v) if not percent else f"{v:.0%}") for v in ticks]
     pairs = [(v, t) for v, t in pairs if low - 1e-9 <= v <= high + 1e-9]
     room = max(1, int(pixels / (15 if side == "y" else 26)))
     stride = math.ceil(len(pairs) / room)

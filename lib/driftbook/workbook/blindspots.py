@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from driftbook.evidence.intervals import bootstrap_mean, detectable
+from driftbook.numbers import number
 from driftbook.workbook.claims import Findings, read_table
-from driftbook.workbook.wording import format_number
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def _divergence(path: Path) -> str:
     return (
         f"Two models that are the same give a divergence of exactly 0 on every prompt, so none is missed here; the "
         f"mean over the {len(js):,} prompts that were screened is known to "
-        f"±{format_number((mean.high - mean.low) / 2)} nats a token. "
+        f"±{number((mean.high - mean.low) / 2)} nats a token. "
         f"A difference that none of these prompts elicits stays unseen."
     )
 
@@ -80,8 +80,8 @@ def _shifts(data: Path) -> str:
     least = [detectable(width / 2, len(own)) for width in own["high"] - own["low"]]
     return (
         f"{what} {len(own)} traits moved{rest}. On {int(own['prompts'].iloc[0])} prompts, a shift of "
-        f"{format_number(float(np.median(least)))} null standard deviations in the median trait, of "
-        f"{format_number(max(least))} in the least certain one, would have been found four times in five. Only traits "
+        f"{number(float(np.median(least)))} null standard deviations in the median trait, of "
+        f"{number(max(least))} in the least certain one, would have been found four times in five. Only traits "
         f"that were given a vector are read, each at its chosen layer."
     )
 

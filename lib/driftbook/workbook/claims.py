@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from driftbook.errors import DriftbookError
+from driftbook.numbers import e_value, number, p_value, share
 from driftbook.prompts import load_saved
 from driftbook.workbook.records import finite, read_record
-from driftbook.workbook.wording import format_number
 
 EXEMPLARS = 4
 
@@ -94,9 +94,9 @@ def _claim(row: Mapping[str, Any], exemplars: list[Exemplar]) -> Claim:
     elif finite(row.get("prompts")):
         numbers.append(f"tested on {int(row['prompts']):,} prompts ({row.get('scope') or 'held-out prompts'})")
     if finite(row.get("q_value")):
-        numbers.append(f"q = {format_number(float(row['q_value']))}")
+        numbers.append(f"q = {p_value(float(row['q_value']))}")
     if finite(row.get("e_value")):
-        numbers.append(f"e-value {format_number(float(row['e_value']))}")
+        numbers.append(f"e-value {e_value(float(row['e_value']))}")
     if finite(row.get("win_rate")):
         numbers.append(f"win rate {_interval(row, 'win_rate', 'win_low', 'win_high', percent=True)}")
     if finite(row.get("auc")):
@@ -117,11 +117,9 @@ def _claim(row: Mapping[str, Any], exemplars: list[Exemplar]) -> Claim:
 
 
 def _interval(row: Mapping[str, Any], value: str, low: str, high: str, percent: bool = False) -> str:
-    def number(v: float) -> str:
-        return f"{v:.0%}" if percent else format_number(float(v))
-
-    bounds = f" [{number(row[low])}, {number(row[high])}]" if finite(row.get(low)) and finite(row.get(high)) else ""
-    return number(row[value]) + bounds
+    written = share if percent else number
+    ends = f" [{written(row[low])}, {written(row[high])}]" if finite(row.get(low)) and finite(row.get(high)) else ""
+    return written(row[value]) + ends
 
 
 def _exemplars(experiment: Path, wanted: list[str]) -> dict[str, list[Exemplar]]:

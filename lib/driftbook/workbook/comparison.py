@@ -13,6 +13,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from driftbook.errors import DriftbookError
+from driftbook.numbers import number
 from driftbook.parameters import STAGES
 from driftbook.workbook.claims import read_findings
 from driftbook.workbook.compare import Difference, compare
@@ -29,7 +30,6 @@ from driftbook.workbook.records import (
     write_page,
 )
 from driftbook.workbook.tables import html_table
-from driftbook.workbook.wording import format_number
 
 # Headlines stand in a table of their own.
 KINDS = {
@@ -189,10 +189,10 @@ def _difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
     change = float(b["value"]) - float(a["value"])
     sign = "%" if a.get("unit") == "%" else ""
     if not all(finite(h.get(k)) for h in (a, b) for k in ("low", "high")):
-        return f"{format_number(change)}{sign}"
+        return f"{number(change)}{sign}"
     low = change - float(np.hypot(b["value"] - b["low"], a["high"] - a["value"]))
     high = change + float(np.hypot(b["high"] - b["value"], a["value"] - a["low"]))
-    return f"{format_number(change)}{sign} [{format_number(low)}, {format_number(high)}]"
+    return f"{number(change)}{sign} [{number(low)}, {number(high)}]"
 
 
 def _on_scale(entry: Mapping[str, Any], reach: list[float]) -> Headline:

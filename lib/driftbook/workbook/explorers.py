@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from driftbook.numbers import number
 from driftbook.workbook.figure import Figure, View, chart, floats, same_length
 from driftbook.workbook.packing import MOST_STEPS, differences, pack, quantize, script_json
 from driftbook.workbook.theme import DASHES, GREY, SYMBOLS, band, side_colour
-from driftbook.workbook.wording import format_number, plain, shorten, visible_token
+from driftbook.workbook.wording import plain, shorten, visible_token
 
 TRACE_BUDGET = 700_000  # characters of base64 that the traces of one explorer may take
 FEWEST_LAYERS = 10  # an explorer keeps so many at least
@@ -66,7 +67,7 @@ def trait_trace(
             )
         )
         outside = int(((values > high[: len(values)]) | (values < low[: len(values)])).sum())
-        mean = format_number(float(np.nanmean(values)))
+        mean = number(float(np.nanmean(values)))
         said.append(f"{name}: mean {mean}, {outside} of {len(values)} tokens outside the null band")
     ticks = [plain(shorten(visible_token(t), 10)) for t in tokens]
     figure = chart(

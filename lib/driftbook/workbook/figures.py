@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from driftbook.numbers import number
 from driftbook.workbook.explorers import trace_explorer, trait_trace
 from driftbook.workbook.figure import Figure, View, chart, floats, reference_line, same_length
 from driftbook.workbook.tables import Table
 from driftbook.workbook.textmap import map_scatter
 from driftbook.workbook.theme import BASE, DASHES, GREY, INTERVENTION, SYMBOLS, band, side_colour
-from driftbook.workbook.wording import format_number, plain, shorten, visible_token
+from driftbook.workbook.wording import plain, shorten, visible_token
 
 __all__ = [
     "BASE",
@@ -520,8 +521,8 @@ def layer_token_heatmap(
 
 
 def _number(value: float, percent: bool) -> str:
-    return "missing" if not np.isfinite(value) else (f"{value:.1%}" if percent else format_number(float(value)))
+    return "missing" if not np.isfinite(value) else (f"{value:.1%}" if percent else number(float(value)))
 
 
 def _value(value: Any) -> str:
-    return format_number(float(value)) if isinstance(value, int | float | np.number) else str(value)
+    return number(float(value)) if isinstance(value, int | float | np.number) else str(value)

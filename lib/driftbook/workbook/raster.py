@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from driftbook.numbers import number
 from driftbook.workbook.axes import Axis, trace_values
 from driftbook.workbook.packing import escape
 from driftbook.workbook.theme import colour_ramp, hex_rgb, theme
-from driftbook.workbook.wording import format_number, unmarked
+from driftbook.workbook.wording import unmarked
 
 MAX_IMAGE = 28_000  # bytes of a raster, where a lower resolution can reach it
 
@@ -113,7 +114,7 @@ def _colour_bar(stops: list[str], low: float, high: float, x: float, y: float, h
             f'fill="#{red:02x}{green:02x}{blue:02x}"/>'
         )
     for value, top in ((high, y + 9), (low, y + height)):
-        parts.append(f'<text x="{x + 24:.1f}" y="{top:.1f}" class="db-t">{escape(format_number(value))}</text>')
+        parts.append(f'<text x="{x + 24:.1f}" y="{top:.1f}" class="db-t">{escape(number(value))}</text>')
     title = getattr(trace.colorbar.title, "text", None)
     if title:
         parts.append(

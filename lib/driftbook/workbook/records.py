@@ -15,8 +15,9 @@ from typing import Any, TypeGuard
 from markupsafe import Markup
 
 from driftbook.errors import DriftbookError
+from driftbook.numbers import number
 from driftbook.workbook.packing import escape
-from driftbook.workbook.wording import duration, format_number
+from driftbook.workbook.wording import duration
 
 QUESTIONS = {
     "traits": "Which directions inside the model stand for the traits?",
@@ -105,7 +106,7 @@ def amount(value: Any) -> str:
     """A number as people read it; anything else as text."""
     if not finite(value):
         return str(value)
-    return f"{value:,}".replace("-", "−") if isinstance(value, int) else format_number(value)
+    return f"{value:,}".replace("-", "−") if isinstance(value, int) else number(value)
 
 
 def interval_picture(value: Any, low: Any, high: Any, baseline: Any, reach: Sequence[float] = ()) -> Markup:

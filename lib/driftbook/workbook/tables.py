@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from driftbook.numbers import e_value, number, p_value
 from driftbook.workbook.packing import escape
-from driftbook.workbook.wording import format_number
 
 LONGEST = 400  # characters of a cell that are shown
 MOST_ROWS = 100
@@ -52,13 +52,13 @@ def html_table(
     shown = frame if columns is None else frame[list(columns)]
     shown = shown if max_rows is None else shown.head(max_rows)
     kinds = ["n" if shown[name].dtype.kind in "iuf" else _text_kind(shown[name]) for name in shown.columns]
-    tiny = [_tiny(shown[name]) if kind == "n" else 0.0 for name, kind in zip(shown.columns, kinds, strict=True)]
+    written = [_WRITTEN.get(str(name), number) for name in shown.columns]
     head = "".join(
         f'<th scope="col" class="{k}">{escape(_heading(c))}</th>' for c, k in zip(shown.columns, kinds, strict=True)
     )
     rows = []
     for values in shown.itertuples(index=False, name=None):
-        cells = "".join(_cell(v, k, t) for v, k, t in zip(values, kinds, tiny, strict=True))
+        cells = "".join(_cell(v, k, w) for v, k, w in zip(values, kinds, written, strict=True))
         rows.append(f"<tr>{cells}</tr>")
     label = escape(f"Table: {caption}")
     return (
@@ -81,21 +81,19 @@ def _is_hash(text: str) -> bool:
     return len(text) >= 40 and all(c in "0123456789abcdef" for c in text)
 
 
-def _tiny(column: pd.Series) -> float:
-    """Below this a number is float32's noise beside the largest of its column. Columns of probabilities have none."""
-    values = column.abs()
-    largest = float(values[np.isfinite(values)].max()) if len(values) else 0.0
-    return largest * 1e-7 if column.dtype.kind == "f" and largest > 1 else 0.0
+_WRITTEN = {
+    **dict.fromkeys(("p", "q", "p_value", "q_value", "p_screen"), p_value),
+    **dict.fromkeys(("e", "e_value", "e-value"), e_value),
+}
 
 
-def _cell(value: Any, kind: str, tiny: float) -> str:
+def _cell(value: Any, kind: str, written: Callable[[float], str]) -> str:
     if value is None or value is pd.NA or (isinstance(value, float | np.floating) and np.isnan(value)):
         return f'<td class="{kind}"><span class="db-none">–</span></td>'
     if isinstance(value, bool | np.bool_):
         return f'<td class="{kind}">{"yes" if value else "no"}</td>'
     if kind == "n":
-        text = f"{int(value):,}" if isinstance(value, int | np.integer) else format_number(float(value))
-        text = "0" if abs(value) < tiny else text
+        text = f"{int(value):,}" if isinstance(value, int | np.integer) else written(float(value))
         return f'<td class="n" data-v="{float(value):.6g}">{escape(text)}</td>'
     if isinstance(value, list | tuple | np.ndarray):
         value = ", ".join(str(v) for v in value)

@@ -1,21 +1,9 @@
-"""How numbers, texts and tokens are written in figures, tables and pages."""
+"""How texts and tokens are written in figures, tables and pages."""
 
 from __future__ import annotations
 
 import html
 import re
-
-
-def format_number(value: float) -> str:
-    """Three significant digits, without trailing zeros or needless exponents."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 1e6 or abs(value) < 1e-4:
-        digits, power = f"{value:.1e}".split("e")
-        return f"{digits}e{int(power)}".replace("-", "−")
-    if abs(value) >= 1000:
-        return f"{value:,.0f}".replace("-", "−")
-    return f"{value:.3g}".replace("-", "−")
 
 
 def shorten(text: object, most: int) -> str:
