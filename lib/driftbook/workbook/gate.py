@@ -11,10 +11,10 @@ import yaml
 
 from driftbook.errors import DriftbookError
 from driftbook.evidence.gate import Allow, Answer, check, passed
+from driftbook.numbers import number
 from driftbook.parameters import Where
 from driftbook.workbook.claims import read_table
 from driftbook.workbook.runs import Layout
-from driftbook.workbook.wording import format_number
 
 Answers = Mapping[str, Sequence[Answer]]
 """By experiment; a series has several."""
@@ -92,4 +92,4 @@ def _title(a: Answer) -> str:
 def _between(a: Answer) -> str:
     if math.isnan(a.low) or "%" not in a.rule:
         return ""
-    return f"; {format_number(100 * a.low)}% to {format_number(100 * a.high)}% of the base's value"
+    return f"; {number(100 * a.low)}% to {number(100 * a.high)}% of the base's value"
