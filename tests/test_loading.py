@@ -31,7 +31,7 @@ def spec(model, **options) -> ModelSpec:
 
 def test_a_folder_is_loaded_with_its_record(folder, tmp_path):
     model = load(spec(folder), tmp_path)
-    assert model.record | {"identity": None, "template": None} == {
+    assert model.record | {"identity": None, "template": None, "load": None} == {
         "model": str(folder),
         "revision": None,
         "identity": None,
@@ -44,6 +44,7 @@ def test_a_folder_is_loaded_with_its_record(folder, tmp_path):
         "reason": "cpu was asked for; float32 was asked for",
         "template": None,
         "system_role": True,
+        "load": None,
     }
     assert len(model.record["template"]) == 16 and model.context == 512 and not model.model.training
     assert not any(p.requires_grad for p in model.model.parameters())
@@ -60,7 +61,9 @@ def test_the_record_says_whether_the_template_has_a_system_role(folder, tmp_path
     deaf = shutil.copytree(folder, tmp_path / "deaf")
     written = AutoTokenizer.from_pretrained(deaf)
     drops = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
-    for template in (drops, "{{ raise_exception('no') }}"):
+    no_system = "{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    refuses = "{% for m in messages %}" + no_system + "{{ m.content }}{% endfor %}"
+    for template in (drops, refuses):
         written.chat_template = template
         written.save_pretrained(deaf)
         assert load(spec(deaf), tmp_path).record["system_role"] is False
@@ -108,7 +111,7 @@ def test_names_that_lead_nowhere_say_what_would(tmp_path):
 def test_a_folder_that_is_no_model_is_named_with_the_remedy(folder, tmp_path):
     broken = shutil.copytree(folder, tmp_path / "broken")
     (broken / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"broken' could not be loaded: .*Name a bundled model"):
+    with pytest.raises(ModelError, match=r"broken holds no weights: neither model\.safetensors nor"):
         load(spec(broken), tmp_path)
     strange = shutil.copytree(folder, tmp_path / "strange")
     (strange / "config.json").write_text('{"model_type": "no-such-family"}')

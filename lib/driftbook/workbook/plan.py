@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 
 from driftbook.errors import ModelError
-from driftbook.models.gguf_header import read_gguf_header
+from driftbook.models.gguf_header import read_gguf_header, shards
 from driftbook.parameters import BenchExperiment, Experiment, Judge, ModelSpec, expand, load_experiment, resolved
 from driftbook.prompt_files import read_prompts
 from driftbook.prompts import Prompt
@@ -222,7 +222,8 @@ def _size_of_gguf(path: Path, width_bytes: int) -> Size:
     if not (layers and width):
         raise ModelError(f"{path}: the header names no block_count and embedding_length: this is no language model")
     one = isinstance(heads, int) and isinstance(shared, int)  # a list where layers differ
-    return _size(header.parameters, layers, width, shared / heads if one else 1.0, width_bytes, "read from its header")
+    parameters = sum(read_gguf_header(p).parameters for p in shards(path))
+    return _size(parameters, layers, width, shared / heads if one else 1.0, width_bytes, "read from its header")
 
 
 def _size(parameters: float, layers: int, width: int, kv_share: float, width_bytes: int, known: str) -> Size:

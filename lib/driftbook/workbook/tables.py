@@ -27,6 +27,8 @@ class Table:
     caption: str = ""
     columns: Sequence[str] | None = None
     max_rows: int | None = None
+    fold: str = ""
+    """Where given, the table is folded away under this line."""
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         return {"text/html": self.html(), "text/plain": f"{self.title}\n{self.frame.head(MOST_ROWS).to_string()}"}, {}
@@ -37,10 +39,11 @@ class Table:
         caption = (
             f'<p class="db-table-caption">{escape((self.caption + more).strip())}</p>' if self.caption or more else ""
         )
-        return (
-            f'<div class="db-table-block"><p class="db-figure-title">{escape(self.title)}</p>'
-            f"{html_table(self.frame, caption=self.title, max_rows=rows, columns=self.columns)}{caption}</div>"
-        )
+        table = html_table(self.frame, caption=self.title, max_rows=rows, columns=self.columns)
+        if self.fold:
+            return f'<details class="db-data"><summary>{escape(self.fold)}</summary>{table}{caption}</details>'
+        title = f'<p class="db-figure-title">{escape(self.title)}</p>'
+        return f'<div class="db-table-block">{title}{table}{caption}</div>'
 
 
 def html_table(

@@ -1,0 +1,132 @@
+"""The chat template of a tokenizer: which of several, how it takes its content, and what it writes by itself."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from driftbook.errors import ModelError
+
+ASKED, TOLD, SAID = "What is it?", "Be terse.", "Yes."
+"""A question, a system prompt and an answer that a template is tried with."""
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How the template of a tokenizer is called.
+
+    ``name``: of which, where there are several; ``args``: what it takes beside the turns (``enable_thinking``);
+    ``parts``: it reads the content of a turn as a list of parts, and would lose a plain text.
+    """
+
+    name: str | None = None
+    args: Mapping[str, Any] = field(default_factory=dict)
+    parts: bool = False
+
+    def render(self, tokenizer: Any, turns: Sequence[Mapping[str, str]], begins: bool = True) -> str:
+        """The text of a conversation; with ``begins`` up to where the answer begins."""
+        if self.parts:
+            turns = [{**t, "content": [{"type": "text", "text": t["content"]}]} for t in turns]  # type: ignore[dict-item]
+        return tokenizer.apply_chat_template(
+            list(turns), chat_template=self.name, add_generation_prompt=begins, tokenize=False, **self.args
+        )
+
+
+def choose(tokenizer: Any, model: str, name: str | None, args: Mapping[str, Any]) -> ChatTemplate:
+    """The template that a model is asked through.
+
+    Args:
+        name: of one of several.
+
+    Raises:
+        ModelError: there is none of that name, several and none is the default, or the one loses what it is given.
+    """
+    there = tokenizer.chat_template
+    if isinstance(there, dict):
+        if name is None and DEFAULT not in there and len(there) > 1:
+            raise ModelError(
+                f"model {model!r} has {len(there)} chat templates ({', '.join(sorted(there))}), none of them the "
+                "default; name one as template:"
+            )
+        chosen = name or (DEFAULT if DEFAULT in there else next(iter(there)))
+        if chosen not in there:
+            raise ModelError(f"model {model!r} has no chat template {chosen!r}; there are {', '.join(sorted(there))}")
+    elif name not in (None, DEFAULT):
+        raise ModelError(f"model {model!r} has one chat template, and none is named {name!r}; leave template: out")
+    else:
+        chosen = None
+    tried = []
+    for parts in (False, True):
+        template = ChatTemplate(chosen, dict(args), parts)
+        try:
+            if ASKED in template.render(tokenizer, [{"role": "user", "content": ASKED}]):
+                return template
+            tried.append("writes a prompt without the prompt's text")
+        except Exception as error:  # jinja errors of many kinds
+            tried.append(f"fails ({str(error).splitlines()[0] if str(error) else type(error).__name__})")
+    raise ModelError(
+        f"the chat template of {model!r} {tried[0]}, and with content as parts it {tried[1]}; mend the template, name "
+        "another as template:, or set chat_template: false"
+    )
+
+
+def text_of(tokenizer: Any, template: ChatTemplate) -> str:
+    """The template itself, in jinja."""
+    there = tokenizer.chat_template
+    return there[template.name] if isinstance(there, dict) else there
+
+
+def has_system_role(tokenizer: Any, template: ChatTemplate) -> bool:
+    """Whether the template says what a system turn holds."""
+    turns = [{"role": "system", "content": TOLD}, {"role": "user", "content": ASKED}]
+    try:
+        return TOLD in template.render(tokenizer, turns)
+    except Exception:  # a template that refuses the role raises an error of its own
+        return False
+
+
+def own_system_text(tokenizer: Any, template: ChatTemplate) -> str:
+    """What the template says to the model by itself where there is no system prompt; empty where nothing, or where it
+    has no system role.
+
+    It is what stands in the place of a system prompt: a rendering with one is cut around it, and what the rendering
+    without one has between the two halves is the template's own.
+    """
+    user = {"role": "user", "content": ASKED}
+    if not has_system_role(tokenizer, template):
+        return ""
+    before, _, after = template.render(tokenizer, [{"role": "system", "content": TOLD}, user]).partition(TOLD)
+    plain = template.render(tokenizer, [user])
+    if not (plain.startswith(before) and plain.endswith(after)):
+        return ""
+    return plain[len(before) : len(plain) - len(after)].strip()
+
+
+def turn_end(tokenizer: Any, template: ChatTemplate) -> str:
+    """What the template writes after an answer, up to the next turn; empty where it cannot be told."""
+    try:
+        turns = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": SAID}]
+        return template.render(tokenizer, turns, begins=False).rpartition(SAID)[2].strip()
+    except Exception:  # a template that does not render answers
+        return ""
+
+
+def described(tokenizer: Any, template: ChatTemplate | None) -> dict[str, Any]:
+    """What a load report says of it."""
+    if template is None:
+        return {"template": None}
+    text = text_of(tokenizer, template)
+    several = sorted(tokenizer.chat_template) if isinstance(tokenizer.chat_template, dict) else []
+    return {
+        "template": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "template_name": template.name,
+        "templates": several,
+        "template_args": dict(template.args),
+        "content": "parts" if template.parts else "text",
+        "system_role": has_system_role(tokenizer, template),
+        "own_system_text": own_system_text(tokenizer, template),
+        "writes_the_date": "strftime_now" in text or "date_string" in text,
+    }
