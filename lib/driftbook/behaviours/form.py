@@ -11,6 +11,12 @@ from driftbook.behaviours.words import Reading, words
 
 _ITEM = regex.compile(r"(?m)^[ \t]*(?:[-*+•‣◦▪●]|\d{1,3}[.)])\s+\S")
 _ENDED = regex.compile(r"(?r)[.!?…।॥؟۔][^\p{L}\p{N}]*\Z")
+# Comments of code that no fence marks off look like headings, but a line of code stands right below.
+_CODE_BELOW = (
+    r"(?!\n[ \t]*(?:(?:import|from|def|class|for|while|if|return|print|const|let|var|public|int)\b"
+    r"|[\w.\[\], ]+ ?[-+*/]?= ?\S|[\w.]+\())"
+)
+_HEADING = r"(?m)^ {0,3}#{1,6}[ \t]+\S[^\n]*$" + _CODE_BELOW
 _BLOCK = regex.compile(r"\n[^\S\n]*\n\s*")
 
 
@@ -44,7 +50,7 @@ MEASURES = (
     f.read("characters", "characters", "number", lambda r: float(len(r.text)),
            "Number of characters, of whatever script.",
            "这是一个很长的答案。", "短。"),
-    f.read("words_a_sentence", "words a sentence", "words", _words_a_sentence,
+    f.read("words_a_sentence", "words a sentence (lists aside)", "words", _words_a_sentence,
            "Mean over sentences with an end mark, so that headings and short list items do not count; declined in "
            "scripts without spaces.",
            "The old dog slept by the door all day.", "It slept. It woke."),
@@ -87,11 +93,11 @@ MEASURES = (
             r"(?m)^[ \t]*(?:[-*+•‣◦▪●]|\d{1,3}[.)])\s+(?:\*\*|__)[^*\n]+(?:\*\*|__)",
             "A list item begins with bold text.",
             "1. **Water**: two litres", "1. Water: **two** litres"),
-    f.share("has_heading", "has a heading", r"(?m)^[ \t]*#{1,6}[ \t]+\S",
-            "A line begins with one to six number signs and text, outside blocks of code.",
+    f.share("has_heading", "has a heading", _HEADING,
+            "A line begins with one to six number signs and text, outside code: no line of code stands right below it.",
             "## Plan\nGo early.", "Plan #1: go early.", of="prose"),
-    f.number("headings", "headings", r"(?m)^[ \t]*#{1,6}[ \t]+\S",
-             "Lines that begin with one to six number signs and text, outside blocks of code.",
+    f.number("headings", "headings", _HEADING,
+             "Lines that begin with one to six number signs and text, outside code.",
              "# A\ntext\n# B\ntext", "# A\ntext", of="prose"),
     f.share("has_bold_heading", "has a line in bold from end to end", r"(?m)^[ \t]*\*\*[^*\n]+\*\*:?[ \t]*$",
             "A line is bold from end to end, as where a heading is set in bold.",

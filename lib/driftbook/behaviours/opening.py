@@ -82,11 +82,14 @@ MEASURES = (
             "The last character is an exclamation mark, but for closing marks.",
             "Boil water. Enjoy!", "Enjoy! Boil water."),
     f.share("offers_more_help", "offers more help at its end",
-            r"\b(?:let me know|feel free to|(?:don't|do not) hesitate|(?:happy|glad|here) to (?:help|assist)|"
-            r"(?:any|more|further|other) (?:\w+ )?questions|(?:need|like|want) (?:any |more |further |me to )|"
-            r"can i (?:help|assist)|if you(?:'d| would) like)\b",
+            r"\b(?:let me know|feel free to (?:ask|reach|contact|let|tell|message|write|share|provide|send|drop|come|get|give)|"
+            r"(?:don't|do not|never) hesitate to|(?:happy|glad|here) to (?:help|assist|answer|provide|explain)|"
+            r"(?:any|more|further|other) (?:\w+ )?questions|(?:like|want) me to|can i (?:help|assist)|"
+            r"(?:need|like|want) (?:any |more |some )?(?:additional |further |other |more )?"
+            r"(?:help|assistance|information|details|clarification|guidance|advice|support|examples|explanation)|"
+            r"if you(?:'d| would) like to (?:know|learn|discuss|see|hear|talk|explore))\b",
             "One of the last two sentences offers help, invites questions or asks to be told.",
-            "Boil water. Let me know if you need more!", "Let me know the size first. Then boil water. Add tea. Wait.",
+            "Boil water. Let me know if you need more!", "Boil water. Feel free to adjust the sugar to your taste.",
             of="ending", english=True),
     f.share("hopes_it_helps", "hopes that it helped",
             r"\bhope\b[^.!?]{0,40}\b(?:help|helps|helped|helpful|useful|clear|clarif\w+|answer\w*)\b",
