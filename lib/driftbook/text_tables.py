@@ -48,8 +48,8 @@ def read_text_table(path: Path, change: str | None = None) -> TextTable:
         DriftbookError: the file cannot be read, a column, a side or the change is missing, a cell is no text, or a
         prompt has texts of one side only; the message names the column or the first row.
     """
-    frame = _read(path)
     where = f"intervention.path {path}"
+    frame = read_frame(path, where)
     missing = [c for c in NEEDED if c not in frame.columns]
     if missing:
         raise DriftbookError(
@@ -95,11 +95,12 @@ def _of_change(frame: pd.DataFrame, change: str | None, where: str) -> pd.DataFr
     return frame if change is None else frame[~changed | (frame["change"] == change)]
 
 
-def _read(path: Path) -> pd.DataFrame:
+def read_frame(path: Path, where: str) -> pd.DataFrame:
+    """A parquet, CSV or JSONL file as it stands. Raises DriftbookError, which begins with ``where``."""
     import pandas as pd
 
     if path.suffix not in SUFFIXES:
-        raise DriftbookError(f"intervention.path {path}: a table is one of {', '.join(SUFFIXES)}")
+        raise DriftbookError(f"{where}: a table is one of {', '.join(SUFFIXES)}")
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
@@ -108,7 +109,7 @@ def _read(path: Path) -> pd.DataFrame:
             return pd.read_csv(path, dtype=str, keep_default_na=False)
         return pd.read_json(path, lines=True, dtype=False, convert_dates=False)
     except (OSError, ValueError) as error:  # pyarrow's, pandas' and JSON's complaints are ValueErrors
-        raise DriftbookError(f"intervention.path {path}: cannot be read as {path.suffix} ({error})") from None
+        raise DriftbookError(f"{where}: cannot be read as {path.suffix} ({error})") from None
 
 
 def _grouped(path: Path, frame: pd.DataFrame) -> TextTable:

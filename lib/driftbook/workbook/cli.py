@@ -68,10 +68,19 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("check", _check, "hold what changed against rules: exit code 0 or 1, JUnit XML, Markdown")
     sub.add_argument("--allow", type=Path, default=Path("params/allow.yml"), metavar="FILE", help="rules; docs/gate.md")
     sub.add_argument("--to", type=Path, metavar="FOLDER", help="of check.xml and check.md; default: outputs/EXP")
-    sub = command("export", _export, "write an experiment's trait vectors in the files of other tools", many=False)
+    sub = command("import", _import, "make a table of texts of what other tools wrote; docs/exchange.md", many=False)
+    sub.add_argument("format", metavar="FORMAT", help="inspect, lm-eval, alpaca-eval, openai-batch, chat, columns")
+    sub.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="files or folders, the base's first")
+    sub.add_argument("--to", type=Path, required=True, metavar="FILE", help="the table: .parquet, .jsonl or .csv")
+    sub.add_argument("--by", choices=("prompt", "id"), default="prompt", help="what belongs together; default: prompt")
+    sub.add_argument("--with", dest="options", action="append", default=[], metavar="NAME=VALUE", help="of the format")
+    sub = command("export", _export, "write an experiment's findings and trait vectors for other tools", many=False)
     sub.add_argument("experiment", metavar="EXP", help="name of a file in params/, without .yml")
     sub.add_argument(
-        "--format", action="append", metavar="FORMAT", help="persona-vectors, repeng, steering-vectors; default all"
+        "--format",
+        action="append",
+        metavar="FORMAT",
+        help="csv, json, huggingface; of vectors: persona-vectors, repeng, steering-vectors; default all",
     )
     sub.add_argument("--trait", action="append", metavar="TRAIT", help="only this trait or combination")
     sub.add_argument("--layers", choices=("all", "chosen"), default="all", help="every layer, or the chosen one alone")
@@ -197,16 +206,44 @@ def _check(args: argparse.Namespace, layout: Layout) -> int:
     return 0 if good else 1
 
 
+def _import(args: argparse.Namespace, layout: Layout) -> int:
+    from driftbook.exchange.matching import read, write  # pandas
+
+    if bad := [option for option in args.options if "=" not in option]:
+        raise DriftbookError(f"--with {bad[0]}: write NAME=VALUE")
+    options = dict(option.split("=", 1) for option in args.options)
+    table, counts = read(args.format, args.paths, options, args.by)
+    write(table, args.to)
+    for what, number in sorted(counts.items(), key=lambda c: c[0].startswith("left out")):
+        print(f"{what}: {number:,}")
+    print(f"{args.to}\nintervention: {{kind: texts, path: {args.to}}}")
+    return 0
+
+
 def _export(args: argparse.Namespace, layout: Layout) -> int:
-    from driftbook.models.formats import FORMATS, export
+    from driftbook.exchange import findings
+    from driftbook.models import formats  # torch
     from driftbook.models.vectors import VectorSet
+    from driftbook.workbook.claims import read_table
 
     name = Path(args.experiment).stem
-    data = layout.stage(name, "traits") / "data"
-    if not data.is_dir():
-        raise DriftbookError(f"{data}: no vectors there yet; run `make traits EXP={name}` first")
+    asked = args.format or [*findings.FORMATS, *formats.FORMATS]
+    if unknown := [f for f in asked if f not in (*findings.FORMATS, *formats.FORMATS)]:
+        known = ", ".join((*formats.FORMATS, *findings.FORMATS))
+        raise DriftbookError(f"there is no format {unknown[0]!r}; there are {known}")
     folder = args.to or layout.parent(name, "traits") / "export"
-    for path in export(VectorSet.load(data), args.format or list(FORMATS), folder, args.trait, args.layers):
+    vectors = layout.stage(name, "traits") / "data"
+    places = {"claims": layout.stage(name, "validate") / "data", "panel": layout.stage(name, "cluster") / "data"}
+    tables = {n: read_table(p / f"{n}.parquet") for n, p in places.items() if (p / f"{n}.parquet").is_file()}
+    told, made = ([f for f in asked if f in known] for known in (findings.FORMATS, formats.FORMATS))
+    if made and not vectors.is_dir() and (args.format or not tables):
+        raise DriftbookError(f"{vectors}: no vectors there yet; run `make traits EXP={name}` first")
+    if told and not tables and args.format:
+        raise DriftbookError(f"{places['claims']}: no claims there yet; run `make run EXP={name}` first")
+    written = findings.export(tables, told if tables else [], folder, f"{name}: what changed")
+    if made and vectors.is_dir():
+        written += formats.export(VectorSet.load(vectors), made, folder, args.trait, args.layers)
+    for path in written:
         print(path)
     return 0
 

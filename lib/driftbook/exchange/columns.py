@@ -1,0 +1,33 @@
+"""Tables (CSV, JSONL, parquet) whose columns have other names than those of a table of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from driftbook.errors import DriftbookError
+from driftbook.exchange.answers import READERS, Answer, Options
+from driftbook.text_tables import read_frame
+
+ROLES = ("prompt", "text", "base", "changed", "id", "family", "system")
+
+
+@READERS.register("columns")
+def read(path: Path, options: Options) -> Iterator[Answer]:
+    """``--with prompt=question --with text=answer`` say which column is what. A table that holds both sides has a
+    column for each: ``--with base=before --with changed=after``."""
+    names = {role: options.get(role, role) for role in ROLES}
+    table = read_frame(path, str(path))
+    both = names["base"] in table and names["changed"] in table
+    needed = ["prompt", *(["base", "changed"] if both else ["text"])]
+    missing = [role for role in (*needed, *(r for r in options if r in ROLES)) if names[role] not in table]
+    if missing:
+        raise DriftbookError(
+            f"{path}: no column {names[missing[0]]!r} for {missing[0]}; name it by --with {missing[0]}=NAME; there are "
+            f"{', '.join(map(str, table.columns))}"
+        )
+    for row in table.to_dict("records"):
+        about = {k: str(row[names[k]]) for k in ("id", "family", "system") if isinstance(row.get(names[k]), str | int)}
+        for role, side in (("base", "base"), ("changed", "intervention")) if both else (("text", ""),):
+            text = row[names[role]]
+            yield Answer(str(row[names["prompt"]]), text if isinstance(text, str) else None, **about, side=side)
