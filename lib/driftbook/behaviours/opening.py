@@ -82,7 +82,7 @@ MEASURES = (
             "The last character is an exclamation mark, but for closing marks.",
             "Boil water. Enjoy!", "Enjoy! Boil water."),
     f.share("offers_more_help", "offers more help at its end",
-            r"\b(?:let me know|feel free to (?:ask|reach|contact|let|tell|message|write|share|provide|send|drop|come|get|give)|"
+            r"\b(?:let me know|feel free to (?:ask|reach|contact|let|tell|message|write|share|send|drop|come|get)|"
             r"(?:don't|do not|never) hesitate to|(?:happy|glad|here) to (?:help|assist|answer|provide|explain)|"
             r"(?:any|more|further|other) (?:\w+ )?questions|(?:like|want) me to|can i (?:help|assist)|"
             r"(?:need|like|want) (?:any |more |some )?(?:additional |further |other |more )?"
