@@ -324,7 +324,7 @@ def claims(experiment: Path, confirmed: tuple[bool, ...] = (True, False, False))
     asked.assign(prompt_id=prompts).to_parquet(experiment / "decode/data/prompts.parquet")
     pd.DataFrame(
         [
-            {"text_id": f"{side}-{p}", "side": side, "prompt_id": p, "text": f"{said} {HOSTILE}"}
+            {"text_id": f"{side}-{p}", "side": side, "prompt_id": p, "strength": 0.0, "text": f"{said} {HOSTILE}"}
             for p in prompts
             for side, said in (("base", "Do it now."), ("intervention", "Maybe wait; I am not sure."))
         ]

@@ -72,6 +72,6 @@ def run_of(folder, texts, proposed=HYPOTHESES, **section):
     ids = sorted(texts["prompt_id"].unique())
     asked = to_table([Prompt(f"Tell me about {p}") for p in ids]).assign(prompt_id=ids)
     asked.to_parquet(folder / "decode" / "prompts.parquet")
-    texts.to_parquet(folder / "decode" / "texts.parquet")
+    texts.assign(strength=texts.get("strength", 0.0)).to_parquet(folder / "decode" / "texts.parquet")
     to_frame(proposed).to_parquet(folder / "cluster" / "hypotheses.parquet")
     return FakeRun(folder, Validate(**section))

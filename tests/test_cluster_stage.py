@@ -86,7 +86,7 @@ def decoded() -> tuple[pd.DataFrame, pd.DataFrame]:
             "model_key",
             "engine",
         ],
-    )
+    ).assign(strength=0.0)
     columns = ["prompt_id", "text", "system", "family", "source", "split", "n_tokens"]
     return texts, pd.DataFrame(prompts, columns=columns).assign(messages=None)
 

@@ -206,7 +206,7 @@ def screened(tmp_path, pair, samples: int = 2, tokens: int = 4):
     texts = pd.concat([texts_of(tmp_path / "t", side) for side in pair], ignore_index=True)
     told = []
     found = screen_divergence(pair, PROMPTS, ids, texts, tokens, samples, ShardStore(tmp_path / "s"), told.append)
-    return *found, texts, told
+    return found.divergence, found.profile, texts, told
 
 
 @pytest.mark.numeric

@@ -8,7 +8,7 @@ and the splits ``screen`` and ``validate`` must not have been seen by it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 
 from driftbook import parameters
-from driftbook.discovery import clustering, composition, hypotheses, maps, phrases
+from driftbook.discovery import clustering, composition, hypotheses, maps, phrases, promoted
+from driftbook.discovery.amplification import amplified_answers, ordinary
 from driftbook.discovery.clustering import Clustering, Stability
-from driftbook.discovery.embeddings import Embedded, Embedder, EmbeddingCache, Fidelity, embed, text_digest
+from driftbook.discovery.embeddings import Embed, Embedded, Embedder, EmbeddingCache, Fidelity, embed, text_digest
 from driftbook.errors import DriftbookError
 from driftbook.evidence.intervals import resample_counts
 from driftbook.models.captured import text_scores
@@ -47,8 +48,9 @@ def load_texts(decode: Path, split: str = "discover") -> pd.DataFrame:
         "token_ids",
         "text",
         "log_ratio",
+        "strength",
     ]
-    texts = pd.read_parquet(decode / "texts.parquet", columns=columns)
+    texts = ordinary(pd.read_parquet(decode / "texts.parquet", columns=columns))
     texts = texts[texts["split"] == split].sort_values("text_id", kind="stable").reset_index(drop=True)
     for side in SIDES:
         if not (texts["side"] == side).any():
@@ -63,8 +65,8 @@ def load_texts(decode: Path, split: str = "discover") -> pd.DataFrame:
 def load_answers(decode: Path) -> pd.DataFrame:
     """The first answers to every prompt, of all splits and both sides, with ``prompt`` beside each: what the panel
     reads, because it was named before anybody looked. Sorted by text id."""
-    columns = ["text_id", "side", "prompt_id", "family", "split", "round", "text"]
-    texts = pd.read_parquet(decode / "texts.parquet", columns=columns)
+    columns = ["text_id", "side", "prompt_id", "family", "split", "round", "text", "strength"]
+    texts = ordinary(pd.read_parquet(decode / "texts.parquet", columns=columns))
     texts = texts[texts["round"] == 0].sort_values("text_id", kind="stable").reset_index(drop=True)
     prompts = load_saved(decode)
     return texts.assign(prompt=[prompts[p].text for p in texts["prompt_id"]])
@@ -329,6 +331,23 @@ def propose(
         embed=embedding.words,
     )
     return hypotheses.to_frame(proposals)
+
+
+def propose_more(decode: Path, proposed: pd.DataFrame, section: parameters.Cluster, embed: Embed) -> pd.DataFrame:
+    """``proposed`` and what the decode stage's other readings suggest: words that the change promotes or suppresses,
+    and half as many phrases again from amplified answers, held against the base's own answers to the same prompts.
+    What ordinary answers proposed too comes once."""
+    found = []
+    if (path := decode / "promoted.parquet").is_file():
+        found += promoted.propose(pd.read_parquet(path))
+    texts = amplified_answers(decode, "discover")
+    if len(texts):
+        said = {name: prompt.said() for name, prompt in load_saved(decode).items()}
+        stronger = phrases.propose(texts, said, limit=max(1, section.hypotheses // 2), embed=embed)
+        found += [replace(h, proposer="amplified") for h in stronger]
+    if not found:
+        return proposed
+    return hypotheses.to_frame(hypotheses.merge([*hypotheses.from_frame(proposed), *found]))
 
 
 # --------------------------------------------------------------------------------------------------------- trait shift

@@ -9,8 +9,10 @@ from typing import Any
 
 import pandas as pd
 
+from driftbook.discovery.amplification import COHERENCE, ROUND, coherence, decode_amplified
 from driftbook.discovery.decoding import TEXT_SCHEMA, available, decode_texts
 from driftbook.discovery.embeddings import through_cache
+from driftbook.discovery.promoted import COLUMNS as PROMOTED
 from driftbook.discovery.screen import (
     keep_divergent,
     no_divergence,
@@ -72,6 +74,14 @@ class Decoded:
     decode_seconds: float
     unscreened: str = ""  # why there is no divergence of next tokens
     families: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=FAMILY_COLUMNS))  # by their answers
+    amplified: pd.DataFrame = field(default_factory=pd.DataFrame)  # answers in which the change is exaggerated
+    strengths: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(COHERENCE)))
+    promoted: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(PROMOTED)))
+
+    @property
+    def every(self) -> pd.DataFrame:
+        """Ordinary answers, then amplified ones."""
+        return pd.concat([self.texts, self.amplified], ignore_index=True)
 
 
 def decode_rounds(run: Run, pair: Pair, prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]]) -> Decoded:
@@ -80,7 +90,8 @@ def decode_rounds(run: Run, pair: Pair, prompts: PromptSet, ids: dict[str, list[
     d = run.section
     params = SamplingParams(d.max_new_tokens, d.temperature, d.top_p, d.top_k, d.min_p)
     store = ShardStore(run.cache / "decode")
-    asks = first_round(prompts, d.samples, d.sampling.max_texts)
+    sampling = d.ordinary
+    asks = first_round(prompts, d.samples, sampling.max_texts)
     for side in pair:
         side.engine.check(params)  # a server that is not there ends the run now, not after the other side
 
@@ -92,7 +103,7 @@ def decode_rounds(run: Run, pair: Pair, prompts: PromptSet, ids: dict[str, list[
     embed = through_cache(run.cache / "embeddings", c.embedder, c.instruction, run.params.base.device, run.progress)
     texts = decode(asks, "round 0")
     rounds = [_round_row(0, texts)]
-    divergence = profile = None
+    divergence = profile = promoted = None
     unscreened = pair.no_divergence() if d.screen.enabled else "decode.screen.enabled is false"
     families = pd.DataFrame(columns=FAMILY_COLUMNS)
     if unscreened and d.screen.enabled:
@@ -100,11 +111,12 @@ def decode_rounds(run: Run, pair: Pair, prompts: PromptSet, ids: dict[str, list[
         divergence = keep_divergent(divergence, d.screen.keep, d.screen.floor)
     elif not unscreened:
         bar = run.progress(
-            int(((texts.split == "discover") & (texts.sample_index < d.screen.samples)).sum()),
+            int(((texts.split == "discover") & (texts.sample_index < d.screen.samples)).sum())
+            // (2 if d.screen.along == "base" else 1),
             "divergence",
             "responses",
         )
-        divergence, profile = screen_divergence(
+        divergence, profile, promoted = screen_divergence(
             pair,
             prompts,
             ids,
@@ -114,6 +126,7 @@ def decode_rounds(run: Run, pair: Pair, prompts: PromptSet, ids: dict[str, list[
             store,
             bar.update,
             params if d.temperature > 0 and d.screen.likelihood != "never" else None,
+            d.screen.along,
         )
         divergence = keep_divergent(divergence, d.screen.keep, d.screen.floor)
 
@@ -124,21 +137,26 @@ def decode_rounds(run: Run, pair: Pair, prompts: PromptSet, ids: dict[str, list[
             divergence=divergence,
             seed=run.seed,
             round=number,
-            rounds=d.sampling.rounds,
+            rounds=sampling.rounds,
             embed=embed,
             clusters=run.params.cluster.clusters,
         )
 
-    rounds[0]["quality"] = quality(d.sampling, known(1))
-    for number in range(1, d.sampling.rounds + 1):
-        left = d.sampling.max_texts - len(texts)
+    exaggerated, strengths = pd.DataFrame(), pd.DataFrame(columns=list(COHERENCE))
+    if d.amplify is not None:
+        bar = run.progress(d.amplified * len(d.amplify.strengths), "amplified answers", "texts")
+        exaggerated = decode_amplified(pair, prompts, ids, d, params, known(ROUND), store, bar.update)
+        strengths = coherence(pair, prompts, ids, pd.concat([texts, exaggerated], ignore_index=True), store)
+    rounds[0]["quality"] = quality(sampling, known(1))
+    for number in range(1, sampling.rounds + 1):
+        left = sampling.max_texts - len(texts)
         state = known(number)
-        planned = available(pair, prompts, plan_round(d.sampling, state, left // 2))
+        planned = available(pair, prompts, plan_round(sampling, state, left // 2))
         if not planned:
             break
         new = decode(planned, f"round {number}")
         texts = pd.concat([texts, new], ignore_index=True)
-        rounds.append(_round_row(number, new) | {"quality": quality(d.sampling, known(number))})
+        rounds.append(_round_row(number, new) | {"quality": quality(sampling, known(number))})
     texts["propensity"] = propensities(texts)
     if divergence is not None and worth_scoring(d.screen.likelihood, divergence):
         discover = (texts.split == "discover").to_numpy()
@@ -151,10 +169,13 @@ def decode_rounds(run: Run, pair: Pair, prompts: PromptSet, ids: dict[str, list[
         pd.DataFrame(rounds),
         divergence if divergence is not None else no_divergence(prompts),
         profile if profile is not None else pd.DataFrame(columns=["position", "kl", "js", "js_se", "n"]),
-        int(texts.token_ids.map(len).sum()),
-        float(texts.seconds.sum()) / at_once(pair),
+        sum(int(t.token_ids.map(len).sum()) for t in (texts, exaggerated) if len(t)),
+        sum(float(t.seconds.sum()) for t in (texts, exaggerated) if len(t)) / at_once(pair),
         unscreened,
         families,
+        exaggerated,
+        strengths,
+        promoted if promoted is not None else pd.DataFrame(columns=list(PROMOTED)),
     )
 
 
@@ -171,10 +192,11 @@ def _round_row(number: int, new: pd.DataFrame) -> dict[str, Any]:
 def write(run: Run, prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]], pair: Pair, decoded: Decoded) -> None:
     """The stage's tables and metrics. What a server did not answer stands apart from the texts."""
     save_prompts(run.data, prompts.prompts, [len(i) for i in ids["base"]])
-    silent = decoded.texts.finish_reason.isin(NO_ANSWER)
+    every = decoded.every
+    silent = every.finish_reason.isin(NO_ANSWER)
     for name, rows in (("texts", ~silent), ("unanswered", silent)):
         if rows.any() or name == "texts":
-            decoded.texts.loc[rows, TEXT_SCHEMA.names].to_parquet(
+            every.loc[rows, TEXT_SCHEMA.names].to_parquet(
                 run.data / f"{name}.parquet", compression="zstd", schema=TEXT_SCHEMA, index=False
             )
     if silent.any():
@@ -182,9 +204,14 @@ def write(run: Run, prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]], p
     decoded.rounds.to_parquet(run.data / "rounds.parquet", compression="zstd")
     decoded.divergence.to_parquet(run.data / "divergence.parquet", compression="zstd")
     decoded.profile.to_parquet(run.data / "profile.parquet", compression="zstd")
+    decoded.promoted.to_parquet(run.data / "promoted.parquet", compression="zstd", index=False)
     run.metric("prompts_screened", int(decoded.divergence.js.notna().sum()))
     run.metric("prompts_kept", int(decoded.divergence.kept.sum()))
-    run.metric("texts", int((~silent).sum()))
+    if len(decoded.strengths):
+        decoded.strengths.to_parquet(run.data / "amplified.parquet", compression="zstd", index=False)
+        run.metric("texts_amplified", len(decoded.amplified))
+        run.metric("strengths_used", int(decoded.strengths.used.sum()))
+    run.metric("texts", int((~silent).sum()) - len(decoded.amplified))
     run.metric("tokens", decoded.tokens)
     run.metric("tokens_per_s", decoded.tokens / max(decoded.decode_seconds, 1e-9))
     run.metric("rounds", len(decoded.rounds))

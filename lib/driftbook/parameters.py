@@ -7,6 +7,7 @@ The same models validate a headless run (``load_experiment``) and the parameter 
 from __future__ import annotations
 
 import difflib
+import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -169,6 +170,9 @@ class Screen(Section):
     enabled: bool = True
     samples: int = Field(1, ge=1, description="responses per prompt and side that are scored under both models")
     tokens: int = Field(24, ge=1, description="first response tokens that are scored")
+    along: Literal["both", "base"] = Field(
+        "both", description="whose responses are read; base: a further change of the same base reads half as much"
+    )
     keep: float = Field(0.5, gt=0, le=1, description="share of prompts that keep full weight")
     floor: float = Field(0.1, gt=0, le=1, description="least propensity of any prompt, relative to a kept one")
     likelihood: Literal["auto", "always", "never"] = Field(
@@ -183,6 +187,30 @@ class Sampling(Section):
     max_texts: int = Field(4000, ge=2, description="texts of both sides together, all splits")
     rounds: int = Field(3, ge=1)
     quality: float = Field(0.95, gt=0, le=1, description="stop before the budget once this stability is reached")
+
+
+class Amplify(Section):
+    """Answers in which the change is exaggerated: they find what is faint. Tests read ordinary ones."""
+
+    strengths: list[float] = Field([1.0, 3.0], min_length=1, description="how many times the difference is added")
+    share: float = Field(
+        0.2, gt=0, lt=1, description="of sampling.max_texts: half for prompts of discover, half for those of validate"
+    )
+    by: Literal["logits", "coefficient"] = Field(
+        "logits", description="coefficient: the size of the change is multiplied (steer, ablate, adapter, finetune)"
+    )
+    plausible: float = Field(
+        0.02, gt=0, lt=1, description="tokens within this factor of either side's likeliest one are exaggerated"
+    )
+    beginnings: int = Field(
+        64, ge=0, description="texts a side that go on from bare beginnings, to read back what was learned; 0: none"
+    )
+
+    @model_validator(mode="after")
+    def _strengths_are_some(self) -> Amplify:
+        if min(self.strengths) <= 0 or len(set(self.strengths)) < len(self.strengths):
+            raise ValueError("strengths must be above 0, each once (0 is the changed side as it is)")
+        return self
 
 
 class Splits(Section):
@@ -212,11 +240,28 @@ class Decode(Section):
     min_p: float = Field(0.0, ge=0, le=1)
     screen: Screen = Screen()
     sampling: Sampling = Sampling()
+    amplify: Amplify | None = None
     shard: int = Field(
         128,
         ge=1,
         description="texts stored together, all that a killed run loses: one batch on a CPU; on a GPU take several",
     )
+
+    @property
+    def amplified(self) -> int:
+        """Amplified answers at each strength, of both splits together."""
+        a = self.amplify
+        return int(a.share * self.sampling.max_texts) // len(a.strengths) if a else 0
+
+    @property
+    def exaggerated(self) -> int:
+        """Amplified answers of all strengths."""
+        return self.amplified * len(self.amplify.strengths) if self.amplify else 0
+
+    @property
+    def ordinary(self) -> Sampling:
+        """The budget that is left for ordinary answers."""
+        return self.sampling.model_copy(update={"max_texts": self.sampling.max_texts - self.exaggerated})
 
 
 class UmapSpec(Section):
@@ -379,6 +424,22 @@ class Experiment(Section):
         known = self.traits.names([Path(f).stem for f in self.traits.files])
         if trait is not None and trait not in known and all("*" not in f for f in self.traits.files):
             raise ValueError(f"intervention.trait {trait!r} is in none of traits.files {self.traits.files}")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_amplified_answers_here(self) -> Experiment:
+        if self.decode.amplify is None:
+            return self
+        if not self.intervention.likelihoods:
+            raise ValueError(
+                "decode.amplify needs the next tokens of both sides, and with intervention.kind "
+                f"{self.intervention.kind} answers are made elsewhere; take it out"
+            )
+        if self.decode.amplify.by == "coefficient" and not self.intervention.sized:
+            raise ValueError(
+                f"decode.amplify.by coefficient needs a change that has a size, and intervention.kind "
+                f"{self.intervention.kind} has none; set it to logits"
+            )
         return self
 
 
@@ -753,7 +814,7 @@ def _named(experiment: Experiment, wrote: Mapping[str, str], table: str, where: 
 
 def _check_budget(decode: Decode, prompts: Sequence[Prompt] | None, where: Where) -> None:
     """Whether the first round fits; look-alikes are only looked for where it does not fit without that."""
-    most, samples = decode.sampling.max_texts, decode.samples
+    most, samples = decode.ordinary.max_texts, decode.samples
     if prompts is None or 2 * samples * min(len(prompts), decode.max_prompts or len(prompts)) <= most:
         return
     from driftbook.discovery.splits import prompt_set  # scipy and pandas: a moment that other experiments are spared
@@ -764,8 +825,10 @@ def _check_budget(decode: Decode, prompts: Sequence[Prompt] | None, where: Where
         raise ParameterError(f"{where(('decode', 'prompts'))}decode.prompts: {error}") from None
     if (needed := 2 * samples * count) > most:
         raise ParameterError(
-            f"{where(('decode', 'sampling', 'max_texts'))}decode.sampling.max_texts: {most} is less than the {needed} "
-            f"texts of the first round ({count} prompts x {samples} samples x 2 sides); raise it to {needed} at least, "
+            f"{where(('decode', 'sampling', 'max_texts'))}decode.sampling.max_texts: {most}"
+            f"{' without the share of decode.amplify' if decode.amplify else ''} is less than the {needed} "
+            f"texts of the first round ({count} prompts x {samples} samples x 2 sides); raise it to "
+            f"{math.ceil(needed / (1 - decode.amplify.share)) if decode.amplify else needed} at least, "
             "or lower decode.samples or decode.max_prompts"
         )
 

@@ -215,6 +215,8 @@ class Intervention(Section):
     """False where both sides are the same model."""
     changes_the_prompt: ClassVar[bool] = False
     """Whether the sides are meant to be asked differently."""
+    sized: ClassVar[bool] = False
+    """Whether the change has a size that can be multiplied: a coefficient, the scale of a LoRA."""
     files: ClassVar[tuple[str, ...]] = ()
     """Parameters that name a file, which must be there."""
     places: ClassVar[tuple[str, ...]] = ()

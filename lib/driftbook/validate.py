@@ -2,7 +2,7 @@
 
 The notebook calls, in order: ``load``, ``open_judges``, ``label``, ``freeze``, ``count``, ``bill``, ``screen``,
 ``holdout_test``, ``audit``, ``coherence``, ``baselines``, ``beside_baselines``, ``claims_table``, ``transfer``,
-``generative_check``, ``flagged``, ``verdict``, ``write``.
+``generative_check``, ``flagged``, ``doses``, ``with_doses``, ``verdict``, ``write``.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ import numpy as np
 import pandas as pd
 
 from driftbook.behaviours.own import read_own, trait_measures
+from driftbook.discovery.amplification import amplified_answers, ordinary
 from driftbook.discovery.hypotheses import MIN_STABILITY, Hypothesis, from_frame, merge, moved_answers
 from driftbook.engines import open_workers
 from driftbook.errors import DriftbookError
 from driftbook.evidence import counting, generative, labeller, panel
+from driftbook.evidence.amplification import dose_response, with_doses
 from driftbook.evidence.baselines import NAMES, BagOfWords, Rivals, embedding_classifier, length_scores
 from driftbook.evidence.cascade import (
     Screening,
@@ -74,6 +76,7 @@ __all__ = [
     "claims_table",
     "coherence",
     "count",
+    "doses",
     "flagged",
     "freeze",
     "generative_check",
@@ -92,6 +95,7 @@ __all__ = [
     "trait_shift",
     "transfer",
     "verdict",
+    "with_doses",
     "write",
 ]
 
@@ -131,8 +135,8 @@ def load(run: Run) -> Material:
     Raises DriftbookError when there is nothing to validate on, or when held-out texts were not sampled uniformly.
     """
     decode, cluster = run.input("decode"), run.input("cluster")
-    columns = ["text_id", "side", "prompt_id", "family", "split", "round", "propensity", "text"]
-    texts = pd.read_parquet(decode / "texts.parquet", columns=columns).sort_values(
+    columns = ["text_id", "side", "prompt_id", "family", "split", "strength", "round", "propensity", "text"]
+    texts = ordinary(pd.read_parquet(decode / "texts.parquet", columns=columns)).sort_values(
         "text_id", kind="stable", ignore_index=True
     )
     proposed = from_frame(pd.read_parquet(cluster / "hypotheses.parquet"))
@@ -141,7 +145,7 @@ def load(run: Run) -> Material:
         *panel_hypotheses(run.section, run.root),
         *merge([*person_hypotheses(run.section), *proposed]),
     ]
-    return Material(texts, load_saved(decode), found, run.seed)
+    return Material(texts, load_saved(decode), found, run.seed, amplified_answers(decode, "validate"))
 
 
 def check_held_out(texts: pd.DataFrame) -> None:
@@ -177,7 +181,9 @@ def label(run: Run, material: Material, judges: Judges) -> Material:
     members = seen.merge(pd.read_parquet(folder / "clusters.parquet", columns=["text_id", "cluster"]), on="text_id")
     clusters = {int(c): members[members["cluster"] == c] for c in stable}
     moved = moved_answers(members, list(clusters))
-    found = labeller.propose(endpoint, seen, material.prompts, clusters, moved, seed=material.seed)
+    exaggerated = amplified_answers(run.input("decode"), "discover")
+    shown = pd.concat([seen, exaggerated[exaggerated["strength"] > 0]], ignore_index=True)
+    found = labeller.propose(endpoint, shown, material.prompts, clusters, moved, seed=material.seed)
     found = [replace(h, measure={"kind": "judge"}) for h in found]  # a statement is for a judge to read
     of = {who: [h for h in material.hypotheses if h.proposer == who] for who in ("panel", "person")}
     others = [h for h in material.hypotheses if h.proposer not in of]
@@ -269,6 +275,11 @@ def count(run: Run, material: Material, judges: Judges) -> list[Outcome]:
     alpha, _ = levels(material, judges, run.section.alpha)
     judge = None if judges.tester.paid else judges.tester
     return counting.count(material, run.section, alpha, known, judge)
+
+
+def doses(material: Material, judges: Judges, found: Sequence[Outcome], alpha: float) -> pd.DataFrame:
+    """What every claim shows at each strength of amplification, where that costs nothing."""
+    return dose_response(material, found, alpha, None if judges.tester.paid else judges.tester)
 
 
 def bill(material: Material, judges: Judges, section: Validate) -> pd.DataFrame:
@@ -512,6 +523,7 @@ def write(
         "tested": len(found),
         "confirmed": len(good),
         "confirmed_of_panel": int((good["proposer"] == "panel").sum()),
+        "only_amplified": int(claims.get("only_amplified", pd.Series(dtype=bool)).sum()),
         "explained_by_baselines": int((good["explained_by"] != "").sum()),
         "alpha": section.alpha,
         "prompts": int(claims["prompts"].max()) if len(claims) else 0,

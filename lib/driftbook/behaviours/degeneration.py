@@ -120,3 +120,6 @@ MEASURES = (
            "An odd number of lines begin with three backticks.",
            "```python\nx = 1", "```python\nx = 1\n```"),
 )  # fmt: skip
+
+#: Behaviours of an answer that says nothing any more.
+BREAKS = tuple(m for m in MEASURES if m.name in ("is_empty", "loops", "gibberish", "runs_on_one_character"))

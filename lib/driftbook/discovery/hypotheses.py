@@ -46,7 +46,7 @@ class Hypothesis:
     direction: SideName
     cluster: int = -1
     evidence: tuple[str, ...] = ()
-    proposer: Literal["phrases", "keywords", "panel", "llm", "person"] = "phrases"
+    proposer: Literal["phrases", "keywords", "amplified", "promoted", "panel", "llm", "person"] = "phrases"
     words: tuple[str, ...] = ()
     prompt: str | None = None
     measure: Mapping[str, Any] | None = field(default=None, hash=False)

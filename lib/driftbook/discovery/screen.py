@@ -10,21 +10,33 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from driftbook.discovery.embeddings import Embed
+from driftbook.discovery.promoted import TOP, promoted_tokens
 from driftbook.discovery.two_sample import energy_of_prompts, family_energy
-from driftbook.models.divergence import token_divergence
+from driftbook.models.divergence import SEQUENCES, kept_states, token_divergence
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.sides import Pair
-from driftbook.prompts import PromptSet
+from driftbook.prompts import SIDES, PromptSet
 from driftbook.stage import Progress
 from driftbook.store import ShardStore, digest
+
+
+class Screened(NamedTuple):
+    """What the screen measured. ``divergence``: one row a prompt (kl, js in nats a token, intervals by t over its
+    responses, NaN where there is one; with sampling also told, see :func:`told_by`). ``profile``: position in the
+    response, mean kl and js with standard errors over prompts. ``promoted``: see :mod:`driftbook.discovery.promoted`.
+    """
+
+    divergence: pd.DataFrame
+    profile: pd.DataFrame
+    promoted: pd.DataFrame
 
 
 def screen_divergence(
@@ -37,38 +49,49 @@ def screen_divergence(
     store: ShardStore,
     progress: Callable[[int], Any] | None = None,
     sampling: SamplingParams | None = None,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Exact KL and JS per discover prompt along the first tokens of its sampled responses.
+    along: Literal["both", "base"] = "both",
+) -> Screened:
+    """Exact KL and JS per discover prompt along the first tokens of its sampled responses, of ``both`` sides or of the
+    ``base`` alone.
 
-    Returns:
-        ``divergence`` (one row a prompt: kl, js in nats a token, intervals by t over its responses, NaN where there is
-        one; with ``sampling`` also told, see :func:`told_by`) and ``profile`` (position in the response: mean kl and js
-        with standard errors over prompts).
+    What the base's output layer sees of its own responses is kept: a second change of the same base does not make it
+    read them again.
     """
     index = {p.prompt_id: i for i, p in enumerate(prompts.prompts)}
-    scored = texts[(texts.split == "discover") & (texts.sample_index < samples)].reset_index(drop=True)
+    scored = texts[(texts.split == "discover") & (texts.sample_index < samples)]
+    if along == "base":
+        scored = scored[scored.side == "base"]
+    scored = scored.reset_index(drop=True)
     responses = [tuple(int(t) for t in row[:tokens]) for row in scored.token_ids]
     where = [index[p] for p in scored.prompt_id]
+    sequences = {
+        side.name: [TokenSequence(ids[side.name][w], r) for w, r in zip(where, responses, strict=True)] for side in pair
+    }
     key = digest(
-        "divergence",
+        "divergence 2",
         tokens,  # how wide the arrays are, also where every response is shorter
         pair.base.key,
         pair.intervention.key,
-        [ids["base"][w] for w in where],
-        [ids["intervention"][w] for w in where],
-        responses,
+        [[(s.prompt_ids, s.response_ids) for s in sequences[side.name]] for side in pair],
         None if sampling is None else asdict(sampling),
     )
 
     def measured() -> dict[str, np.ndarray]:
-        found = token_divergence(
-            pair,
-            [TokenSequence(ids["base"][w], r) for w, r in zip(where, responses, strict=True)],
-            [TokenSequence(ids["intervention"][w], r) for w, r in zip(where, responses, strict=True)],
-            progress=progress,
-            sampling=sampling,
-        )
-        held = {k: np.full((len(found), tokens), np.nan, np.float32) for k in ("kl", "js")}
+        found: list[dict[str, np.ndarray]] = [{} for _ in responses]
+        for name in SIDES:  # the base's own responses stand apart: what it sees of them is read again
+            rows = np.flatnonzero((scored.side == name).to_numpy())
+            for start in range(0, len(rows), SEQUENCES):
+                part = rows[start : start + SEQUENCES].tolist()
+                base, changed = ([sequences[s.name][i] for i in part] for s in pair)
+                known = kept_states(pair.base, base, store) if name == "base" else None
+                told = token_divergence(
+                    pair, base, changed, progress=progress, sampling=sampling, base_states=known, top=TOP
+                )
+                for i, one in zip(part, told, strict=True):
+                    found[i] = one
+        shapes = {"kl": (), "js": (), "gains": (2, TOP), "tokens": (2, TOP)}
+        held = {k: np.full((len(found), tokens, *s), np.nan, np.float32) for k, s in shapes.items() if k != "tokens"}
+        held["tokens"] = np.full((len(found), tokens, *shapes["tokens"]), -1, np.int32)
         for row, f in enumerate(found):
             for k in held:
                 held[k][row, : len(f[k])] = f[k]
@@ -110,7 +133,8 @@ def screen_divergence(
                 "n": n,
             }
         )
-    return divergence, profile
+    tokenizer = pair.intervention.model.tokenizer
+    return Screened(divergence, profile, promoted_tokens(held["tokens"], held["gains"], scored, tokenizer))
 
 
 def log_ratios(found: Sequence[dict[str, np.ndarray]], sides: Sequence[str]) -> np.ndarray:

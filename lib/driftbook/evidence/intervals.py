@@ -174,6 +174,20 @@ def bounded(*values: np.ndarray) -> bool:
     return all(v.min() >= 0 and v.max() <= 1 for v in values)
 
 
+def summary_interval(values: np.ndarray, center: str = "mean", alpha: float = 0.05) -> Interval:
+    """What one side shows, one number a prompt: Wilson's interval for shares, worth as many trials as their variance
+    says; Student's for other means, that of the pseudo-median (Hodges and Lehmann) for ``center`` median."""
+    n, mean = len(values), float(values.mean())
+    if center == "median" or n == 1:
+        return Interval(*hodges_lehmann(values, alpha))
+    variance = float(values.var(ddof=1)) / n
+    if bounded(values):
+        trials = mean * (1 - mean) / variance if variance > 1e-15 else n
+        return Interval(mean, *_wilson(mean, trials, float(norm.isf(alpha / 2))))
+    half = student_quantile(alpha, n - 1) * math.sqrt(variance)
+    return Interval(mean, mean - half, mean + half)
+
+
 def paired_mean(base: np.ndarray, changed: np.ndarray, alpha: float) -> tuple[float, float, float]:
     """(mean of changed - base, low, high) over prompts, [prompts] each: as ``shares_difference`` where all values lie
     in [0, 1], else Student's interval."""

@@ -6,7 +6,7 @@ A prompt is shown to judges, the labeller and a reader in one way (``Prompt.show
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 
@@ -23,6 +23,7 @@ class Material:
     prompts: Mapping[str, Prompt]
     hypotheses: list[Hypothesis]
     seed: int
+    amplified: pd.DataFrame = field(default_factory=pd.DataFrame)  # answers to held-out prompts, not tested with texts
 
     @property
     def judged(self) -> list[Hypothesis]:

@@ -67,6 +67,10 @@ def verdict(
             f"Could not tell: with {prompts:,} prompts a behaviour would have to go from 10% to "
             f"{min(1.0, 0.1 + seen):.0%} of answers to be confirmed."
         )
+    exaggerated = claims[claims.get("only_amplified", pd.Series(False, index=claims.index))]
+    if len(exaggerated):
+        more = f"; and {len(exaggerated) - 1} more" if len(exaggerated) > 1 else ""
+        moved = f"{moved} Shown only when the change is exaggerated: {exaggerated['amplified'].iloc[0]}{more}."
     sure = " ".join(filter(None, [_sure(claims, prompts, answers, alpha), scope]))
     return Verdict(state, moved, _unmoved(claims, seen), sure, tuple(first["hypothesis_id"]))
 

@@ -413,12 +413,14 @@ class Divergence(Shown):
 
     ``js`` is the mean over prompts in nats a token (0: equal, 0.69 at most) with a 95% interval over resampled prompts;
     ``table`` has a row a prompt, largest first: prompt, js, js_low, js_high, kl, kl_low, kl_high, n_tokens, prompt_id.
-    ``profile`` has a row a position in the answer: position, kl, js, js_se, n.
+    ``profile`` has a row a position in the answer: position, kl, js, js_se, n. ``promoted`` has the next tokens that
+    the change makes likelier or less likely: token, direction, gain, positions, prompts, family, theme.
     """
 
     js: Interval
     table: pd.DataFrame
     profile: pd.DataFrame = field(repr=False)
+    promoted: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
 
     def to_frame(self) -> pd.DataFrame:
         """The same as ``table``."""
@@ -465,12 +467,12 @@ def divergence(
     asked = _asked(prompts, list(pair), section.max_new_tokens)
     texts, ids, _ = _decoded(list(pair), asked, section, samples, seed, folder)
     store = ShardStore(folder / "decode")
-    table, profile = screen_divergence(pair, asked, ids, texts, tokens, samples, store)
+    table, profile, promoted = screen_divergence(pair, asked, ids, texts, tokens, samples, store)
     mean = bootstrap_mean(table["js"].dropna().to_numpy(float), seed=seed)
     text = {p.prompt_id: p.text for p in asked.prompts}
     columns = ["prompt", "js", "js_low", "js_high", "kl", "kl_low", "kl_high", "n_tokens", "prompt_id"]
     table = table.assign(prompt=table["prompt_id"].map(text)).sort_values("js", ascending=False, kind="stable")
-    return Divergence(mean, table[columns].reset_index(drop=True), profile)
+    return Divergence(mean, table[columns].reset_index(drop=True), profile, promoted)
 
 
 # --------------------------------------------------------------------------------------------------------------- states

@@ -25,6 +25,7 @@ class Adapter(Intervention):
     path: str
     scale: float = Field(1.0, allow_inf_nan=False)
     places: ClassVar[tuple[str, ...]] = ("path",)
+    sized: ClassVar[bool] = True
 
     def open(self, base: LoadedModel, opening: Opening) -> Pair:
         folder = opening.path(self.path)

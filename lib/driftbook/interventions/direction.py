@@ -23,6 +23,7 @@ class AlongTrait(Intervention):
 
     trait: str
     needs_vectors: ClassVar[bool] = True
+    sized: ClassVar[bool] = True
 
     @abstractmethod
     def tap(self, directions: dict[int, torch.Tensor], site: str, unit: float) -> tuple[Tap, dict[str, Any]]:

@@ -32,6 +32,7 @@ class Finetune(Intervention):
     seed: int = 0
     scale: float = Field(1.0, allow_inf_nan=False)
     files: ClassVar[tuple[str, ...]] = ("data",)
+    sized: ClassVar[bool] = True
 
     def open(self, base: LoadedModel, opening: Opening) -> Pair:
         from driftbook.models.finetune import train_lora

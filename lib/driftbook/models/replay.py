@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from driftbook.errors import BudgetError
 from driftbook.models.loading import LoadedModel
@@ -52,12 +53,14 @@ def replay(
     taps: Sequence[Tap] = (),
     logits: bool = False,
     max_tokens: int = 8192,
+    states: bool = False,
 ) -> Iterator[tuple[list[int], torch.Tensor | None]]:
     """Run sequences through the model in length-sorted batches; taps see every forward.
 
     Yields ``(indices, logits)`` per batch: with ``logits``, the next-token logits ``[rows, columns, vocabulary]`` of
     the last columns, enough to cover every response of the batch (column -1 predicts what follows the last token);
-    otherwise None.
+    with ``states``, the hidden states ``[rows, columns, d_model]`` that the output layer makes them of
+    (:func:`head`); otherwise None.
 
     Raises:
         BudgetError: a sequence is longer than the model's context.
@@ -82,16 +85,30 @@ def replay(
             )
             if not prefix.tokens:
                 del inputs["past_key_values"]  # nobody will read the keys and values
+            keep = min(max(len(sequences[i].response_ids) for i in batch) + 1, width)
             if logits:
-                keep = max(len(sequences[i].response_ids) for i in batch) + 1
-                yield batch, forward(model, taps, frame, logits_to_keep=min(keep, width), **inputs)
+                yield batch, forward(model, taps, frame, logits_to_keep=keep, **inputs)
             else:  # the vocabulary product is a third of a small model's work: leave it out
                 for tap in taps:
                     tap.before(frame)
-                body(use_cache="past_key_values" in inputs, **inputs)
+                found = body(use_cache="past_key_values" in inputs, **inputs)
                 for tap in taps:
                     tap.after(frame)
-                yield batch, None
+                yield batch, found.last_hidden_state[:, -keep:] if states else None
+
+
+@torch.inference_mode()
+def head(model: LoadedModel, states: torch.Tensor) -> torch.Tensor:
+    """Next-token logits ``[rows, vocabulary]`` of last hidden states ``[rows, d_model]``, as the model's own forward
+    makes them (caps and scales of a family included)."""
+    body = model.model.base_model if hasattr(model.model, "base_model") else model.model
+    told = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=states[None])
+    body.forward = lambda *args, **kwargs: told
+    try:
+        with packed_linears(model):
+            return model.model(input_ids=torch.zeros(1, len(states), dtype=torch.long, device=states.device)).logits[0]
+    finally:
+        del body.forward
 
 
 def response_log_probabilities(logits: torch.Tensor, response_ids: Sequence[int]) -> torch.Tensor:

@@ -20,7 +20,7 @@ from driftbook.errors import ModelError
 from driftbook.models.answers import Answer, Completion, Engine, Question, Request, Tap, read_tokens
 from driftbook.models.loading import LoadedModel, load
 from driftbook.models.local import LocalEngine
-from driftbook.models.replay import TokenSequence, replay
+from driftbook.models.replay import TokenSequence, head, replay
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.vectors import VectorSet
 from driftbook.prompts import Prompt
@@ -104,11 +104,21 @@ class Side:
             yield from engine.generate(requests, params, [*self.taps, *taps])
 
     def read(
-        self, sequences: Sequence[TokenSequence], taps: Sequence[Tap] = (), logits: bool = False, max_tokens: int = 8192
+        self,
+        sequences: Sequence[TokenSequence],
+        taps: Sequence[Tap] = (),
+        logits: bool = False,
+        max_tokens: int = 8192,
+        states: bool = False,
     ) -> Iterator[tuple[list[int], torch.Tensor | None]]:
         """Tokens that exist already through this side: see :func:`driftbook.models.replay.replay`."""
         with self.active():
-            yield from replay(self.model, sequences, [*self.taps, *taps], logits, max_tokens)
+            yield from replay(self.model, sequences, [*self.taps, *taps], logits, max_tokens, states)
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Next-token logits ``[rows, vocabulary]`` of last hidden states ``[rows, d_model]`` of this side."""
+        with self.active():
+            return head(self.model, states)
 
     def active(self) -> contextlib.AbstractContextManager[None]:
         """Everything in here computes as this side, without its taps."""

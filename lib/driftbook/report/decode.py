@@ -9,12 +9,14 @@ import pandas as pd
 
 from driftbook.decode import Decoded, mean_divergence
 from driftbook.discovery.two_sample import FLIPS
+from driftbook.discovery.promoted import TOP
+from driftbook.discovery.promoted import themes as tokens_by_theme
 from driftbook.models.sides import Pair
 from driftbook.numbers import p_value
 from driftbook.prompts import SIDES, PromptSet
 from driftbook.report.loading import asked as asked
 from driftbook.report.loading import loaded as loaded
-from driftbook.workbook.figures import Figure, curve, histogram, interval_plot
+from driftbook.workbook.figures import Figure, bars, curve, histogram, interval_plot
 from driftbook.workbook.runs import Run
 from driftbook.workbook.tables import Table
 
@@ -160,6 +162,35 @@ def profile_title(profile: pd.DataFrame) -> str:
     return f"Divergence is largest at response token {int(profile.position[k])} ({profile.js[k]:.3f} nats)"
 
 
+def promoted(decoded: Decoded, most: int = 12) -> Figure | None:
+    """The tokens that the change promotes and suppresses most; None without a screen, or where none moved."""
+    table = decoded.promoted
+    if table.empty:
+        return None
+    shown = pd.concat([own.head(most) for _, own in table.groupby("direction", sort=True)])
+    shown = shown.sort_values("gain", ascending=False, kind="stable")
+    first = shown.iloc[0] if shown.iloc[0].gain > 0 else shown.iloc[-1]
+    return bars(
+        [repr(t)[1:-1] or "(empty)" for t in shown.token],
+        100 * shown.gain,
+        title=f"Most {first.direction} as a next token: {first.token!r}, in {first.prompts} prompts",
+        caption=f"Mean change of a next token's probability over {int(decoded.divergence.n_tokens.sum()):,} scored "
+        f"positions, where it is among the {TOP} that moved most. No answer was sampled for it.",
+        value_title="points of probability",
+        horizontal=True,
+        reference=0.0,
+    )
+
+
+def themes(decoded: Decoded) -> Table | None:
+    """Promoted and suppressed tokens by theme and family; None where there are too few."""
+    table = tokens_by_theme(decoded.promoted) if len(decoded.promoted) else decoded.promoted
+    if table.empty:
+        return None
+    caption = "Factors of prompts by tokens (non-negative matrix factorisation). gain: mean change of probability."
+    return Table(table, "Promoted and suppressed tokens by theme", caption)
+
+
 def weights(decoded: Decoded, floor: float) -> Figure | None:
     """Divergence by prompt, and how many keep full weight; None without a screen."""
     if not len(decoded.profile):
@@ -198,6 +229,33 @@ def side_by_side(texts: pd.DataFrame, prompts: PromptSet, order: Sequence[str], 
     asked = prompts.by_id()
     said = {side: [wide.loc[p, side] for p in order] for side in SIDES}
     return pd.DataFrame({"prompt": [asked[p].shown() for p in order], **said})
+
+
+def amplified(decoded: Decoded, prompts: PromptSet, count: int = 8) -> tuple[Table, Table] | tuple[None, None]:
+    """The strengths and whether their answers make sense, and answers to read beside ordinary ones."""
+    if decoded.amplified.empty:
+        return None, None
+    caption = (
+        "Strength 0 is the changed side as it is. broken: share that is empty, loops or is no words; strangeness: 0 "
+        "for a side's own answers, 1 for their words in random order. A strength that breaks the text is not used."
+    )
+    strengths = Table(decoded.strengths, strengths_title(decoded.strengths), caption)
+    stronger = decoded.amplified[decoded.amplified["sample_index"] == 0]
+    order = stronger["prompt_id"].drop_duplicates().tolist()[:count]
+    read = side_by_side(decoded.texts, prompts, order)
+    for a, own in stronger.groupby("strength", sort=True):
+        read[f"a = {a:g}"] = own.set_index("prompt_id")["text"].reindex(order).to_numpy()
+    return strengths, Table(read, "The change, exaggerated", "Both sides as they are, then by strength.")
+
+
+def strengths_title(table: pd.DataFrame) -> str:
+    """Which strengths are used."""
+    asked, used = table.loc[table.strength > 0, "strength"], table.loc[table.used.eq(True), "strength"]
+    broken = sorted(set(asked) - set(used))
+    if not broken:
+        return f"Amplified answers make sense at every strength ({', '.join(f'{a:g}' for a in asked)})"
+    said = ", ".join(f"{a:g}" for a in broken)
+    return f"Strength {said} breaks the text, and is not used"
 
 
 def costs(took: pd.DataFrame, pair: Pair, made: dict[str, float], busy: dict[str, float]) -> Table:

@@ -21,7 +21,16 @@ MOST_ROWS = 24
 CLAIM_COLUMNS = (
     *("claim", "direction", "status", "scope", "q_value", "e_value", "prompts"),
     *("win_rate", "win_low", "win_high", "auc", "share_of_bow", "explained_by"),
-    *("judge_agreement", "declined_base", "declined_intervention", "prompts_needed", "proposer", "cluster", "flags"),
+    *(
+        "judge_agreement",
+        "declined_base",
+        "declined_intervention",
+        "prompts_needed",
+        "proposer",
+        "cluster",
+        "amplified",
+    ),
+    "flags",
 )
 
 
@@ -229,6 +238,39 @@ def unmoved(claims: pd.DataFrame, seed: int) -> Figure | None:
         x_title="share after minus share before",
         percent=True,
     )
+
+
+def doses(table: pd.DataFrame, claims: pd.DataFrame, most: int = 4) -> Figure | None:
+    """What the strongest claims show at every strength of amplification; None without amplified answers."""
+    told = claims[(claims["confirmed"] | claims["only_amplified"]) & (claims["unit"] == "share")]
+    if table.empty or told.empty:
+        return None
+    told = told[told["like"] == ""].sort_values("only_amplified", kind="stable").head(most)
+    shown = table[table["hypothesis_id"].isin(set(told["hypothesis_id"]))]
+    first = told.iloc[0]
+    return curve(
+        shown["strength"],
+        shown["value"],
+        low=shown["low"],
+        high=shown["high"],
+        groups=shown["text"].tolist(),
+        title=str(first["amplified"]),
+        caption="Answers to held-out prompts with 95% intervals. -1: the base; 0: the changed side as it is; beyond, "
+        "the difference between the two is added that many times. An effect of the change grows to the right.",
+        x_title="strength of amplification",
+        y_title="share of answers",
+    )
+
+
+def dose_table(table: pd.DataFrame) -> Table | None:
+    """Every claim at every strength; None without amplified answers."""
+    if table.empty:
+        return None
+    caption = (
+        "difference: to the base, on the same prompts. The strongest amplification is tested over all claims together; "
+        "confirmed there alone is a claim about exaggerated answers."
+    )
+    return Table(table, "Claims by strength of amplification", caption, list(table.columns[1:]), 400)
 
 
 def claims(table: pd.DataFrame) -> Table:

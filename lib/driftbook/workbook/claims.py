@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from driftbook.discovery.amplification import ordinary
 from driftbook.errors import DriftbookError
 from driftbook.numbers import e_value, number, p_value, share
 from driftbook.prompts import load_saved
@@ -140,6 +141,7 @@ def _exemplars(experiment: Path, wanted: list[str]) -> dict[str, list[Exemplar]]
         chosen[str(name)] = x.iloc[np.unique(np.linspace(0, len(x) - 1, EXEMPLARS).round().astype(int))]
     ids = {p for x in chosen.values() for p in x.index}
     answers = read_table(texts)
+    answers = ordinary(answers)
     answers = answers[answers["prompt_id"].isin(ids)].drop_duplicates(["prompt_id", "side"])
     said = {(a.prompt_id, a.side): a.text for a in answers.itertuples()}
     asked = load_saved(texts.parent)

@@ -353,12 +353,16 @@ def _decode_to_validate(experiment: Experiment, root: Path, speeds: Speeds, note
             f"{duration(by_likelihood / speeds.read)} (decode.screen.likelihood)"
         )
     made = "" if here_made == texts else f", {here_made:,} of them made here"
+    amplify, beside = decode.amplify, 0  # tokens that the other side computes along
+    if amplify is not None:
+        made += f", {decode.exaggerated:,} of them amplified"
+        beside = decode.exaggerated * decode.max_new_tokens if amplify.by == "logits" else 0
     decoding = Step(
         "decode",
         f"{prompts:,} prompts, {texts:,} texts of both sides{made}, {screened:,} of them screened",
         generated,
         read,
-        _generating(speeds, generated, decode=True) + read / speeds.read,
+        _generating(speeds, generated + beside, decode=True) + read / speeds.read,
         texts * (decode.max_new_tokens * 8 + 300),
     )
     grouped = max(texts - fixed, 0)
