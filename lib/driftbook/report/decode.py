@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from driftbook.decode import Decoded, mean_divergence
-from driftbook.discovery.two_sample import FLIPS
 from driftbook.discovery.promoted import TOP
 from driftbook.discovery.promoted import themes as tokens_by_theme
+from driftbook.discovery.two_sample import FLIPS
 from driftbook.models.sides import Pair
 from driftbook.numbers import p_value
 from driftbook.prompts import SIDES, PromptSet
