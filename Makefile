@@ -18,7 +18,7 @@ BENCHES   = $(patsubst params/bench/%.yml,%,$(wildcard params/bench/*.yml))
 
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo run $(STAGES) lab plan why index compare check verify render docs test test-portable house lint bench proof cache clean
+.PHONY: help setup demo run $(STAGES) lab plan why label judge-check index compare check verify render docs test test-portable house lint bench proof cache clean
 
 help: ## list the targets
 	@grep -hE '^[$$a-z()_A-Z-]+:.*## ' $(MAKEFILE_LIST) | sed -e 's/^$$(STAGES)/<stage>/' -e 's/:.*## /\t/' | expand -t 12
@@ -56,6 +56,12 @@ why: setup ## which stages of EXP would run, and what changed
 
 index: setup ## draw outputs/index.html, the list of all experiments
 	$(DRIFTBOOK) index
+
+label: setup ## a page on which people label answers of EXP, CLAIM= one claim
+	$(DRIFTBOOK) label $(EXP) $(if $(CLAIM),--claim "$(CLAIM)")
+
+judge-check: setup ## hold the judges of EXP against the labels of people, LABELS=
+	$(DRIFTBOOK) judge-check $(EXP) --labels $(LABELS)
 
 compare: setup ## what differs between two experiments, A= B=
 	$(DRIFTBOOK) compare $(A) $(B)

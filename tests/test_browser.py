@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 import pages
+from driftbook.workbook.people import drawn
 from driftbook.workbook.reports import render_compare, render_experiment, render_outputs, render_stage
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -546,3 +548,38 @@ def test_the_keyboard_reaches_content_controls_and_tables(browser, site) -> None
         browser.driver.switch_to.active_element.send_keys(Keys.TAB)
         reached.add(browser.js("return document.activeElement.tagName"))
     assert {"SUMMARY", "BUTTON"} <= reached
+
+
+# ------------------------------------------------------------------------------------------------- the labelling page
+
+
+def test_answers_are_labelled_by_keys_and_the_labels_survive_the_browser(browser, tmp_path: Path) -> None:
+    about = {"claim_id": "c", "claim": "hedges", "prompt": "Will it rain?", "propensity": 0.25}
+    tasks = [{**about, "text_id": str(i), "text": f'answer {i}, "perhaps",\n<b>maybe</b>'} for i in range(4)]
+    page = tmp_path / "label.html"
+    page.write_text(drawn("mine", tasks), encoding="utf-8")
+
+    def press(key: str) -> None:
+        browser.js("document.dispatchEvent(new KeyboardEvent('keydown', {key: arguments[0]}))", key)
+
+    browser.open(page)
+    place = "document.getElementById('place').textContent"
+    assert browser.js(f"return {place}") == "1 of 4"
+    assert browser.js("return document.getElementById('text').textContent") == tasks[0]["text"]
+    assert not browser.js("return document.querySelector('#text b')")
+    for key in ("y", "N", "x", "s", "ArrowLeft"):
+        press(key)
+    assert browser.js(f"return {place}") == "3 of 4"
+    browser.open(page)  # as it was left
+    assert browser.js(f"return {place}") == "3 of 4"
+    browser.js("document.querySelector('[data-label=skip]').click()")
+    press("y")
+    press("y")
+    assert browser.js(f"return {place}") == "All 4 are seen: save the table."
+    saved = browser.js("return table()")
+    (tmp_path / "labels.csv").write_text(saved, encoding="utf-8", newline="")
+    table = pd.read_csv(tmp_path / "labels.csv", dtype=str)
+    assert table["label"].tolist() == ["yes", "no", "skip", "yes"] and table["text_id"].tolist() == list("0123")
+    assert table["text"].tolist() == [t["text"] for t in tasks] and set(table["propensity"]) == {"0.25"}
+    browser.js("document.getElementById('save').click()")
+    assert browser.requests() == [page.resolve().as_uri()] and browser.complaints() == []

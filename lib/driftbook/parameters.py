@@ -362,6 +362,9 @@ class Validate(Section):
     audit: float = Field(
         0.05, ge=0, le=1, description="share of the verdicts behind the screen that the expensive judge repeats"
     )
+    labels: str | None = Field(
+        None, description="table of answers that people labelled (text, claim, label), to hold judges against"
+    )
     coherence: bool = Field(True, description="judge the coherence of held-out texts, apart from all claims")
     generative: int = Field(
         16, ge=0, description="prompts per confirmed claim that texts are written to, for both models to read; 0: none"
@@ -739,6 +742,8 @@ def _check_files(experiment: Experiment, root: Path, where: Where) -> None:
     for key, judge in experiment.validation.every_judge().items():
         if judge.rubric:
             problems += _unmatched([judge.rubric], ("validate", *key.split("."), "rubric"), root, where)
+    if experiment.validation.labels:
+        problems += _unmatched([experiment.validation.labels], ("validate", "labels"), root, where)
     if experiment.traits.judge is not None and experiment.traits.judge.rubric:
         problems += _unmatched([experiment.traits.judge.rubric], ("traits", "judge", "rubric"), root, where)
     trait = intervention.about

@@ -38,6 +38,7 @@ from driftbook.evidence.cascade import (
 from driftbook.evidence.claims import beside_baselines, claims_table, share_together
 from driftbook.evidence.intervals import bootstrap_mean
 from driftbook.evidence.judges import Judge, Judges, LexiconJudge
+from driftbook.evidence.labels import AGREEMENT, CORRECTED, held_against, read_labels, readings
 from driftbook.evidence.material import Material, by_judge
 from driftbook.evidence.opened import (
     COHERENT,
@@ -89,6 +90,7 @@ __all__ = [
     "open_judges",
     "open_workers",
     "outcomes",
+    "people",
     "read_unlabelled",
     "screen",
     "share_together",
@@ -257,8 +259,9 @@ def freeze(material: Material, judges: Judges, section: Validate) -> pd.DataFram
             }
         digest = hashlib.sha256(json.dumps(sealed, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
         measure = json.dumps(sealed["measure"], sort_keys=True, ensure_ascii=False)
-        rows.append((h.hypothesis_id, h.text, h.direction, h.proposer, h.cluster, measure, list(h.words), digest))
-    names = ["hypothesis_id", "text", "direction", "proposer", "cluster", "measure", "words", "frozen"]
+        about = (h.hypothesis_id, h.text, h.direction, h.proposer, h.cluster, measure, list(h.words), list(h.evidence))
+        rows.append((*about, digest))
+    names = ["hypothesis_id", "text", "direction", "proposer", "cluster", "measure", "words", "evidence", "frozen"]
     return pd.DataFrame(rows, columns=names)
 
 
@@ -365,6 +368,17 @@ def coherence(material: Material, judges: Judges) -> tuple[pd.DataFrame, dict[st
             rows.append((judge.name, side, len(values), *bootstrap_mean(values, seed=material.seed)))
     scores = dict(zip(reading.texts["text_id"], reading.scores[:, 0].tolist(), strict=True))
     return pd.DataFrame(rows, columns=columns), scores
+
+
+def people(
+    run: Run, material: Material, judges: Judges, claims: pd.DataFrame, found: Sequence[Outcome]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(how often judges and people agree, effects corrected for the judge's errors): ``evidence.labels.held_against``,
+    on the table of ``validate.labels``. Empty without one."""
+    if run.section.labels is None:
+        return pd.DataFrame(columns=list(AGREEMENT)), pd.DataFrame(columns=list(CORRECTED))
+    labels = read_labels(run.root / run.section.labels, material)
+    return held_against(labels, claims, verdicts(found), material, readings(judges, material))
 
 
 def near_clusters(run: Run, material: Material, embed: Embed) -> dict[str, set[int]]:

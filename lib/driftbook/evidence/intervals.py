@@ -26,10 +26,10 @@ def wilson(successes: int, n: int, alpha: float = 0.05) -> Interval:
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"{successes} successes in {n} trials")
     share = successes / n
-    return Interval(share, *_wilson(share, n, float(norm.isf(alpha / 2))))
+    return Interval(share, *wilson_limits(share, n, float(norm.isf(alpha / 2))))
 
 
-def _wilson(share: float, n: float, z: float) -> tuple[float, float]:
+def wilson_limits(share: float, n: float, z: float) -> tuple[float, float]:
     """Limits of a share of ``n`` trials, whose number need not be whole."""
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
@@ -160,7 +160,7 @@ def shares_difference(
     """
     trials = [p * (1 - p) / v if v > 1e-15 and 0 < p < 1 else 0.0 for p, v in zip(shares, variances, strict=True)]
     trials = [one or max(other, n) for one, other, n in zip(trials, trials[::-1], least, strict=True)]
-    (p1, p2), ((l1, u1), (l2, u2)) = shares, [_wilson(p, n, z) for p, n in zip(shares, trials, strict=True)]
+    (p1, p2), ((l1, u1), (l2, u2)) = shares, [wilson_limits(p, n, z) for p, n in zip(shares, trials, strict=True)]
 
     def reach(a: float, b: float) -> float:
         return math.sqrt(max(a * a - 2 * r * a * b + b * b, 0.0))
@@ -183,7 +183,7 @@ def summary_interval(values: np.ndarray, center: str = "mean", alpha: float = 0.
     variance = float(values.var(ddof=1)) / n
     if bounded(values):
         trials = mean * (1 - mean) / variance if variance > 1e-15 else n
-        return Interval(mean, *_wilson(mean, trials, float(norm.isf(alpha / 2))))
+        return Interval(mean, *wilson_limits(mean, trials, float(norm.isf(alpha / 2))))
     half = student_quantile(alpha, n - 1) * math.sqrt(variance)
     return Interval(mean, mean - half, mean + half)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -317,6 +318,65 @@ def side_by_side(
             )
     names = ["claim", "direction", "prompt", "base", "intervention", "score_base", "score_intervention", "x"]
     return pd.DataFrame(rows, columns=names)
+
+
+def agreement(table: pd.DataFrame) -> Table | None:
+    """How often judges and people say the same of an answer; None without labels."""
+    if not len(table):
+        return None
+    caption = (
+        "both_yes to both_no are labelled answers; accuracy and kappa weigh them by how they were drawn, with 95% "
+        "intervals over prompts."
+    )
+    return Table(table, "Judges beside people", caption, list(table.columns[1:]), 60)
+
+
+def effects(table: pd.DataFrame) -> Figure | None:
+    """Effects of claims as the judge tells them, corrected for its errors, and from labels alone; None where there are
+    too few labels."""
+    told = table[table["note"] == ""]
+    if not len(told):
+        return None
+    kinds = {"judge": ("difference", "low", "high"), "corrected": ("corrected", "corrected_low", "corrected_high")}
+    kinds["people alone"] = ("people", "people_low", "people_high")
+    rows = [(f"{r.claim}: {kind}", *(getattr(r, c) for c in columns), kind == "corrected")
+            for r in told.itertuples() for kind, columns in kinds.items()]  # fmt: skip
+    first = told.iloc[0]
+    labels, estimate, low, high, marked = zip(*rows, strict=True)
+    return interval_plot(
+        labels, estimate, low, high,
+        title=f"{first['claim']}: {100 * first['difference']:+.0f} points by the judge, "
+        f"{100 * first['corrected']:+.0f} when its errors are counted in",
+        caption="Intervention minus base, 95% intervals; corrected: prediction-powered inference on labelled answers.",
+        marked=marked, marked_name="corrected", unmarked_name="judge, or people alone",
+        x_title="difference between the sides", percent=True,
+    )  # fmt: skip
+
+
+def corrected(table: pd.DataFrame) -> Table | None:
+    """The same as a table, with what stands against a correction; None without labels."""
+    if not len(table):
+        return None
+    caption = (
+        "difference: as the judge tells it; corrected: with its errors on the labelled answers counted in; people: the "
+        "labels alone; use: how much of the judge went into it (0 to 1); note: why there is no correction."
+    )
+    return Table(table, "Effects, corrected for the judge's errors", caption, list(table.columns[1:]), 60)
+
+
+def against_people(run: Run, agreement: pd.DataFrame, corrected: pd.DataFrame) -> None:
+    """The metrics of labels: for each claim and judge the kappa, for each claim the corrected effect."""
+    for r in agreement[agreement["side"] == "both"].itertuples():
+        name = f"{slug(r.claim)}_{slug(r.judge)}"
+        run.metric(f"kappa_{name}", r.kappa, r.kappa_low, r.kappa_high)
+        run.metric(f"accuracy_{name}", r.accuracy, r.accuracy_low, r.accuracy_high)
+    for r in corrected[corrected["note"] == ""].itertuples():
+        run.metric(f"corrected_{slug(r.claim)}", r.corrected, r.corrected_low, r.corrected_high)
+
+
+def slug(text: str) -> str:
+    """A text as part of a metric's name."""
+    return re.sub(r"\W+", "_", text.lower()).strip("_")[:40]
 
 
 def inside(shift: pd.DataFrame) -> Table | None:

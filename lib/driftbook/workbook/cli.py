@@ -74,6 +74,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--to", type=Path, required=True, metavar="FILE", help="the table: .parquet, .jsonl or .csv")
     sub.add_argument("--by", choices=("prompt", "id"), default="prompt", help="what belongs together; default: prompt")
     sub.add_argument("--with", dest="options", action="append", default=[], metavar="NAME=VALUE", help="of the format")
+    sub = command("label", _label, "write a page on which people label answers of an experiment", many=False)
+    sub.add_argument("experiment", metavar="EXP")
+    sub.add_argument("--claim", action="append", default=[], metavar="CLAIM", help="its statement, id or measure")
+    sub.add_argument("--count", type=int, default=60, metavar="N", help="answers of each claim (default 60)")
+    sub = command("judge-check", _judge_check, "hold the judges of an experiment against people's labels", many=False)
+    sub.add_argument("experiment", metavar="EXP")
+    sub.add_argument("--labels", type=Path, required=True, metavar="FILE", help="a table: text, claim, label")
     sub = command("export", _export, "write an experiment's findings and trait vectors for other tools", many=False)
     sub.add_argument("experiment", metavar="EXP", help="name of a file in params/, without .yml")
     sub.add_argument(
@@ -217,6 +224,23 @@ def _import(args: argparse.Namespace, layout: Layout) -> int:
     for what, number in sorted(counts.items(), key=lambda c: c[0].startswith("left out")):
         print(f"{what}: {number:,}")
     print(f"{args.to}\nintervention: {{kind: texts, path: {args.to}}}")
+    return 0
+
+
+def _label(args: argparse.Namespace, layout: Layout) -> int:
+    from driftbook.workbook import people
+
+    page = people.label_page(_file(layout, args.experiment), layout, args.claim, args.count)
+    print(f"open in a browser: {page}")
+    print(f"then: driftbook judge-check {Path(args.experiment).stem} --labels FILE")
+    return 0
+
+
+def _judge_check(args: argparse.Namespace, layout: Layout) -> int:
+    from driftbook.workbook import people
+
+    agreement, effects = people.judge_check(_file(layout, args.experiment), layout, args.labels)
+    print(people.written(agreement, effects))
     return 0
 
 

@@ -117,7 +117,10 @@ def input_files(experiment: Experiment | BenchExperiment, stage: str, root: Path
         "capture": [*experiment.capture.prompts, *experiment.capture.tier3.prompts],
         "decode": experiment.decode.prompts,
         "cluster": [],
-        "validate": [judge.rubric for judge in experiment.validation.every_judge().values() if judge.rubric],
+        "validate": [
+            *(judge.rubric for judge in experiment.validation.every_judge().values() if judge.rubric),
+            *filter(None, [experiment.validation.labels]),
+        ],
     }[stage]
     files = expand(named, root)
     places = [experiment.cluster.embedder] if stage == "cluster" else []
