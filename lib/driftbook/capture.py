@@ -26,6 +26,7 @@ from driftbook.models.captured import (
 )
 from driftbook.models.projection import Rows
 from driftbook.models.replay import TokenSequence
+from driftbook.models.sampling import SamplingParams
 from driftbook.models.sides import Pair, Side
 from driftbook.models.tier3 import Inside, capture_tier3, look_inside, read_internals, tier3_bytes, too_large
 from driftbook.models.vectors import VectorSet
@@ -51,6 +52,13 @@ MOST_GIVEN = 24  # prompts of a table of texts that are captured: a capture is f
 MOST_NULL = 24  # null directions whose dynamics are taken
 
 
+def sampling(section: Any) -> SamplingParams:
+    """How the answers of a capture are drawn."""
+    s = section
+    thought = s.max_thought_tokens
+    return SamplingParams(s.max_new_tokens, s.temperature, s.top_p, s.top_k, max_thought_tokens=thought)
+
+
 def load_prompts(
     patterns: Sequence[str], root: Path, side: Side, max_new_tokens: int, given: Sequence[Prompt] | None = None
 ) -> list[Prompt]:
@@ -68,7 +76,7 @@ def check_answers(live: dict[str, list[Sample]]) -> None:
         DriftbookError: a side whose every answer is empty.
     """
     for side, samples in live.items():
-        if not any(s.sequence.response_ids for s in samples):
+        if not any(s.answer_ids for s in samples):
             raise DriftbookError(
                 f"capture: all {len(samples)} answers of side {side} are empty: the model ends at once. Look at the "
                 "chat template (base.chat_template: false gives the prompt as it stands), the prompts, or the table of "
@@ -83,7 +91,7 @@ def read_null(
     side: Side, base: Sequence[Sample], null: Probe, cache: Path, progress: Callable[[int], Any] | None = None
 ) -> list[tuple[Sample, Rows]]:
     """Null directions read on the base's own answers, the first sample of every prompt that says anything."""
-    first = [s for s in base if s.sample == 0 and s.sequence.response_ids]
+    first = [s for s in base if s.sample == 0 and s.answer_ids]
     return list(zip(first, capture_replay(side, [s.sequence for s in first], null, cache, progress), strict=True))
 
 
@@ -127,7 +135,7 @@ def _means(samples: Sequence[Sample], probe: Probe, prompts: int) -> list[np.nda
     shape = grid_of(probe).shape
     out = []
     for p in range(prompts):
-        said = [s for s in samples if s.prompt == p and s.sequence.response_ids]
+        said = [s for s in samples if s.prompt == p and s.answer_ids]
         answers = [probe.grid(s.rows.projection[s.response]) for s in said]
         out.append(answer_means(answers) if answers else np.empty((0, *shape)))
     return out
@@ -278,7 +286,7 @@ def tier3(run: Run, pair: Pair, live: dict[str, list[Sample]], prompts: Sequence
         mine = chosen[side.name]
         written = capture_tier3(side, mine, layers, run.data / "internals", wanted.max_bytes, bar.update)
         paths += written
-        shown = next((i for i, s in enumerate(mine) if s.sequence.response_ids), None)
+        shown = next((i for i, s in enumerate(mine) if s.answer_ids), None)
         if shown is not None:
             words = [side.model.tokenizer.decode([i]) for i in mine[shown].sequence.ids]
             inside += look_inside(written[shown], mine[shown], prompts[mine[shown].prompt].text, words, layers)

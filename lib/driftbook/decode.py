@@ -24,7 +24,7 @@ from driftbook.discovery.screen import (
 from driftbook.discovery.splits import prompt_set
 from driftbook.discovery.strategies import Ask, State, first_round, plan_round, propensities, quality
 from driftbook.discovery.two_sample import COLUMNS as FAMILY_COLUMNS
-from driftbook.errors import PromptError
+from driftbook.errors import ModelError, PromptError
 from driftbook.evidence.intervals import Interval, bootstrap_mean
 from driftbook.models.answers import NO_ANSWER
 from driftbook.models.sampling import SamplingParams
@@ -49,13 +49,25 @@ def load_prompts(
     return prompt_set(read_prompts(list(patterns), root) if given is None else given, shares, limit)
 
 
-def encode(pair: Pair, prompts: PromptSet, max_new_tokens: int) -> dict[str, list[tuple[int, ...]]]:
-    """Token ids of every prompt per side, in the order of the set. Raises PromptError for one that leaves no room to
-    answer."""
+def encode(
+    pair: Pair, prompts: PromptSet, max_new_tokens: int, max_thought_tokens: int = 0
+) -> dict[str, list[tuple[int, ...]]]:
+    """Token ids of every prompt per side, in the order of the set.
+
+    Raises:
+        PromptError: one leaves no room to answer; ModelError: a side is made to think, and has no tokens for it.
+    """
     ids = {side.name: [side.encode(p) for p in prompts.prompts] for side in pair}
     for side in pair:
         count = dict(zip((p.prompt_id for p in prompts.prompts), map(len, ids[side.name]), strict=True))
-        check_lengths(prompts.prompts, lambda p, n=count: n[p.prompt_id], side.model.context - max_new_tokens)
+        room = side.model.context - max_new_tokens - max_thought_tokens
+        check_lengths(prompts.prompts, lambda p, n=count: n[p.prompt_id], room)
+        if side.here and not max_thought_tokens and side.model.begins_in_thought(ids[side.name][0]):
+            raise ModelError(
+                f"the chat template of {side.name} makes the model think before it answers: set "
+                "decode.max_thought_tokens (1024, say), or template_args: {enable_thinking: false} where the model "
+                "takes it"
+            )
     return ids
 
 
@@ -88,7 +100,7 @@ def decode_rounds(run: Run, pair: Pair, prompts: PromptSet, ids: dict[str, list[
     """Round 0 for every prompt, the divergence screen, then rounds by the strategy until the budget or the stated
     quality is met."""
     d = run.section
-    params = SamplingParams(d.max_new_tokens, d.temperature, d.top_p, d.top_k, d.min_p)
+    params = SamplingParams(d.max_new_tokens, d.temperature, d.top_p, d.top_k, d.min_p, d.max_thought_tokens)
     store = ShardStore(run.cache / "decode")
     sampling = d.ordinary
     asks = first_round(prompts, d.samples, sampling.max_texts)
@@ -102,6 +114,7 @@ def decode_rounds(run: Run, pair: Pair, prompts: PromptSet, ids: dict[str, list[
     c = run.params.cluster
     embed = through_cache(run.cache / "embeddings", c.embedder, c.instruction, run.params.base.device, run.progress)
     texts = decode(asks, "round 0")
+    check_reached(texts)
     rounds = [_round_row(0, texts)]
     divergence = profile = promoted = None
     unscreened = pair.no_divergence() if d.screen.enabled else "decode.screen.enabled is false"
@@ -179,6 +192,23 @@ def decode_rounds(run: Run, pair: Pair, prompts: PromptSet, ids: dict[str, list[
     )
 
 
+def unreached(texts: pd.DataFrame) -> dict[str, float]:
+    """Share of each side's answers that never came: the text ended inside of the thought before it."""
+    cut = (texts.finish_reason == "cut").groupby(texts.side).mean()
+    return {side: float(share) for side, share in cut.items()}
+
+
+def check_reached(texts: pd.DataFrame) -> None:
+    """Raises ModelError: of some side no answer came at all."""
+    for side, share in unreached(texts).items():
+        if share == 1:
+            raise ModelError(
+                f"{side} thinks before it answers, and not one of its {int((texts.side == side).sum())} answers was "
+                "reached: raise decode.max_thought_tokens, or set template_args: {enable_thinking: false} where the "
+                "model takes it"
+            )
+
+
 def _round_row(number: int, new: pd.DataFrame) -> dict[str, Any]:
     return {
         "round": number,
@@ -201,6 +231,9 @@ def write(run: Run, prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]], p
             )
     if silent.any():
         run.metric("texts_unanswered", int(silent.sum()))
+    for side, share in unreached(decoded.texts).items():
+        if share:
+            run.metric(f"unreached_{side}", share)
     decoded.rounds.to_parquet(run.data / "rounds.parquet", compression="zstd")
     decoded.divergence.to_parquet(run.data / "divergence.parquet", compression="zstd")
     decoded.profile.to_parquet(run.data / "profile.parquet", compression="zstd")

@@ -159,9 +159,17 @@ class Capture(Section):
     convention: Literal["producer", "own"] = "own"
     samples: int = Field(4, ge=1)
     max_new_tokens: int = Field(50, ge=1)
+    max_thought_tokens: int = Field(
+        0, ge=0, description="that a model which thinks first may think, beside max_new_tokens for the answer"
+    )
     temperature: float = Field(0.7, ge=0)
     top_p: float = Field(0.9, gt=0, le=1)
     top_k: int = Field(0, ge=0)
+
+    @property
+    def most_tokens(self) -> int:
+        """The longest response, thought and answer."""
+        return self.max_new_tokens + self.max_thought_tokens
 
 
 class Screen(Section):
@@ -234,6 +242,9 @@ class Decode(Section):
     splits: Splits = Splits()
     samples: int = Field(2, ge=1, description="samples per prompt and side outside of what the strategy adds")
     max_new_tokens: int = Field(48, ge=1)
+    max_thought_tokens: int = Field(
+        0, ge=0, description="that a model which thinks first may think, beside max_new_tokens for the answer"
+    )
     temperature: float = Field(0.7, ge=0)
     top_p: float = Field(0.9, gt=0, le=1)
     top_k: int = Field(0, ge=0)
@@ -262,6 +273,11 @@ class Decode(Section):
     def ordinary(self) -> Sampling:
         """The budget that is left for ordinary answers."""
         return self.sampling.model_copy(update={"max_texts": self.sampling.max_texts - self.exaggerated})
+
+    @property
+    def most_tokens(self) -> int:
+        """The longest response, thought and answer."""
+        return self.max_new_tokens + self.max_thought_tokens
 
 
 class UmapSpec(Section):

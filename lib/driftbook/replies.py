@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
+from driftbook.sections import ThoughtMarks
+
 LEAST_MASS = 0.5  # below it the model meant something else than a level: what it wrote counts
 NESTED = 8  # levels of lists and objects inside each other that are searched
 
@@ -86,12 +88,21 @@ _JOINED = re.compile(
 )
 
 
-def split_thought(text: str) -> tuple[str, str]:
+def split_thought(text: str, marks: ThoughtMarks | None = None, opened: bool = False) -> tuple[str, str]:
     """(thought, answer) of a text that begins with a thought, or that ends one whose opening mark stood in the prompt.
 
     Known are ``<think>`` and its kin, ``[THINK]``, ``◁think▷``, Granite's sentences and the channels of gpt-oss, also
     where a server dropped their marks. A thought that does not end leaves no answer.
+
+    Args:
+        marks: those of the model, where they are known, and no others; opened: the prompt ends inside of the thought.
     """
+    if marks is not None:
+        begun = text.lstrip()
+        if not begun.startswith(marks.open) and not opened and marks.close not in text:
+            return "", text
+        thought, _, answer = begun.removeprefix(marks.open).partition(marks.close)
+        return thought.strip(), answer.lstrip()
     thoughts: list[str] = []
     for match in _channels(text):
         if match.group(1) == "final":
@@ -107,6 +118,8 @@ def split_thought(text: str) -> tuple[str, str]:
         rest = rest[match.end() :]
     if not thoughts and (end := _END_OF_THOUGHT.search(text)):
         thoughts, rest = [text[: end.start()].strip()], text[end.end() :]
+    if opened and not thoughts:
+        return text.strip(), ""
     return "\n".join(t for t in thoughts if t), rest.lstrip() if thoughts else text
 
 

@@ -64,6 +64,13 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
+class ThoughtMarks(Section):
+    """What a model writes before and after its thought."""
+
+    open: str = Field(min_length=1)
+    close: str = Field(min_length=1)
+
+
 class ModelSpec(Section):
     """Where weights come from: ``bundled:<name>``, a Hugging Face id, a folder, or a GGUF file."""
 
@@ -75,6 +82,9 @@ class ModelSpec(Section):
     template: str | None = Field(None, description="which one, where the tokenizer has several chat templates")
     template_args: dict[str, Any] = Field(
         {}, description="arguments of the chat template, such as enable_thinking: false"
+    )
+    thought: ThoughtMarks | None = Field(
+        None, description="marks around what is thought before the answer; null: known ones are looked for"
     )
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from driftbook.discovery.strategies import Ask
 from driftbook.models.amplified import amplified
-from driftbook.models.answers import Question, Request, text_of
+from driftbook.models.answers import Answer, Completion, Question, Request
 from driftbook.models.sampling import SamplingParams, stream_seed
 from driftbook.models.sides import Exaggeration, Pair, Side
 from driftbook.prompts import SIDES, Prompt, PromptSet
@@ -39,6 +39,7 @@ TEXT_SCHEMA = pa.schema(
         ("seed", pa.int64()),
         ("token_ids", pa.list_(pa.int32())),
         ("text", pa.string()),
+        ("thought", pa.string()),
         ("log_ratio", pa.float64()),
         ("finish_reason", pa.string()),
         ("model_key", pa.string()),
@@ -136,6 +137,11 @@ def _texts_of(side: Side, work: _Work, made: set[str], progress: Callable[[int],
     for key, chosen, requests in work.shards(side):
         decoded = partial(decode_shard, side, requests, work.params, progress)
         rows = store.kept_table(key, decoded, None if key in made else progress, len(chosen)).to_pandas()
+        if "text" not in rows:
+            said = [side.model.said(t.tolist(), r.prompt_ids) for t, r in zip(rows.token_ids, requests, strict=True)]
+            ended = [s.reason(reason) for s, reason in zip(said, rows.finish_reason, strict=True)]
+            answers, thoughts = [s.text for s in said], [s.thought for s in said]
+            rows = rows.assign(text=answers, thought=thoughts, finish_reason=ended)
         pieces.append(
             pd.DataFrame(
                 {
@@ -144,9 +150,8 @@ def _texts_of(side: Side, work: _Work, made: set[str], progress: Callable[[int],
                     "token_ids": [list(map(int, t)) for t in rows.token_ids],
                     "finish_reason": rows.finish_reason,
                     "seconds": rows.seconds,
-                    "text": rows.text
-                    if "text" in rows
-                    else rows.token_ids.map(lambda t: side.model.decode(t.tolist())),
+                    "text": rows.text,
+                    "thought": rows.thought if "thought" in rows else "",
                 }
             )
         )
@@ -184,21 +189,22 @@ def decode_shard(
     params: SamplingParams,
     progress: Callable[[int], Any] | None = None,
 ) -> pa.Table:
-    """The texts of one shard in the order of its requests: token_ids, finish_reason, seconds, and text where the
-    engine answers in words."""
+    """The texts of one shard in the order of its requests: token_ids, finish_reason, seconds, and text and thought
+    where the engine answers in words."""
     begun = time.monotonic()
-    done: dict[int, tuple[list[int], str, str | None]] = {}
+    done: dict[int, Completion] = {}
     for completion in side.generate(requests, params):
-        done[completion.index] = (completion.token_ids, completion.finish_reason, text_of(completion))
+        done[completion.index] = completion
         if progress:
             progress(1)
+    completions = [done[k] for k in range(len(requests))]
     columns = {
-        "token_ids": pa.array([done[k][0] for k in range(len(requests))], pa.list_(pa.int32())),
-        "finish_reason": [done[k][1] for k in range(len(requests))],
+        "token_ids": pa.array([c.token_ids for c in completions], pa.list_(pa.int32())),
+        "finish_reason": [c.finish_reason for c in completions],
         "seconds": [(time.monotonic() - begun) / len(requests)] * len(requests),
     }
-    if any(text is not None for _, _, text in done.values()):  # said in words: tokens may not give them back
-        columns["text"] = [done[k][2] for k in range(len(requests))]
+    if any(isinstance(c, Answer) for c in completions):  # said in words: tokens may not give them back
+        columns |= {name: [getattr(c, name) for c in completions] for name in ("text", "thought")}
     return pa.table(columns)
 
 

@@ -12,7 +12,7 @@ from driftbook.ledger import Ledger
 from driftbook.models.loading import LoadedModel
 from driftbook.models.local import LocalEngine, Request
 from driftbook.models.sampling import SamplingParams, stream_seed
-from driftbook.replies import Answer, request_key, split_thought
+from driftbook.replies import Answer, request_key
 
 
 class LocalChat:
@@ -82,7 +82,8 @@ class LocalChat:
             params = SamplingParams(self.max_tokens, temperature)
             work = [Request(prompts[k], stream_seed("chat", prompts[k], requests[k]["sample"])) for k in keys]
             for done in LocalEngine(loaded).generate(work, params):
-                thought, text = split_thought(loaded.tokenizer.decode(done.token_ids, skip_special_tokens=True))
+                said = loaded.said(done.token_ids, work[done.index].prompt_ids)
                 reason = "length" if done.finish_reason == "length" else "stop"
                 key = keys[done.index]
-                yield [key], [Answer(text, len(prompts[key]), len(done.token_ids), 0.0, None, reason, thought)]
+                counted = len(prompts[key]), len(done.token_ids)
+                yield [key], [Answer(said.text, *counted, 0.0, None, reason, said.thought)]

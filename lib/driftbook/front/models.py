@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from driftbook import decode, interventions, traits
-from driftbook.capture import make_scale, read_null
+from driftbook.capture import make_scale, read_null, sampling
 from driftbook.discovery.screen import screen_divergence
 from driftbook.discovery.strategies import Ask
 from driftbook.errors import DriftbookError
@@ -374,7 +374,14 @@ def _asked(prompts: Any, sides: Sequence[Side], max_new_tokens: int) -> PromptSe
 def _decoded(
     sides: Sequence[Side], asked: PromptSet, section: Decode, samples: int, seed: int, folder: Path
 ) -> tuple[pd.DataFrame, dict[str, list[tuple[int, ...]]], SamplingParams]:
-    params = SamplingParams(section.max_new_tokens, section.temperature, section.top_p, section.top_k, section.min_p)
+    params = SamplingParams(
+        section.max_new_tokens,
+        section.temperature,
+        section.top_p,
+        section.top_k,
+        section.min_p,
+        section.max_thought_tokens,
+    )
     ids = {side.name: [side.encode(p) for p in asked.prompts] for side in sides}
     asks = [Ask(p, s, 0) for p in range(len(asked)) for s in range(samples)]
     store = ShardStore(folder / "decode")
@@ -399,7 +406,7 @@ def generate(
         DriftbookError: an option is wrong, or a prompt leaves no room to answer.
     """
     section, sides = checked(Decode, **options), _sides(models)
-    asked = _asked(prompts, sides, section.max_new_tokens)
+    asked = _asked(prompts, sides, section.most_tokens)
     texts, _, _ = _decoded(sides, asked, section, section.samples, seed, folder_of(cache))
     by_id = asked.by_id()
     said = [p.chat() if p.messages or p.system else p.text for p in map(by_id.__getitem__, texts["prompt_id"])]
@@ -591,14 +598,14 @@ def project(
             the states would take more memory than is allowed.
     """
     section, sides, folder = checked(Capture, **options), _sides(models), folder_of(cache)
-    known = list(_asked(prompts, sides, section.max_new_tokens).prompts)
+    known = list(_asked(prompts, sides, section.most_tokens).prompts)
     base = sides[0].model
     if any(side.model.hooks.n_layers != base.hooks.n_layers for side in sides):
         raise DriftbookError("project: the two sides have different layers; read each of them alone")
     held = vectors.on(base, folder)
     method = held.chosen(held.traits[0]).method
     probe = make_probe(held, method, list(sites) if sites is not None else None, base)
-    params = SamplingParams(section.max_new_tokens, section.temperature, section.top_p, section.top_k)
+    params = sampling(section)
     live = {s.name: capture_live(s, known, section.samples, params, probe, seed, folder) for s in sides}
     samples = [s for side in live.values() for s in side]
     rows = [probe.grid(s.rows.projection) for s in samples]
@@ -622,6 +629,6 @@ def project(
 
 
 def _told(sample: Sample, prompt: Prompt, model: LoadedModel) -> dict[str, Any]:
-    asked, said = sample.sequence.prompt_ids, sample.sequence.response_ids
+    asked, said = sample.sequence.prompt_ids, sample.answer_ids
     about = {"side": sample.side, "prompt": prompt.text, "prompt_id": prompt.prompt_id, "sample": sample.sample}
     return about | {"prompt_tokens": len(asked), "tokens": len(sample.sequence), "text": model.decode(list(said))}

@@ -100,9 +100,11 @@ class Question(Request):
 
 @dataclass(frozen=True)
 class Answer(Completion):
-    """A completion whose ``text`` is what was said; ``token_ids`` are the reading model's tokens of it."""
+    """A completion whose ``text`` is what was said; ``token_ids`` are the reading model's tokens of it. ``thought`` is
+    what was thought before, where that can be told apart."""
 
     text: str = ""
+    thought: str = ""
 
 
 class Answering(Protocol):
@@ -150,7 +152,3 @@ def read_tokens(reader: LoadedModel, request: Request, text: str) -> list[int]:
     ids = reader.encode_answer(text)
     return [int(i) for i in ids[: max(0, reader.context - len(request.prompt_ids))]]
 
-
-def text_of(completion: Completion) -> str | None:
-    """What was said, where the engine answers in words; None where the tokens are the answer."""
-    return completion.text if isinstance(completion, Answer) else None

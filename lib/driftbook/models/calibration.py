@@ -27,8 +27,8 @@ _QUESTIONS = (
 @dataclass(frozen=True)
 class Measured:
     """What this machine does per second: tokens sampled (the reading of their prompts included), tokens read in a
-    forward over given text, short texts embedded; the share of ``max_new_tokens`` that answers used; the mean tokens of
-    a prompt; and tokens sampled with the threads of one of several processes, None where that was not asked."""
+    forward over given text, short texts embedded; the share of the longest response that answers used; the mean tokens
+    of a prompt; and tokens sampled with the threads of one of several processes, None where that was not asked."""
 
     generate: float
     read: float
@@ -85,7 +85,7 @@ def generation_rate(
     model: LoadedModel, prompts: Sequence[tuple[int, ...]], params: SamplingParams, seconds: float = 3
 ) -> tuple[float, float]:
     """Sampled tokens per second in whole batches of an answer to each prompt, the prompts' prefill included, and the
-    mean length of an answer as a share of ``params.max_new_tokens``."""
+    mean length of an answer as a share of ``params.most_tokens``."""
     engine = LocalEngine(model, len(prompts))
     lengths: list[int] = []
 
@@ -96,7 +96,7 @@ def generation_rate(
         return sum(found)
 
     rate = _rate(batch, seconds)
-    return rate, sum(lengths) / (len(lengths) * params.max_new_tokens)
+    return rate, sum(lengths) / (len(lengths) * params.most_tokens)
 
 
 def reading_rate(model: LoadedModel, prompts: Sequence[tuple[int, ...]], seconds: float = 1) -> float:

@@ -21,7 +21,8 @@ ROWS, SCALE = "projections.safetensors", "scale.parquet"
 
 
 def sample_table(samples: Sequence[Sample], prompts: Sequence[Prompt]) -> pd.DataFrame:
-    """One row per answer: ``prompt_end`` is the number of prompt tokens, the place of the first response token."""
+    """One row per answer: ``prompt_end`` is the number of prompt tokens, behind which the thought begins and
+    then the response."""
     return pd.DataFrame(
         {
             "sample": [s.sample_id for s in samples],
@@ -29,7 +30,8 @@ def sample_table(samples: Sequence[Sample], prompts: Sequence[Prompt]) -> pd.Dat
             "prompt_id": [prompts[s.prompt].prompt_id for s in samples],
             "sample_index": [s.sample for s in samples],
             "prompt_end": [len(s.sequence.prompt_ids) for s in samples],
-            "response_tokens": [len(s.sequence.response_ids) for s in samples],
+            "response_tokens": [len(s.answer_ids) for s in samples],
+            "thought_tokens": [s.thought for s in samples],
             "finish_reason": [s.finish_reason for s in samples],
         }
     )
@@ -43,7 +45,8 @@ def token_table(
     for s in samples:
         ids = s.sequence.ids
         n = len(s.sequence.prompt_ids)
-        roles = prompt_roles(model, s.sequence.prompt_ids, prompts[s.prompt].text) + ["response"] * (len(ids) - n)
+        roles = prompt_roles(model, s.sequence.prompt_ids, prompts[s.prompt].text)
+        roles += ["thought"] * s.thought + ["response"] * (len(ids) - n - s.thought)
         frames.append(
             pd.DataFrame(
                 {

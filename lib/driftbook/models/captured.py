@@ -41,11 +41,16 @@ class Sample:
     rows: Rows
     seconds: float = 0.0  # share of the capture of its batch, as it was measured then
     dropped: float = 0.0  # share of the rows that its batch computed for answers that had ended
+    thought: int = 0  # tokens of the response that were thought before the answer
 
     @property
     def response(self) -> slice:
-        """The rows of the response."""
-        return slice(len(self.sequence.prompt_ids), len(self.sequence))
+        """The rows of the answer, without what was thought before it."""
+        return slice(len(self.sequence.prompt_ids) + self.thought, len(self.sequence))
+
+    @property
+    def answer_ids(self) -> tuple[int, ...]:
+        return self.sequence.response_ids[self.thought :]
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ def capture_live(
     """
     store = ShardStore(cache / "capture")
     encoded = [side.encode(p) for p in prompts]
-    worst = sum((len(e) + params.max_new_tokens) * samples for e in encoded)
+    worst = sum((len(e) + params.most_tokens) * samples for e in encoded)
     ProjectionTap(probe.points, probe.matrix, max_bytes).check_budget(worst)
     order = sorted(
         ((p, s) for p in range(len(prompts)) for s in range(samples)), key=lambda a: (-len(encoded[a[0]]), a)
@@ -127,9 +132,11 @@ def capture_live(
         for (p, s), request, piece in zip(chosen, requests, _pieces(held), strict=True):
             ids, finished, rows, seconds, dropped = piece
             sample_id = digest(side.name, side.key, request.prompt_ids, request.seed, asdict(params))[:16]
-            reason = "eos" if finished else "length"
+            said = side.model.said(ids, request.prompt_ids) if side.here else None
+            reason, thought = "eos" if finished else "length", said.first if said else 0
             sequence = TokenSequence(request.prompt_ids, ids)
-            out[p, s] = Sample(sample_id, side.name, p, s, sequence, reason, rows, seconds, dropped)
+            reason = said.reason(reason) if said else reason
+            out[p, s] = Sample(sample_id, side.name, p, s, sequence, reason, rows, seconds, dropped, thought)
     return [out[a] for a in sorted(out)]
 
 
@@ -285,18 +292,20 @@ def text_scores(
         sequences, read = [], []
         for row in mine.itertuples():
             encoded = side.encode(prompts[row.prompt_id])
-            response = [int(t) for t in row.token_ids]
-            if not side.here:
+            response, thought = [int(t) for t in row.token_ids], 0
+            if side.here:
+                thought = side.model.said(response, encoded).first
+            else:
                 response = read_tokens(side.model, Request(encoded, 0), row.text)
             # The end token says nothing about the answer.
             response = response[:-1] if len(response) > 1 and response[-1] in side.model.eos_ids else response
-            if response:
+            if response[thought:]:
                 sequences.append(TokenSequence(encoded, tuple(response)))
-                read.append(row.text_id)
+                read.append((row.text_id, len(encoded) + thought))
         rows = capture_replay(side, sequences, probe, cache, progress)
-        spoken = [r.projection[len(q.prompt_ids) :] for q, r in zip(sequences, rows, strict=True)]
+        spoken = [r.projection[begin:] for (_, begin), r in zip(read, rows, strict=True)]
         means += [s.mean(0) for s in spoken]
-        ids += read
+        ids += [text_id for text_id, _ in read]
         if side.name == "base":
             base_nulls = [s[..., len(vectors.traits) :] for s in spoken]
     values, side_of = np.stack(means), texts.set_index("text_id").side.loc[ids].to_numpy()

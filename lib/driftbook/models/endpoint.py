@@ -104,12 +104,12 @@ class EndpointEngine(Engine):
         for index, said in self.client.answers([self._request(r, params) for r in requests]):
             reason = {"stop": "eos", "length": "length" if said.answered else "cut"}.get(said.reason, said.reason)
             text = said.text if said.answered or said.reason == "refusal" else ""
-            yield Answer(index, read_tokens(self.reader, requests[index], text), reason, text)
+            yield Answer(index, read_tokens(self.reader, requests[index], text), reason, text, said.thought)
 
     def _request(self, request: Any, params: SamplingParams) -> dict[str, Any]:
         assert isinstance(request, Question) and request.prompt is not None
         asked = self.client.request(request.prompt.chat(), request.seed, params.temperature)
-        sent = {"max_tokens": params.max_new_tokens, "top_p": params.top_p, "seed": request.seed % SEEDS}
+        sent = {"max_tokens": params.most_tokens, "top_p": params.top_p, "seed": request.seed % SEEDS}
         return asked | sent
 
 

@@ -66,7 +66,7 @@ def sample_answers(
             if progress:
                 progress(1)
         table = pd.DataFrame(keys, columns=["scenario", "sample", "label", "instruction", "prompt"])
-        table = table.assign(text=[model.decode(row).strip() for row in ids], token_ids=ids)
+        table = table.assign(text=[model.said(row).text.strip() for row in ids], token_ids=ids)
         return pa.Table.from_pandas(table, preserve_index=False)
 
     return store.kept_table(key, answered, progress, len(requests)).to_pandas()

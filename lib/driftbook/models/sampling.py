@@ -21,7 +21,8 @@ CANDIDATES = (64, 2048)
 class SamplingParams:
     """How the next token is drawn. The filters apply in the order temperature, top-k, top-p, min-p, as in transformers.
 
-    ``temperature`` 0 means greedy. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 switch their filter off.
+    ``temperature`` 0 means greedy. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 switch their filter off. A model that
+    thinks first may think for ``max_thought_tokens``; from the end of its thought on ``max_new_tokens`` count.
     """
 
     max_new_tokens: int = 50
@@ -29,6 +30,12 @@ class SamplingParams:
     top_p: float = 0.9
     top_k: int = 0
     min_p: float = 0.0
+    max_thought_tokens: int = 0
+
+    @property
+    def most_tokens(self) -> int:
+        """The longest response."""
+        return self.max_new_tokens + self.max_thought_tokens
 
 
 def stream_seed(*parts: object) -> int:

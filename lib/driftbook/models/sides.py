@@ -143,9 +143,9 @@ class ModelInWords(Engine):
             assert isinstance(request, Question) and request.prompt is not None
             asked.append(Request(self.side.encode(request.prompt), request.seed))
         for done in self.side.local.generate(asked, params):
-            text = self.side.model.decode(done.token_ids)
-            tokens = read_tokens(self.reader, requests[done.index], text)
-            yield Answer(done.index, tokens, done.finish_reason, text)
+            said = self.side.model.said(done.token_ids, asked[done.index].prompt_ids)
+            tokens = read_tokens(self.reader, requests[done.index], said.text)
+            yield Answer(done.index, tokens, said.reason(done.finish_reason), said.text, said.thought)
 
 
 @dataclass

@@ -10,6 +10,7 @@ from driftbook.models.answers import Answer, Engine, Question, Tap, read_tokens
 from driftbook.models.loading import LoadedModel
 from driftbook.models.sampling import SamplingParams
 from driftbook.prompts import Prompt
+from driftbook.replies import split_thought
 from driftbook.text_tables import TextTable
 
 
@@ -45,4 +46,5 @@ class TableEngine(Engine):
                     f"{request.prompt.text[:60]!r}, and {request.sample + 1} are asked for; lower samples"
                 )
             text = held[request.sample]
-            yield Answer(index, read_tokens(self.reader, request, text), "eos", text)
+            thought, answer = split_thought(text)
+            yield Answer(index, read_tokens(self.reader, request, answer), "eos", answer, thought)

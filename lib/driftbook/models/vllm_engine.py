@@ -127,7 +127,7 @@ class VllmEngine(Engine):
 
     def _sampling(self, request: Request, params: SamplingParams) -> Any:
         return self.vllm.SamplingParams(
-            max_tokens=params.max_new_tokens,
+            max_tokens=params.most_tokens,
             temperature=params.temperature,
             top_p=params.top_p,
             top_k=params.top_k,

@@ -41,7 +41,7 @@ def counts(live: dict[str, list[Sample]]) -> pd.DataFrame:
         {
             "side": list(live),
             "answers": [len(s) for s in live.values()],
-            "response_tokens": [sum(len(x.sequence.response_ids) for x in s) for s in live.values()],
+            "response_tokens": [sum(len(x.answer_ids) for x in s) for s in live.values()],
             "ended_by_itself": [sum(x.finish_reason == "eos" for x in s) for s in live.values()],
             "rows": [sum(len(x.sequence) for x in s) for s in live.values()],
             "rows_dropped": [round(sum(x.dropped for x in s)) for s in live.values()],
@@ -83,7 +83,7 @@ def explorer_data(
     null band."""
     j = probe.sites.index(site)
     chosen = {"base": [s for s in base if s.sample == 0], "intervention": [s for s in other if s.sample == 0]}
-    longest = max(len(s.sequence.response_ids) for side in chosen.values() for s in side)
+    longest = max(len(s.answer_ids) for side in chosen.values() for s in side)
     projections, tokens = {}, {}
     for side, samples in chosen.items():
         block = np.full((len(samples), len(probe.layers), len(probe.traits), longest), np.nan, np.float32)
@@ -92,7 +92,7 @@ def explorer_data(
             block[row, :, :, : len(score)] = score.transpose(1, 2, 0)
         projections[side] = block
         tokenizer = getattr(pair, side).model.tokenizer
-        tokens[side] = [[tokenizer.decode([i]) for i in s.sequence.response_ids] for s in samples]
+        tokens[side] = [[tokenizer.decode([i]) for i in s.answer_ids] for s in samples]
     band = (len(probe.layers), len(probe.traits))
     return {
         "samples": [prompts[s.prompt].text for s in chosen["base"]],
@@ -273,12 +273,12 @@ def heatmap_data(
 ) -> Heatmap:
     """First samples of the first prompts, for one trait at one site."""
     j, k = probe.sites.index(site), probe.traits.index(trait)
-    chosen = [s for s in samples if s.sample == 0 and s.sequence.response_ids][:most]
+    chosen = [s for s in samples if s.sample == 0 and s.answer_ids][:most]
     scores = [scale.score(probe.grid(s.rows.projection[s.response]))[:, :, j, k].T for s in chosen]
     values = np.full((len(scores), len(probe.layers), max(v.shape[1] for v in scores)), np.nan, np.float32)
     for row, v in enumerate(scores):
         values[row, :, : v.shape[1]] = v
-    tokens = [[model.tokenizer.decode([i]) for i in s.sequence.response_ids] for s in chosen]
+    tokens = [[model.tokenizer.decode([i]) for i in s.answer_ids] for s in chosen]
     return Heatmap(values, tokens, [prompts[s.prompt].text for s in chosen], float(np.nanmean(values)))
 
 

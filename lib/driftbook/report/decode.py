@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from driftbook.decode import Decoded, mean_divergence
+from driftbook.decode import Decoded, mean_divergence, unreached
 from driftbook.discovery.promoted import TOP
 from driftbook.discovery.promoted import themes as tokens_by_theme
 from driftbook.discovery.two_sample import FLIPS
@@ -278,7 +278,7 @@ def speed_caption(pair: Pair, made: dict[str, float], busy: dict[str, float]) ->
 
 def answer(decoded: Decoded, families: pd.DataFrame, seed: int = 0) -> str:
     """The stage's answer in a sentence, with 95% intervals from resampled prompts."""
-    said = f"{len(decoded.texts):,} answers were decoded"
+    said = f"{len(decoded.texts):,} answers were decoded{never_came(decoded)}"
     if not len(families):
         said = f"{said}; exact divergence was not measured: {decoded.unscreened}."
         if not len(decoded.families):
@@ -292,6 +292,15 @@ def answer(decoded: Decoded, families: pd.DataFrame, seed: int = 0) -> str:
         f"{said}; next-token distributions differ by {mean.estimate:.3f} nats (JS) a token on average "
         f"({mean.low:.3f} to {mean.high:.3f}), most on {top.family} ({top.js:.3f}, {top.low:.3f} to {top.high:.3f})."
     )
+
+
+def never_came(decoded: Decoded) -> str:
+    """How many answers were never reached, by side; empty where all were."""
+    shares = {side: share for side, share in unreached(decoded.texts).items() if share}
+    if not shares:
+        return ""
+    told = " and ".join(f"{share:.0%} of {side}'s" for side, share in shares.items())
+    return f", of which {told} never came (they ended inside of the thought: decode.max_thought_tokens)"
 
 
 def headlines(run: Run, prompts: PromptSet, decoded: Decoded, made: dict[str, float]) -> None:

@@ -51,6 +51,7 @@ def lines(record: Mapping[str, Any]) -> dict[str, str]:
         "vocabulary": f"{load['tokens']:,} tokens ({load['tokenizer']}), {load['embeddings']:,} rows",
         "end tokens": "; ".join(f"{token} ({', '.join(who)})" for token, who in load["end_tokens"].items()) or "none",
         "chat template": _template(load),
+        "thought": f"between {load['thought']['open']} and {load['thought']['close']}" if load["thought"] else "",
         "adapter": _adapter(record.get("adapter_load")),
         "remarks": "\n".join(load["remarks"]),
     }

@@ -150,7 +150,7 @@ def measured(experiment: Experiment, layout: Layout) -> Speeds:
     d = experiment.decode
     here = _prompts(d.prompts, layout.root)
     some = [p.text for p in here[:: max(1, len(here) // CALIBRATION_PROMPTS)][:CALIBRATION_PROMPTS]]
-    params = SamplingParams(d.max_new_tokens, d.temperature, d.top_p, d.top_k, d.min_p)
+    params = SamplingParams(d.max_new_tokens, d.temperature, d.top_p, d.top_k, d.min_p, d.max_thought_tokens)
     engine = experiment.engine
     threads = max(1, cores() // engine.workers) if WORKERS[engine.kind].divide_cores else None
     encode = Embedder("bundled:all-minilm-l6-v2", device=experiment.base.device).encode
@@ -303,14 +303,14 @@ def _capture(experiment: Experiment, root: Path, size: Size, speeds: Speeds) -> 
     prompts = _prompts(section.prompts, root)
     raw = _prompts(section.tier3.prompts, root)
     samples = _sides(experiment) * section.samples
-    answers = samples * (len(prompts) + len(raw)) * section.max_new_tokens
+    answers = samples * (len(prompts) + len(raw)) * section.most_tokens
     generated = answers * _answering(experiment)
     read = samples * sum(_tokens(p.said()) for p in (*prompts, *raw)) + (answers - generated)
     # Each side's texts are also read by the other side, so that the same tokens can be compared.
     read += answers if samples > section.samples else 0
     directions = len(expand(experiment.traits.files, root)) + experiment.traits.null_vectors
     projections = 4 * (answers + read) * size.layers * len(section.sites or RESIDUAL_SITES) * directions
-    internals = 2 * samples * len(raw) * (section.max_new_tokens + _mean_tokens(raw)) * size.width * 8 * size.layers
+    internals = 2 * samples * len(raw) * (section.most_tokens + _mean_tokens(raw)) * size.width * 8 * size.layers
     what = f"{len(prompts)} prompts x {section.samples} samples x {_sides(experiment)} sides"
     what += f", raw internals of {len(raw)}" if raw else ""
     written = projections + min(internals, section.tier3.max_bytes)
@@ -341,10 +341,10 @@ def _decode_to_validate(experiment: Experiment, root: Path, speeds: Speeds, note
     # needs the distributions of both.
     scored = min(decode.screen.samples, decode.samples) if decode.screen.enabled and here_made == texts else 0
     screened = round(2 * prompts * decode.splits.discover) * scored
-    generated = here_made * decode.max_new_tokens
+    generated = here_made * decode.most_tokens
     tokens_scored = min(decode.screen.tokens, decode.max_new_tokens)
     read = 2 * screened * (asked + tokens_scored)
-    by_likelihood = 2 * max(texts - fixed, 0) * (asked + decode.max_new_tokens) if screened else 0
+    by_likelihood = 2 * max(texts - fixed, 0) * (asked + decode.most_tokens) if screened else 0
     if decode.screen.likelihood == "always":
         read += by_likelihood
     elif decode.screen.likelihood == "auto" and by_likelihood:
@@ -356,17 +356,17 @@ def _decode_to_validate(experiment: Experiment, root: Path, speeds: Speeds, note
     amplify, beside = decode.amplify, 0  # tokens that the other side computes along
     if amplify is not None:
         made += f", {decode.exaggerated:,} of them amplified"
-        beside = decode.exaggerated * decode.max_new_tokens if amplify.by == "logits" else 0
+        beside = decode.exaggerated * decode.most_tokens if amplify.by == "logits" else 0
     decoding = Step(
         "decode",
         f"{prompts:,} prompts, {texts:,} texts of both sides{made}, {screened:,} of them screened",
         generated,
         read,
         _generating(speeds, generated + beside, decode=True) + read / speeds.read,
-        texts * (decode.max_new_tokens * 8 + 300),
+        texts * (decode.most_tokens * 8 + 300),
     )
     grouped = max(texts - fixed, 0)
-    shifted = cluster.trait_shift_texts * decode.max_new_tokens if cluster.trait_shift else 0
+    shifted = cluster.trait_shift_texts * decode.most_tokens if cluster.trait_shift else 0
     # Mini-batch k-means of 50,000 x 384 with k = 100: 0.6 s on two cores; one fit per bootstrap on top of the first.
     fitting = 0.6 * grouped / 50_000 * (_k(experiment) / 100) * (1 + cluster.bootstraps)
     clustering = Step(
@@ -430,7 +430,7 @@ def _memory(experiment: Experiment, size: Size) -> tuple[list[str], float]:
     copies = experiment.intervention.models
     told = experiment.engine.batch_size
     batch = told if isinstance(told, int) else BATCH_GPU if _on_gpu(experiment) else BATCH_CPU
-    length = 100 + max(experiment.decode.max_new_tokens, experiment.capture.max_new_tokens)
+    length = 100 + max(experiment.decode.most_tokens, experiment.capture.most_tokens)
     cache = size.kv_bytes * batch * length
     weights = f"{_gb(size.weight_bytes)} of weights a model" + (", two models" if copies == 2 else "")
     keys = f"{_gb(cache)} of keys and values for {batch} texts of {length} tokens"
@@ -517,7 +517,7 @@ def held_against(run: Run, made: dict[str, float]) -> pd.DataFrame:
         (step,) = (s for s in kept["steps"] if s["stage"] == "decode")
         tokens = step["generated"] * kept["speeds"]["length"]
         planned |= {
-            "texts": step["generated"] / run.section.max_new_tokens,
+            "texts": step["generated"] / run.section.most_tokens,
             "tokens": tokens,
             "seconds": tokens / (kept["speeds"].get("processes") or kept["speeds"]["generate"]),
             "memory, MB": kept["peak_bytes"] / 1e6,
