@@ -27,7 +27,7 @@ from models import generated, requests_for, saved
 
 DOCS = Path(__file__).parent.parent / "docs"
 ASKED = [Prompt(f"Why {s}?") for s in ("tides", "apples", "chess", "violins")]
-PROMPTS = PromptSet.of(ASKED, ["discover"] * len(ASKED), pd.DataFrame())
+PROMPTS = PromptSet.of(ASKED, ["discover"] * len(ASKED))
 GREEDY = SamplingParams(6, temperature=0.0)
 
 

@@ -18,7 +18,7 @@ LIB = Path(__file__).parent.parent / "lib"
 # From the ground up: a module imports from its own floor and those below. The longest name that fits decides.
 FLOORS = {
     "ground": "errors hashes numbers workers store replies ledger chat prompts prompt_files text_tables "
-    "discovery.splits sections stage exchange",
+    "discovery.splits sections stage exchange behaviours.words",
     "statistics": "auc evidence.dynamics evidence.eprocess evidence.intervals evidence.levels evidence.multiplicity "
     "evidence.paired evidence.shifts evidence.swaps evidence.wins discovery.two_sample",
     "models": "models parameters interventions engines processes scale",

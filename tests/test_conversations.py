@@ -25,7 +25,7 @@ def conversation(number: int) -> Prompt:
 
 
 PROMPTS = PromptSet.of(
-    [conversation(i) for i in range(12)], ["discover", "screen", "validate"] * 4, pd.DataFrame({"prompt_id": []})
+    [conversation(i) for i in range(12)], ["discover", "screen", "validate"] * 4
 )
 
 

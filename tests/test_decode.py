@@ -38,7 +38,6 @@ PROMPTS = PromptSet.of(
         for i, word in enumerate(["rain", "drums", "plans"] * 4)
     ],
     SPLITS * 3,
-    pd.DataFrame({"prompt_id": []}),
 )
 PARAMS = SamplingParams(6, temperature=1.0, top_p=1.0)
 
@@ -175,19 +174,19 @@ def test_prompts_keep_their_splits_and_the_limit_is_a_sample(tmp_path):
     whole = decode.load_prompts(["p.txt"], tmp_path, shares)
     assert set(whole.splits) == set(shares)
     some = decode.load_prompts(["p.txt"], tmp_path, shares, limit=20)
-    assert len(some.prompts) + len(some.dropped) == 20
+    assert len(some) == some.units == 20
     save_prompts(tmp_path, whole.prompts, range(len(whole)))
     assert load_saved(tmp_path) == whole.by_id()
     assert pd.read_parquet(tmp_path / "prompts.parquet").columns.tolist() == [
-        *("prompt_id", "text", "system", "messages", "family", "source", "split", "n_tokens")
+        *("prompt_id", "text", "system", "messages", "family", "source", "split", "unit", "n_tokens")
     ]
     decode.no_prompts(whole)
     with pytest.raises(PromptError, match="no prompt fell into the split 'validate'"):
-        decode.no_prompts(PromptSet.of(whole.prompts, ["discover"] * len(whole.prompts), whole.dropped))
+        decode.no_prompts(PromptSet.of(whole.prompts, ["discover"] * len(whole.prompts)))
 
 
 def test_a_prompt_that_leaves_no_room_is_named():
-    long = PromptSet.of([Prompt("tea " * 400, source="p.txt:7")], ["discover"], pd.DataFrame())
+    long = PromptSet.of([Prompt("tea " * 400, source="p.txt:7")], ["discover"])
     with pytest.raises(PromptError, match=r"p\.txt:7"):
         decode.encode(pair_of(), long, 300)
 

@@ -1,4 +1,5 @@
 import random
+import re
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from driftbook.discovery.splits import SPLITS, drop_near_duplicates, sample_prompts, split_prompts, words
+from driftbook.discovery.splits import alike, prompt_set, sample_prompts, split_prompts, units, words
 from driftbook.errors import PromptError
 from driftbook.prompt_files import read_prompts
 from driftbook.prompts import Prompt
@@ -144,131 +145,132 @@ def test_words_are_compared_without_case_punctuation_or_width(text, expected):
     assert words(text) == expected
 
 
-def split_by_hand(*rows: tuple[str, str]) -> tuple[list[Prompt], list[str]]:
-    return [Prompt(text, source=f"a.txt:{i}") for i, (_, text) in enumerate(rows)], [split for split, _ in rows]
+def unit_numbers(texts: list[str]) -> list[int]:
+    """0 for the first text and its look-alikes, 1 for the next that is none of them, and so on."""
+    labels = alike(texts).tolist()
+    return [list(dict.fromkeys(labels)).index(label) for label in labels]
 
 
-def test_validate_loses_what_resembles_discover_and_the_pair_is_reported():
-    prompts, splits = split_by_hand(
-        ("validate", "What is the capital of France?"),
-        ("discover", "What is the capital of Spain?"),
-        ("validate", "Why do cats purr at night?"),
-    )
-    keep, dropped = drop_near_duplicates(prompts, splits)
-    assert keep.tolist() == [False, True, True]
-    (row,) = dropped.to_dict("records")
-    assert row == {
-        "prompt_id": prompts[0].prompt_id,
-        "split": "validate",
-        "text": "What is the capital of France?",
-        "resembles": prompts[1].prompt_id,
-        "resembles_split": "discover",
-        "resembles_text": "What is the capital of Spain?",
-        "similarity": pytest.approx(5 / 7),
-    }
+ASKED = "Why is the sea salty?"
 
 
-def test_pairs_inside_a_split_stay_and_a_dropped_prompt_drops_nothing():
-    prompts, splits = split_by_hand(
-        ("discover", "a b c d"),
-        ("discover", "a b c d e"),
-        ("screen", "b c d e f"),  # 4 of 6 with the second
-        ("screen", "p q r"),
-        ("validate", "d e f b g"),  # 4 of 6 with the dropped third, 3 of 7 with the second
-        ("validate", "p q r s"),  # 3 of 4 with the fourth, which is kept
-    )
-    keep, dropped = drop_near_duplicates(prompts, splits)
-    assert keep.tolist() == [True, True, False, True, True, False]
-    assert dropped["resembles_split"].tolist() == ["discover", "screen"]
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "why is the SEA salty",  # case and punctuation
+        "  Why is\tthe sea  salty ?? ",  # space
+        "W h y is the sea salty",
+        "\uff37\uff48\uff59 is the sea salty?",  # full-width letters: another Unicode form
+        "Why is the\u00a0sea salty?\u200b",  # a space and a character that nobody sees
+        "Why is the sea salty, please?",  # one word more
+        "Why is the sea sallty?",  # a slip of the keyboard
+        "The sea: why is it salty?",  # other order, a word more
+    ],
+)
+def test_spellings_of_one_prompt_are_one_unit(spelling):
+    assert unit_numbers([ASKED, spelling, "How do whales sleep?"]) == [0, 0, 1]
 
 
-def test_the_threshold_itself_counts_as_resembling():
-    prompts, splits = split_by_hand(("discover", "a b c d"), ("validate", "a b c e"), ("validate", "x y"))
-    assert drop_near_duplicates(prompts, splits, threshold=0.6)[0].tolist() == [True, False, True]  # 3 of 5
-    assert drop_near_duplicates(prompts, splits, threshold=0.61)[0].all()
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is 12 times 7?", "What is 12 times 8?"),  # other numbers are other questions
+        ("Question 17", "Question 18"),
+        ("Count to 1 2", "Count to 12"),
+        ("?!", "..."),
+        ("\U0001f41f", "\U0001f436"),
+        ("海水为什么是咸的？", "鲸鱼怎么睡觉？"),
+    ],
+)
+def test_prompts_that_ask_other_things_are_two_units(one, other):
+    assert unit_numbers([one, other]) == [0, 1]
 
 
-def test_the_same_question_under_another_system_prompt_or_later_in_a_chat_resembles_it():
+def test_long_prompts_that_differ_in_a_number_alone_are_one_unit():
+    text = "a b c d e f g h i j k l m n o p q r s t"
+    assert unit_numbers([f"{text} (1)", f"{text} (2)"]) == [0, 0]
+
+
+def test_units_are_those_of_a_plain_comparison_of_all_pairs_and_a_chain_joins_its_ends():
+    rng = random.Random(1)
+    vocabulary = [f"w{i}" if i % 3 else "abcdefghij"[: 1 + i % 7] + "xyz"[i % 3 :] for i in range(120)]
+    weights = [1 / (i + 1) for i in range(120)]
+    texts = [" ".join(rng.choices(vocabulary, weights, k=rng.randint(1, 9))) for _ in range(400)]
+    expected = plainly(texts)
+    assert 100 < len(set(expected)) < 390
+    assert unit_numbers(texts) == expected
+    order = rng.sample(range(400), 400)
+    again = dict(zip(order, unit_numbers([texts[i] for i in order]), strict=True))
+    pairs = [(again[i], expected[i]) for i in range(400)]
+    assert len(set(pairs)) == len(set(expected))  # the same units, in whatever order
+
+
+def plainly(texts: list[str]) -> list[int]:
+    """Units by comparing every pair and flooding from one text to the next."""
+    bags = [set(words(t)) for t in texts]
+    letters = [t.replace(" ", "") if not re.search(r"\d \d", t) else re.sub(r"(?<!\d) | (?!\d)", "", t) for t in texts]
+    runs = [{s[i : i + 4] for i in range(max(1, len(s) - 3))} for s in letters]
+    numbers = [sorted(re.findall(r"\d+", s)) for s in letters]
+
+    def same(i: int, j: int) -> bool:
+        by_words = len(bags[i] & bags[j]) / len(bags[i] | bags[j])
+        by_letters = len(runs[i] & runs[j]) / len(runs[i] | runs[j])
+        near = numbers[i] == numbers[j] and (by_words >= 0.6 - 1e-12 or by_letters >= 0.7 - 1e-12)
+        return near or by_words >= 0.9 - 1e-12
+
+    unit: dict[int, int] = {}
+    for start in range(len(texts)):
+        if start not in unit:
+            number, todo = len(set(unit.values())), [start]
+            while todo:
+                i = todo.pop()
+                if i not in unit:
+                    unit[i] = number
+                    todo += [j for j in range(len(texts)) if j not in unit and same(i, j)]
+    return [unit[i] for i in range(len(texts))]
+
+
+def test_the_same_question_under_another_system_prompt_or_later_in_a_chat_is_one_unit():
     ask = "How do whales sleep in the open ocean?"
     chat = Prompt.from_messages(
         [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}, {"role": "user", "content": ask}]
     )
     prompts = [Prompt(ask), Prompt(ask, system="Rhyme."), chat, Prompt("Unlike anything else")]
-    keep, _ = drop_near_duplicates(prompts, ["discover", "validate", "validate", "validate"])
-    assert keep.tolist() == [True, False, False, True]
+    found = units(prompts)
+    assert found[:3] == [min(p.prompt_id for p in prompts[:3])] * 3 and found[3] == prompts[3].prompt_id
 
 
-def test_all_pairs_are_found_with_frequent_and_rare_words_and_in_any_order():
-    rng = random.Random(1)
-    vocabulary = [f"w{i}" for i in range(300)]
-    weights = [1 / (i + 1) for i in range(300)]
-    texts = dict.fromkeys(" ".join(rng.choices(vocabulary, weights, k=rng.randint(2, 8))) for _ in range(1500))
-    prompts = [Prompt(text) for text in texts]
-    splits = [rng.choice(SPLITS) for _ in prompts]
-    expected = brute_force(prompts, splits, 0.6)
-    assert 100 < (~expected).sum() < 1000
-    keep, dropped = drop_near_duplicates(prompts, splits)
-    assert keep.tolist() == expected.tolist()
-    assert set(dropped["prompt_id"]) == {p.prompt_id for p, k in zip(prompts, keep, strict=True) if not k}
-
-    order = rng.sample(range(len(prompts)), len(prompts))
-    again, table = drop_near_duplicates([prompts[i] for i in order], [splits[i] for i in order])
-    assert again.tolist() == keep[order].tolist()
-    by_id = ["prompt_id", "split", "resembles"]
-    assert sorted(table[by_id].itertuples(index=False)) == sorted(dropped[by_id].itertuples(index=False))
+def test_look_alikes_share_a_split_and_none_is_dropped():
+    asked = [p.text for p in read_prompts(["params/prompts/discovery.jsonl"], ROOT)[:60]]
+    prompts = [Prompt(text + end, family=f"f{i % 3}") for i, text in enumerate(asked) for end in ("", " ", "!", " ?")]
+    chosen = prompt_set(prompts, SHARES)
+    assert len(chosen) == 240 and chosen.units == 60
+    splits = {unit: {p.split for p in chosen.prompts if p.unit == unit} for unit in {p.unit for p in chosen.prompts}}
+    assert all(len(found) == 1 for found in splits.values())
+    assert split_prompts([Prompt(text, family=f"f{i % 3}") for i, text in enumerate(asked)], SHARES) == [
+        p.split for p in chosen.prompts[::4]
+    ]
 
 
-def brute_force(prompts: list[Prompt], splits: list[str], threshold: float) -> np.ndarray:
-    sets = [set(words(p.text)) for p in prompts]
-    keep = np.ones(len(prompts), bool)
-    for position, split in enumerate(SPLITS):
-        earlier = [i for i, s in enumerate(splits) if s in SPLITS[:position] and keep[i]]
-        for i in (i for i, s in enumerate(splits) if s == split):
-            keep[i] = all(len(sets[i] & sets[j]) < threshold * len(sets[i] | sets[j]) for j in earlier)
-    return keep
+def test_a_template_with_other_words_is_one_unit_and_with_other_numbers_is_many():
+    names = ["ab", "cd", "ef", "gh", "ij", "kl", "mn"]
+    prompts = [f"What is the price of {a}{b}{c} in the shop?" for a in names for b in names for c in names]
+    assert set(unit_numbers(prompts)) == {0}
+    assert len(set(unit_numbers([f"What is the price of item{i} in the shop?" for i in range(3000)]))) == 3000
 
 
-def test_prompts_of_signs_alone_resemble_only_themselves():
-    prompts = [Prompt(t) for t in ("?!", "...", "\U0001f41f", "\U0001f41f ")]
-    keep, _ = drop_near_duplicates(prompts, ["discover", "validate", "discover", "validate"])
-    assert keep.tolist() == [True] * 4
+def test_nothing_to_compare_has_no_units():
+    assert alike([]).shape == (0,) and units([]) == []
 
 
-def test_twenty_thousand_prompts_of_one_template_are_told_apart_in_blocks():
-    prompts = [Prompt(f"What is the price of item{i % 15000} in the shop?", f"f{i % 3}") for i in range(20_000)]
-    others = [Prompt(f"alpha{i} beta{i} gamma{i}") for i in range(30)]
-    splits = ["discover"] * 10_000 + ["validate"] * 10_000 + ["validate"] * 30
-    keep, dropped = drop_near_duplicates([*prompts, *others], splits)
-    assert keep.tolist() == [True] * 10_000 + [False] * 10_000 + [True] * 30
-    assert len(dropped) == 10_000
+def test_a_hundred_thousand_marks_on_one_letter_are_read():
+    assert unit_numbers(["a" + "\u0301" * 100_000, "b"]) == [0, 1]
 
 
-def test_a_split_that_would_lose_everything_is_refused():
-    prompts, splits = split_by_hand(("discover", "a b c d"), ("validate", "a b c d e"))
-    with pytest.raises(PromptError, match="all 1 prompts of validate resemble"):
-        drop_near_duplicates(prompts, splits)
+def test_nothing_of_the_discovery_set_looks_like_another_prompt(shipped):
+    assert len(set(units(shipped))) == len(shipped) == 480
 
 
-def test_nothing_to_compare_keeps_everything():
-    keep, dropped = drop_near_duplicates([Prompt("a"), Prompt("b")], ["validate", "validate"])
-    assert keep.all()
-    assert dropped.empty
-    assert "similarity" in dropped
-    assert drop_near_duplicates([], [])[0].shape == (0,)
-
-
-@pytest.mark.parametrize("threshold", [0.0, 1.5, -1.0])
-def test_a_threshold_outside_its_range_is_refused(threshold):
-    with pytest.raises(ValueError, match="threshold"):
-        drop_near_duplicates([Prompt("a")], ["discover"], threshold)
-
-
-def test_a_split_of_another_name_is_refused():
-    with pytest.raises(ValueError, match="discover"):
-        drop_near_duplicates([Prompt("a")], ["test"])
-
-
-def test_nothing_of_the_discovery_set_is_dropped(shipped):
-    for salt in range(3):
-        keep, _ = drop_near_duplicates(shipped, split_prompts(shipped, SHARES, salt))
-        assert keep.all()
+def test_too_few_prompts_that_differ_are_refused_with_their_number():
+    with pytest.raises(PromptError, match=r"12 prompts \(1 that differ\) are too few to split"):
+        prompt_set([Prompt("Why is the sea salty?" + " " * i) for i in range(12)], SHARES)

@@ -10,7 +10,7 @@ from driftbook.discovery.strategies import State, allocate, asks, plan_round, we
 from driftbook.prompts import Prompt, PromptSet
 
 PROMPTS = PromptSet.of(
-    [Prompt(f"prompt {i}") for i in range(12)], ["discover", "screen", "discover", "validate"] * 3, pd.DataFrame()
+    [Prompt(f"prompt {i}") for i in range(12)], ["discover", "screen", "discover", "validate"] * 3
 )
 DISCOVER = [i for i, s in enumerate(PROMPTS.splits) if s == "discover"]
 
@@ -61,7 +61,7 @@ def test_rounds_spend_the_budget_on_discover_prompts_alone(strategy):
 
 def test_nothing_is_planned_without_a_budget_or_prompts():
     assert plan_round(sampling("uniform"), state(), 0) == []
-    none = PromptSet.of(PROMPTS.prompts, ["validate"] * 12, pd.DataFrame())
+    none = PromptSet.of(PROMPTS.prompts, ["validate"] * 12)
     assert plan_round(sampling("uniform"), state(prompts=none), 50) == []
 
 

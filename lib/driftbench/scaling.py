@@ -45,7 +45,7 @@ def worker_turns(
     base = ModelSpec(model=model)
     pair = open_pair(base, NoIntervention(), cache, cache)
     spec = PairSpec(base, NoIntervention(), cache, cache, None, {side.name: side.key for side in pair})
-    chosen = PromptSet.of(list(prompts), ["discover"] * len(prompts), pd.DataFrame())
+    chosen = PromptSet.of(list(prompts), ["discover"] * len(prompts))
     here = cores()
     half = max(1, here // 2)
     # Workers that wait take no time: Ray counts CPUs, it does not hand them out.

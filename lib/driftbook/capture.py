@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from driftbook.discovery.splits import sample_prompts
+from driftbook.discovery.splits import sample_prompts, units
 from driftbook.errors import BudgetError, DriftbookError
 from driftbook.evidence.dynamics import dynamics, dynamics_summary, null_ranges
 from driftbook.evidence.shifts import Grid, Scale, answer_means, prompt_means, prompt_shift_table, shift_table
@@ -165,11 +165,11 @@ def shift_tables(
 ) -> Shifts:
     """The intervention's own text, and the base's tokens under both, against the base: per trait and per prompt."""
     pairs = {"own_text": (base, own), "same_tokens": (same["base"], same["intervention"])}
-    grid, ids = grid_of(probe), [p.prompt_id for p in prompts]
+    grid, ids, alike = grid_of(probe), [p.prompt_id for p in prompts], units(prompts)
     by_trait, by_prompt = [], []
     for comparison, sides in pairs.items():
         before, after = (_means(samples, probe, len(prompts)) for samples in sides)
-        means = [prompt_means(m, grid.shape) for m in (before, after)]
+        means = [prompt_means(m, grid.shape, alike) for m in (before, after)]
         by_trait.append(shift_table(*means, scale, grid, comparison, seed))
         by_prompt.append(prompt_shift_table(before, after, scale, grid, comparison, ids))
     return Shifts(pd.concat(by_trait, ignore_index=True), pd.concat(by_prompt, ignore_index=True))
@@ -241,7 +241,8 @@ def dynamics_tables(
     """Every answer's dynamics, and their summary beside the null's."""
     moves = dynamics_table([s for side in live.values() for s in side], prompts, probe, scale, vectors)
     ranges = null_ranges(null_dynamics(null, prompts, probe, scale, vectors))
-    return moves, dynamics_summary(moves, ranges, seed)
+    unit = dict(zip((p.prompt_id for p in prompts), units(prompts), strict=True))
+    return moves, dynamics_summary(moves.assign(prompt_id=moves["prompt_id"].map(unit)), ranges, seed)
 
 
 # --------------------------------------------------------------------------------------------------------------- tier 3

@@ -25,7 +25,7 @@ from driftbook.evidence.intervals import resample_counts
 from driftbook.models.captured import text_scores
 from driftbook.models.sides import open_sides
 from driftbook.models.vectors import VectorSet
-from driftbook.prompts import SIDES, load_saved
+from driftbook.prompts import SIDES, by_unit, load_saved
 from driftbook.stage import Run
 from driftbook.workers import Workers
 
@@ -33,7 +33,8 @@ TRUSTED = 0.6  # mean Jaccard under which a cluster is not to be trusted (Hennig
 
 
 def load_texts(decode: Path, split: str = "discover") -> pd.DataFrame:
-    """The texts of one split with ``prompt``, what was said in the prompt, beside each; sorted by text id.
+    """The texts of one split with ``prompt``, what was said in the prompt, beside each; sorted by text id. Their
+    ``prompt_id`` is the unit of look-alike prompts, ``asked`` the prompt itself (``prompts.by_unit``).
 
     ``decode`` is the data folder of the decode stage. Raises DriftbookError when a side is missing.
     """
@@ -58,8 +59,8 @@ def load_texts(decode: Path, split: str = "discover") -> pd.DataFrame:
                 f"{decode / 'texts.parquet'} holds no text of side {side} in split {split}: "
                 "raise decode.sampling.max_texts or decode.splits.discover"
             )
-    said = {name: prompt.said() for name, prompt in load_saved(decode).items()}
-    return texts.assign(prompt=[said[p] for p in texts["prompt_id"]])
+    prompts = load_saved(decode)
+    return by_unit(texts.assign(prompt=[prompts[p].said() for p in texts["prompt_id"]]), prompts)
 
 
 def load_answers(decode: Path) -> pd.DataFrame:
@@ -69,7 +70,7 @@ def load_answers(decode: Path) -> pd.DataFrame:
     texts = ordinary(pd.read_parquet(decode / "texts.parquet", columns=columns))
     texts = texts[texts["round"] == 0].sort_values("text_id", kind="stable").reset_index(drop=True)
     prompts = load_saved(decode)
-    return texts.assign(prompt=[prompts[p].text for p in texts["prompt_id"]])
+    return by_unit(texts.assign(prompt=[prompts[p].text for p in texts["prompt_id"]]), prompts)
 
 
 # --------------------------------------------------------------------------------------------------------------- embed
@@ -410,9 +411,9 @@ def measure_trait_shift(run: Run, texts: pd.DataFrame, found: Clustering) -> pd.
     """
     chosen = trait_sample(texts, found, run.section.trait_shift_texts, run.seed)
     bar = run.progress(len(chosen), "replay of texts", "texts")
-    prompts = load_saved(run.input("decode"))
+    prompts, answered = load_saved(run.input("decode")), chosen.assign(prompt_id=chosen["asked"])
     vectors = VectorSet.load(run.input("traits"))
-    scores = text_scores(open_sides(run, inside=True), chosen, prompts, vectors, run.cache, bar.update)
+    scores = text_scores(open_sides(run, inside=True), answered, prompts, vectors, run.cache, bar.update)
     return trait_shift(chosen[chosen["text_id"].isin(scores["text_id"])], scores, seed=run.seed)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from driftbook.discovery.amplification import COHERENCE, ROUND, coherence, decode_amplified
@@ -177,10 +178,13 @@ def decode_rounds(run: Run, pair: Pair, prompts: PromptSet, ids: dict[str, list[
         texts.loc[discover, "log_ratio"] = score_texts(
             pair, prompts, ids, texts[discover], params, store, d.shard, bar.update
         )
+    if divergence is None:
+        divergence = no_divergence(prompts)
+    units = {p.prompt_id: p.unit or p.prompt_id for p in prompts.prompts}
     return Decoded(
         texts,
         pd.DataFrame(rounds),
-        divergence if divergence is not None else no_divergence(prompts),
+        divergence.assign(unit=divergence.prompt_id.map(units)),
         profile if profile is not None else pd.DataFrame(columns=["position", "kl", "js", "js_se", "n"]),
         sum(int(t.token_ids.map(len).sum()) for t in (texts, exaggerated) if len(t)),
         sum(float(t.seconds.sum()) for t in (texts, exaggerated) if len(t)) / at_once(pair),
@@ -249,7 +253,8 @@ def write(run: Run, prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]], p
     run.metric("tokens_per_s", decoded.tokens / max(decoded.decode_seconds, 1e-9))
     run.metric("rounds", len(decoded.rounds))
     run.metric("model_loads", pair.model_loads)
-    run.metric("prompts_dropped", len(prompts.dropped))
+    run.metric("prompts", len(prompts))
+    run.metric("prompts_that_differ", prompts.units)
     run.metric("texts_scored", int(decoded.texts.log_ratio.notna().sum()))
     if "told" in decoded.divergence:
         run.metric("told_mean", float(decoded.divergence.told.mean()))
@@ -299,7 +304,7 @@ def family_divergence(divergence: pd.DataFrame, prompts: PromptSet, seed: int) -
     families = {p.prompt_id: p.family for p in prompts.prompts}
     rows = []
     for family, group in divergence.assign(family=divergence.prompt_id.map(families)).groupby("family", sort=True):
-        js = group.js.dropna().to_numpy(float)
+        js = _by_unit(group)
         if len(js):
             i = bootstrap_mean(js, seed=seed)
             rows.append((family, i.estimate, i.low, i.high, len(js)))
@@ -309,5 +314,10 @@ def family_divergence(divergence: pd.DataFrame, prompts: PromptSet, seed: int) -
 
 def mean_divergence(divergence: pd.DataFrame, seed: int) -> Interval | None:
     """Mean JS over prompts with its 95% interval by resampling prompts; None where there was no screen."""
-    js = divergence.js.dropna().to_numpy(float)
+    js = _by_unit(divergence)
     return bootstrap_mean(js, seed=seed) if len(js) else None
+
+
+def _by_unit(divergence: pd.DataFrame) -> np.ndarray:
+    """Mean JS of each unit of look-alike prompts, ``[units]``."""
+    return divergence.dropna(subset="js").groupby("unit").js.mean().to_numpy(float)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -30,7 +30,8 @@ class Prompt:
     ``text`` is the user's turn, the last one of a conversation. ``messages`` is None for a single turn; for a
     conversation it holds the (role, content) pairs from the first user turn to the last, without the system prompt.
     ``source`` says where the prompt came from (``file:line``), ``name`` the id that the file itself gave, and ``split``
-    where it was put (empty before that); none of the three takes part in ``prompt_id``.
+    where it was put (empty before that); ``unit`` is the id of the prompt that stands for all its look-alikes
+    (``discovery.splits``; empty before they were looked for). None of the four takes part in ``prompt_id``.
     """
 
     text: str
@@ -40,6 +41,7 @@ class Prompt:
     messages: tuple[tuple[str, str], ...] | None = None
     name: str | None = None
     split: str = ""
+    unit: str = ""
 
     def __post_init__(self) -> None:
         if not self.text.strip():
@@ -136,19 +138,23 @@ class Prompt:
 
 @dataclass
 class PromptSet:
-    """The prompts of an experiment in one fixed order, each with its split, and what was dropped on the way."""
+    """The prompts of an experiment in one fixed order, each with its unit and its split."""
 
     prompts: list[Prompt]
-    dropped: pd.DataFrame = field(repr=False)
 
     @classmethod
-    def of(cls, prompts: Sequence[Prompt], splits: Sequence[str], dropped: pd.DataFrame) -> PromptSet:
+    def of(cls, prompts: Sequence[Prompt], splits: Sequence[str]) -> PromptSet:
         """``prompts`` with a split each."""
-        return cls([replace(p, split=s) for p, s in zip(prompts, splits, strict=True)], dropped)
+        return cls([replace(p, split=s) for p, s in zip(prompts, splits, strict=True)])
 
     @property
     def splits(self) -> list[str]:
         return [p.split for p in self.prompts]
+
+    @property
+    def units(self) -> int:
+        """Prompts that differ: look-alikes count once."""
+        return len({p.unit or p.prompt_id for p in self.prompts})
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -157,13 +163,19 @@ class PromptSet:
         return {p.prompt_id: p for p in self.prompts}
 
 
+def by_unit(texts: pd.DataFrame, prompts: Mapping[str, Prompt]) -> pd.DataFrame:
+    """A table of answers whose ``prompt_id`` is the unit, so that whatever counts, tests or draws prompts counts
+    look-alikes once; ``asked`` is the id of the prompt that was answered."""
+    return texts.assign(asked=texts["prompt_id"], prompt_id=[prompts[p].unit or p for p in texts["prompt_id"]])
+
+
 # ---------------------------------------------------------------------------------------------------------- as a table
 
 TABLE = "prompts.parquet"
 
 
 def to_frame(prompts: Sequence[Prompt]) -> pd.DataFrame:
-    """prompt_id, text, system, messages, family, source, split: what ``from_frame`` makes the same prompts of.
+    """prompt_id, text, system, messages, family, source, split, unit: what ``from_frame`` makes the same prompts of.
 
     ``messages`` is None for a single turn, else the (role, content) pairs as JSON.
     """
@@ -178,6 +190,7 @@ def to_frame(prompts: Sequence[Prompt]) -> pd.DataFrame:
             "family": [p.family for p in prompts],
             "source": [p.source for p in prompts],
             "split": [p.split for p in prompts],
+            "unit": [p.unit for p in prompts],
         }
     )
 
@@ -190,7 +203,7 @@ def from_frame(table: pd.DataFrame) -> dict[str, Prompt]:
         messages = tuple((role, content) for role, content in json.loads(turns)) if turns else None
         system = row["system"] if isinstance(row["system"], str) else None
         found[row["prompt_id"]] = Prompt(
-            row["text"], row["family"], system, row["source"], messages, split=row["split"]
+            row["text"], row["family"], system, row["source"], messages, split=row["split"], unit=row.get("unit", "")
         )
     return found
 

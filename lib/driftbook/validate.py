@@ -39,7 +39,7 @@ from driftbook.evidence.claims import beside_baselines, claims_table, share_toge
 from driftbook.evidence.intervals import bootstrap_mean
 from driftbook.evidence.judges import Judge, Judges, LexiconJudge
 from driftbook.evidence.labels import AGREEMENT, CORRECTED, held_against, read_labels, readings
-from driftbook.evidence.material import Material, by_judge
+from driftbook.evidence.material import Material, asked_ids, by_judge
 from driftbook.evidence.opened import (
     COHERENT,
     Embed,
@@ -59,7 +59,7 @@ from driftbook.models.replay import TokenSequence
 from driftbook.models.sides import open_sides
 from driftbook.parameters import Judge as JudgeSpec
 from driftbook.parameters import Validate
-from driftbook.prompts import load_saved
+from driftbook.prompts import by_unit, load_saved
 from driftbook.stage import Run
 
 __all__ = [
@@ -147,7 +147,8 @@ def load(run: Run) -> Material:
         *panel_hypotheses(run.section, run.root),
         *merge([*person_hypotheses(run.section), *proposed]),
     ]
-    return Material(texts, load_saved(decode), found, run.seed, amplified_answers(decode, "validate"))
+    prompts = load_saved(decode)
+    return Material(by_unit(texts, prompts), prompts, found, run.seed, amplified_answers(decode, "validate"))
 
 
 def check_held_out(texts: pd.DataFrame) -> None:
@@ -297,7 +298,7 @@ def bill(material: Material, judges: Judges, section: Validate) -> pd.DataFrame:
     for step, split, judge, hypotheses in steps:
         held = material.held_out(split)
         texts = held.texts if step == split or not judge.paid else held.of(held.order[:PROMPTS_BESIDE])
-        quote = asdict(judge.quote(texts["text"].tolist(), hypotheses, held.asked(texts["prompt_id"])))
+        quote = asdict(judge.quote(texts["text"].tolist(), hypotheses, held.asked(texts)))
         rows.append({"step": step, "judge": judge.name, "texts": len(texts), "hypotheses": len(hypotheses), **quote})
     return pd.DataFrame(rows).assign(budget_usd=section.budget_usd)
 
@@ -317,7 +318,7 @@ def baselines(material: Material, embed: Embed, more: Mapping[str, Mapping[str, 
         raise DriftbookError("split discover holds texts of one side only: a baseline has nothing to learn from")
 
     def pairs(table: pd.DataFrame) -> list[tuple[str, str]]:
-        return [(t, material.prompts[p].said()) for t, p in zip(table["text"], table["prompt_id"], strict=True)]
+        return [(t, material.prompts[p].said()) for t, p in zip(table["text"], asked_ids(table), strict=True)]
 
     ids, seen, held = test_["text_id"].tolist(), train["text"].tolist(), test_["text"].tolist()
     scored = {

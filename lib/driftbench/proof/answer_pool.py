@@ -29,7 +29,7 @@ COLUMNS = ("side", "change", "family", "prompt", "text", "js")
 def asked(garden: Garden, design: Design) -> PromptSet:
     """The prompts of a pool, all of them to be searched: nothing is held out."""
     prompts = sample_prompts(list(read_prompts(list(design.prompts), garden.root)), design.max_prompts)
-    return PromptSet.of(prompts, ["discover"] * len(prompts), pd.DataFrame())
+    return PromptSet.of(prompts, ["discover"] * len(prompts))
 
 
 def gather(garden: Garden, plants: Sequence[Plant], design: Design, progress: Callable[..., Any]) -> pd.DataFrame:

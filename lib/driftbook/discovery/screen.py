@@ -23,7 +23,7 @@ from driftbook.models.divergence import SEQUENCES, kept_states, token_divergence
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.sides import Pair
-from driftbook.prompts import SIDES, PromptSet
+from driftbook.prompts import SIDES, PromptSet, by_unit
 from driftbook.stage import Progress
 from driftbook.store import ShardStore, digest
 
@@ -209,7 +209,7 @@ def screen_answers(
         (``two_sample.family_energy``).
     """
     seen = texts[(texts.split == "discover") & (texts.sample_index < samples)].reset_index(drop=True)
-    families = family_energy(seen, embed(seen.text.tolist()), seed)
+    families = family_energy(by_unit(seen, prompts.by_id()), embed(seen.text.tolist()), seed)
     family_of = seen.drop_duplicates("prompt_id").set_index("prompt_id")["family"]
     energy = energy_of_prompts(families, family_of).set_index("prompt_id")["energy"]
     unknown = no_divergence(prompts).set_index("prompt_id").drop(columns=["kept", "propensity"])

@@ -1,8 +1,15 @@
-"""Splitting prompts into discover, screen and validate, and keeping look-alikes from standing on both sides of a split.
+"""Which prompts ask the same, and the split of prompts into discover, screen and validate.
 
-What is found on *discover* is tested on *validate*, so a prompt of one that says the same as a prompt of the other
-would test a hypothesis on what suggested it. Only prompts are read here, never an answer: the split is the same for
-both models.
+Answers to two spellings of one question are not two observations, and what is found on *discover* must not be tested on
+the same question in other words. So look-alikes are one *unit*: they share a split, and every test, interval and
+bootstrap counts them once. Only prompts are read here, never an answer: units and splits are the same for both models.
+
+Two prompts are look-alikes when they are equal after folding case, space, punctuation and Unicode form (NFKC), when
+their sets of words have a Jaccard index of ``SAME_WORDS``, or those of their runs of four characters one of
+``SAME_LETTERS`` (all turns, without the system prompt); and so are those that a chain of look-alikes joins. Prompts
+with other numbers ask other things ("12 times 7"), unless ``SAME_BUT_NUMBERS`` of their words are the same. All pairs
+are decided exactly; few are compared, because two sets that are so alike have some members in common among the rarest
+of each (prefix filtering: Bayardo, Ma and Srikant 2007; Wang, Li and Feng 2012).
 """
 
 from __future__ import annotations
@@ -11,20 +18,27 @@ import hashlib
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-import pandas as pd
+import regex
 from scipy import sparse
+from scipy.sparse.csgraph import connected_components
 
+from driftbook.behaviours.words import stream_safe
 from driftbook.errors import PromptError
 from driftbook.prompts import Prompt, PromptSet
 
 SPLITS = ("discover", "screen", "validate")
-"""In the order in which a look-alike is kept: a later split loses what resembles an earlier one."""
+SAME_WORDS, SAME_LETTERS, SAME_BUT_NUMBERS = 0.6, 0.7, 0.9
+HEAD = 2  # rare members that two sets must share to be compared at all
 
 _NO_SPACES = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_NO_SPACES}]+|(?:(?![{_NO_SPACES}])[^\W_])+(?:'[^\W_]+)*")
+_NUMBER = re.compile(r"\d+")
+_FOLDED_AWAY = regex.compile(r"(?<=\d)([\p{Z}\p{P}\p{C}\s]+)(?=\d)|[\p{Z}\p{P}\p{C}\s]+")
 
 
 def split_prompts(prompts: Sequence[Prompt], shares: Mapping[str, float], salt: int = 0) -> list[str]:
@@ -38,7 +52,7 @@ def split_prompts(prompts: Sequence[Prompt], shares: Mapping[str, float], salt: 
     at most the neighbours of the two cuts of its own family; other families, row order, file order and duplicates move
     nothing.
 
-    Prompts with the same words (whatever the case, punctuation or system prompt) share a split.
+    The prompts of a unit share a split; where they stand in several families, that of the first by name.
 
     Args:
         shares: of each split; they sum to 1.
@@ -53,38 +67,60 @@ def split_prompts(prompts: Sequence[Prompt], shares: Mapping[str, float], salt: 
         raise PromptError(f"split shares are {', '.join(SPLITS)}, none negative, and sum to 1; found {dict(shares)}")
     if not prompts:
         return []
-    keys = [_words_key(prompt) for prompt in prompts]
+    keys = dict[str, str]()  # of each unit: the first of the words of its prompts
+    family = dict[str, str]()
+    of = units(prompts)
+    for prompt, unit in zip(prompts, of, strict=True):
+        keys[unit] = min(keys.get(unit, _words_key(prompt)), _words_key(prompt))
+        family[unit] = min(family.get(unit, prompt.family), prompt.family)
     families: dict[str, set[str]] = defaultdict(set)
-    for prompt, key in zip(prompts, keys, strict=True):
-        families[prompt.family].add(key)
+    for unit, name in family.items():
+        families[name].add(keys[unit])
     cuts = np.cumsum([shares.get(name, 0.0) for name in SPLITS])[:-1]
     split_of: dict[tuple[str, str], str] = {}
-    for family, members in families.items():
-        offset = _unit("split", salt, family)
-        ordered = sorted(members, key=lambda key: _digest("split", salt, family, key))
+    for name, members in families.items():
+        offset = _unit("split", salt, name)
+        ordered = sorted(members, key=lambda key: _digest("split", salt, name, key))
         places = (np.arange(len(ordered)) + offset) / len(ordered)
         for key, index in zip(ordered, np.searchsorted(cuts, places, side="right"), strict=True):
-            split_of[family, key] = SPLITS[index]
-    splits = [split_of[prompt.family, key] for prompt, key in zip(prompts, keys, strict=True)]
+            split_of[name, key] = SPLITS[index]
+    splits = [split_of[family[unit], keys[unit]] for unit in of]
     empty = [name for name in SPLITS if shares.get(name, 0) > 0 and name not in splits]
     if empty:
         raise PromptError(
-            f"{len(prompts)} prompts are too few to split: none fell to {' and '.join(empty)}. Add prompts, raise "
+            f"{told(prompts, of)} are too few to split: none fell to {' and '.join(empty)}. Add prompts, raise "
             "max_prompts, or set the share of screen to 0"
         )
     return splits
 
 
 def prompt_set(prompts: Sequence[Prompt], shares: Mapping[str, float], limit: int | None = None) -> PromptSet:
-    """``prompts``, or ``limit`` of them, split by content inside each family, without look-alikes that straddle splits.
+    """``prompts``, or ``limit`` of them, each with its unit and its split.
 
-    Raises PromptError as ``split_prompts`` and ``drop_near_duplicates`` do.
+    Raises PromptError as ``split_prompts`` does.
     """
-    prompts = sample_prompts(prompts, limit)
-    splits = split_prompts(prompts, shares)
-    keep, dropped = drop_near_duplicates(prompts, splits)
-    kept = np.flatnonzero(keep)
-    return PromptSet.of([prompts[i] for i in kept], [splits[i] for i in kept], dropped)
+    prompts = with_units(sample_prompts(prompts, limit))
+    return PromptSet.of(prompts, split_prompts(prompts, shares))
+
+
+def with_units(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The same prompts, each with its unit."""
+    return [replace(p, unit=unit) for p, unit in zip(prompts, units(prompts), strict=True)]
+
+
+def units(prompts: Sequence[Prompt]) -> list[str]:
+    """The unit of each prompt: the least id of all that are look-alikes of it, its own where none is."""
+    first: dict[int, str] = {}
+    labels = alike([prompt.said() for prompt in prompts])
+    for prompt, label in zip(prompts, labels.tolist(), strict=True):
+        first[label] = min(first.get(label, prompt.prompt_id), prompt.prompt_id)
+    return [first[label] for label in labels.tolist()]
+
+
+def told(prompts: Collection[Prompt], of: Collection[str] | None = None) -> str:
+    """How many prompts there are, and how many units where they are fewer: "360 prompts (30 that differ)"."""
+    different = len(set(units(list(prompts)) if of is None else of))
+    return f"{len(prompts):,} prompts" + (f" ({different:,} that differ)" if different < len(prompts) else "")
 
 
 def sample_prompts(prompts: Sequence[Prompt], count: int | None, salt: int = 0) -> list[Prompt]:
@@ -113,7 +149,7 @@ def words(text: str) -> list[str]:
     instead.
     """
     found: list[str] = []
-    for run in _WORD.findall(unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'")):
+    for run in _WORD.findall(unicodedata.normalize("NFKC", stream_safe(text)).lower().replace("\u2019", "'")):
         if len(run) > 2 and re.match(rf"[{_NO_SPACES}]", run):
             found += [run[i : i + 2] for i in range(len(run) - 1)]
         else:
@@ -121,59 +157,21 @@ def words(text: str) -> list[str]:
     return found
 
 
-def drop_near_duplicates(
-    prompts: Sequence[Prompt], splits: Sequence[str], threshold: float = 0.6
-) -> tuple[np.ndarray, pd.DataFrame]:
-    """Drop from later splits every prompt that resembles one kept in an earlier split; pairs inside a split stay.
-
-    Two prompts resemble each other when the Jaccard index of their word sets (all turns, without the system prompt)
-    reaches the
-    threshold. All pairs are compared exactly, in blocks: the words of more than one prompt in a hundred as a dense
-    product, the rest as a sparse one, so the worst case is bounded and a frequent word costs what a rare one does. The
-    order of the rows changes nothing.
-
-    Returns:
-        keep: bool, shape (len(prompts),).
-        dropped: a row per dropped prompt with its most similar kept one: prompt_id, split, text, resembles (prompt_id),
-            resembles_split, resembles_text, similarity.
-
-    Raises:
-        PromptError: a split would lose all of its prompts.
-        ValueError: threshold is not in (0, 1], lengths differ, or a split has another name.
-    """
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold must be in (0, 1], not {threshold}")
-    if len(prompts) != len(splits) or not set(splits) <= set(SPLITS):
-        raise ValueError(f"one of {SPLITS} is needed for each of {len(prompts)} prompts")
-    keep = np.ones(len(prompts), bool)
-    rows: list[dict[str, object]] = []
-    labels = np.asarray(splits, dtype=object)
-    frequent, rare, sizes = _word_matrices(prompts)
-    kept = np.flatnonzero(labels == SPLITS[0])
-    for split in SPLITS[1:]:
-        mine = np.flatnonzero(labels == split)
-        order = np.array(sorted(kept.tolist(), key=lambda i: prompts[i].prompt_id), int)  # ties: by content
-        best, similarity = _nearest(frequent, rare, sizes, mine, order)
-        for index, other, value in zip(mine.tolist(), best.tolist(), similarity.tolist(), strict=True):
-            if value >= threshold:
-                keep[index] = False
-                a, b = prompts[index], prompts[other]
-                rows.append(
-                    {
-                        "prompt_id": a.prompt_id, "split": split, "text": a.text,
-                        "resembles": b.prompt_id, "resembles_split": splits[other], "resembles_text": b.text,
-                        "similarity": value,
-                    }
-                )  # fmt: skip
-        if len(mine) and not keep[mine].any():
-            pair = f"{rows[-1]['text']!r} and {rows[-1]['resembles_text']!r}"
-            raise PromptError(
-                f"all {len(mine)} prompts of {split} resemble prompts of an earlier split (for example {pair}), so "
-                "nothing could be tested on new ones: add prompts that differ"
-            )
-        kept = np.concatenate([kept, mine[keep[mine]]])
-    columns = ["prompt_id", "split", "text", "resembles", "resembles_split", "resembles_text", "similarity"]
-    return keep, pd.DataFrame(rows, columns=columns)
+def alike(texts: Sequence[str]) -> np.ndarray:
+    """A number for each text, int ``[texts]``: look-alikes have the same one. The order of the texts moves none apart
+    or together."""
+    index: dict[str, int] = {}
+    of = np.array([index.setdefault(_folded(text), len(index)) for text in texts], dtype=np.int64)
+    label = np.arange(len(index))
+    said = {i: text for text, i in zip(reversed(texts), reversed(of.tolist()), strict=True)}
+    bags = [set(words(said[i])) or {said[i]} for i in range(len(index))]
+    runs = [{key[i : i + 4] for i in range(max(1, len(key) - 3))} for key in index]
+    numbers = [" ".join(sorted(_NUMBER.findall(key))) for key in index]
+    for sets, bound in ((bags, SAME_WORDS), (runs, SAME_LETTERS)):
+        apart = [{(its, member) for member in members} for its, members in zip(numbers, sets, strict=True)]
+        label = _joined(label, apart, bound)
+    label = _joined(label, bags, SAME_BUT_NUMBERS)
+    return label[of] if len(of) else of
 
 
 def _words_key(prompt: Prompt) -> str:
@@ -190,37 +188,39 @@ def _unit(*parts: object) -> float:
     return (int.from_bytes(_digest(*parts)[:8], "big") >> 11) / 2**53
 
 
-def _word_matrices(prompts: Sequence[Prompt]) -> tuple[np.ndarray, sparse.csr_matrix, np.ndarray]:
-    """Prompts x words as 0 and 1: frequent words dense (float32), rare ones sparse; and the words of each prompt."""
-    vocabulary: dict[str, int] = {}
-    indices: list[int] = []
-    starts = [0]
-    for prompt in prompts:
-        text = prompt.said()
-        for word in dict.fromkeys(words(text) or [text]):
-            indices.append(vocabulary.setdefault(word, len(vocabulary)))
-        starts.append(len(indices))
-    shape = (len(prompts), len(vocabulary))
-    table = sparse.csr_matrix((np.ones(len(indices), np.float32), indices, starts), shape=shape)
-    common = table.getnnz(axis=0) > max(20, len(prompts) // 100)
-    return table[:, common].toarray(), table[:, ~common].tocsr(), table.getnnz(axis=1)
+def _folded(text: str) -> str:
+    """What is left of a text without case, space, punctuation and form; space and marks stay between two digits."""
+    folded = unicodedata.normalize("NFKC", stream_safe(text)).casefold()
+    return _FOLDED_AWAY.sub(lambda m: " ".join(m.group().split()) or " " if m[1] else "", folded) or text.strip()
 
 
-def _nearest(
-    frequent: np.ndarray, rare: sparse.csr_matrix, sizes: np.ndarray, rows: np.ndarray, against: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """For each of ``rows``, the most similar of ``against`` (indices into the prompts) and their Jaccard index."""
-    best, similarity = np.zeros(len(rows), int), np.zeros(len(rows))
-    if not len(against):
-        return best, similarity
-    dense_side, sparse_side = frequent[against].T, rare[against].T.tocsr()
-    for start in range(0, len(rows), 1024):
-        block = rows[start : start + 1024]
-        shared = frequent[block] @ dense_side
-        product = (rare[block] @ sparse_side).tocoo()
-        shared[product.row, product.col] += product.data
-        jaccard = shared / (sizes[block][:, None] + sizes[against][None, :] - shared)
-        column = jaccard.argmax(axis=1)
-        best[start : start + len(block)] = against[column]
-        similarity[start : start + len(block)] = jaccard[np.arange(len(block)), column]
-    return best, similarity
+def _joined(label: np.ndarray, sets: Sequence[Collection[Any]], bound: float) -> np.ndarray:
+    """``label`` ``[sets]`` with the labels of all pairs made one whose Jaccard index reaches ``bound``."""
+    names: dict[Any, int] = {}
+    at = [names.setdefault(member, len(names)) for members in sets for member in sorted(members)]
+    sizes = np.array([len(members) for members in sets], dtype=np.int64)
+    rarity = np.empty(len(names), dtype=np.int64)
+    rarity[np.argsort(np.bincount(at, minlength=len(names)), kind="stable")] = np.arange(len(names))
+    row, column = np.repeat(np.arange(len(sets)), sizes), rarity[np.array(at, dtype=np.int64)]
+    order = np.lexsort((column, row))
+    row, column, shape = row[order], column[order], (len(sets), len(names))
+    place = np.arange(len(row)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    needed = np.ceil(bound * sizes - 1e-9).astype(np.int64)  # members in common, at least
+    rare = place < (sizes - needed + HEAD)[row]
+    whole = sparse.csr_matrix((np.ones(len(row), np.int32), (row, column)), shape=shape)
+    head = sparse.csr_matrix((np.ones(rare.sum(), np.int32), (row[rare], column[rare])), shape=shape)
+    others, shuffle = head.T.tocsr(), np.random.default_rng(0).permutation
+    for start in range(0, len(sets), 256):
+        near = (head[start : start + 256] @ others).tocoo()
+        one, two = near.row + start, near.col
+        kept = np.flatnonzero((two < one) & (near.data >= np.minimum(HEAD, np.maximum(needed[one], needed[two]))))
+        pairs = np.stack([one[kept], two[kept]])[:, shuffle(len(kept))]  # what all have in common joins them at once
+        while (apart := label[pairs[0]] != label[pairs[1]]).any():
+            pairs = pairs[:, apart]
+            one, two = pairs[:, :20_000]
+            shared = np.asarray(whole[one].multiply(whole[two]).sum(axis=1)).ravel()
+            same = shared >= bound * (sizes[one] + sizes[two] - shared) - 1e-9
+            edges = (np.ones(same.sum(), np.int8), (label[one[same]], label[two[same]]))
+            label = connected_components(sparse.coo_matrix(edges, shape=(len(sets),) * 2), directed=False)[1][label]
+            pairs = pairs[:, 20_000:]
+    return label

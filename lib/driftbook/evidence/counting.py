@@ -20,7 +20,7 @@ from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.evidence.cascade import judged
 from driftbook.evidence.intervals import Interval
 from driftbook.evidence.judges import Judge
-from driftbook.evidence.material import Material, by_judge
+from driftbook.evidence.material import Material, asked_ids, by_judge
 from driftbook.evidence.outcomes import Outcome, e_value
 from driftbook.evidence.paired import Scope, paired_test, per_prompt, scope_for, within_prompts_test
 from driftbook.evidence.wins import Wins, win_rates
@@ -53,7 +53,7 @@ def count(
     within = scope_of(texts).name == "these prompts"
     direction = [_sign(h.direction) for h in found]
     if within:
-        test = within_prompts_test(scores, prompt, side, direction, alpha, seed=material.seed)
+        test = within_prompts_test(scores, asked_ids(texts).to_numpy(), side, direction, alpha, seed=material.seed)
     else:
         base, changed = per_prompt(scores, prompt, side, prompts)
         margin = np.array([section.margin_of(m.unit) for m in measures])
@@ -98,8 +98,8 @@ def count(
 
 def scope_of(texts: pd.DataFrame) -> Scope:
     """What a test of these answers can speak of: prompts like these, or, for few prompts with many answers each, these
-    prompts alone. ``texts``: prompt_id, side."""
-    samples = texts.groupby(["prompt_id", "side"]).size()
+    prompts alone. ``texts``: prompt_id, side, and asked where look-alikes are one prompt."""
+    samples = texts.groupby([asked_ids(texts), "side"]).size()
     return scope_for(texts["prompt_id"].nunique(), int(samples.median()) if len(samples) else 0)
 
 
@@ -139,9 +139,9 @@ def read_all(
     for i in own["known"]:
         scores[:, i] = stored[measures[i].name].to_numpy(np.float64)
     if own["counted"]:
-        asked = [material.prompts[p].text for p in texts["prompt_id"]]
-        scores[:, own["counted"]] = values([measures[i] for i in own["counted"]], texts["text"].tolist(), asked)
+        said = [material.prompts[p].text for p in asked_ids(texts)]
+        scores[:, own["counted"]] = values([measures[i] for i in own["counted"]], texts["text"].tolist(), said)
     if own["judged"] and judge is not None:
-        shown = [material.prompts[p].shown() for p in texts["prompt_id"]]
+        shown = [material.prompts[p].shown() for p in asked_ids(texts)]
         scores[:, own["judged"]] = judge.score(texts["text"].tolist(), [found[i] for i in own["judged"]], shown)
     return measures, scores

@@ -1,13 +1,15 @@
 """What is validated: answers of both sides with their split, and what was claimed about them.
 
+The prompts that are counted and tested are units of look-alikes (``prompts.by_unit``).
 A prompt is shown to judges, the labeller and a reader in one way (``Prompt.shown``): a conversation with all its turns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
 
 from driftbook.discovery.hypotheses import Hypothesis
@@ -19,7 +21,7 @@ from driftbook.prompts import Prompt
 class Material:
     """All that is validated: answers of both sides with their split, prompts by id, and the hypotheses."""
 
-    texts: pd.DataFrame  # text_id, side, prompt_id, family, split, text
+    texts: pd.DataFrame  # text_id, side, prompt_id (of the unit), asked (the prompt itself), family, split, text
     prompts: Mapping[str, Prompt]
     hypotheses: list[Hypothesis]
     seed: int
@@ -45,7 +47,7 @@ class Material:
     def _answered(self, texts: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         sides = texts.groupby("prompt_id")["side"].nunique()
         order = shuffled([str(p) for p in sides.index[sides == 2]], self.seed)
-        return texts[texts["prompt_id"].isin(order)].reset_index(drop=True), order
+        return without_copies(texts[texts["prompt_id"].isin(order)]).reset_index(drop=True), order
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,24 @@ class Held:
     order: list[str]
     prompts: Mapping[str, Prompt]
 
-    def asked(self, prompt_ids: Iterable[str]) -> list[str]:
+    def asked(self, texts: pd.DataFrame) -> list[str]:
         """What a judge is given as the prompt of each text."""
-        return [self.prompts[p].shown() for p in prompt_ids]
+        return [self.prompts[p].shown() for p in asked_ids(texts)]
 
     def of(self, prompt_ids: Sequence[str]) -> pd.DataFrame:
         return self.texts[self.texts["prompt_id"].isin(set(prompt_ids))]
+
+
+def asked_ids(texts: pd.DataFrame) -> pd.Series:
+    """The id of the prompt that each text answers, where ``prompt_id`` is that of its look-alikes."""
+    return texts["asked" if "asked" in texts else "prompt_id"]
+
+
+def without_copies(texts: pd.DataFrame) -> pd.DataFrame:
+    """The answers, each once where a table holds each of them k times: k copies are no k observations."""
+    cell = texts.groupby([asked_ids(texts), "side", "text"], sort=False)
+    copies = int(np.gcd.reduce(cell.size().to_numpy(dtype=np.int64)))
+    return texts[cell.cumcount() % max(copies, 1) == 0]
 
 
 def by_judge(hypothesis: Hypothesis) -> bool:

@@ -66,18 +66,19 @@ def read(judge: Judge, held: Held, prompts: Sequence[str], hypotheses: Sequence[
     texts = held.of(prompts)
     claimed = np.array([h.direction for h in hypotheses])[None, :]
     if isinstance(judge, PairJudge) and judge.mode == "pair":
-        texts = texts.assign(place=texts.groupby(["prompt_id", "side"]).cumcount())
+        own = [c for c in ("prompt_id", "asked") if c in texts]
+        texts = texts.assign(place=texts.groupby([*own, "side"]).cumcount())
         first, second = (texts[texts["side"] == side] for side in ("intervention", "base"))
-        pairs = first.merge(second, on=["prompt_id", "place"], suffixes=("_i", "_b"))
+        pairs = first.merge(second, on=[*own, "place"], suffixes=("_i", "_b"))
         prompt = pairs["prompt_id"].to_numpy()
-        asked = held.asked(prompt)
+        asked = held.asked(pairs)
         more = judge.compare(pairs["text_i"].tolist(), pairs["text_b"].tolist(), hypotheses, asked)
         wins = matched_win_rates(np.where(claimed == "intervention", more, 1 - more), prompt, prompts)
         texts = texts.set_index("text_id").loc[[*pairs["text_id_i"], *pairs["text_id_b"]]].reset_index()
         return Reading(
             judge.name, held.split, list(prompts), list(hypotheses), texts, np.concatenate([more, 1 - more]), wins
         )
-    asked = held.asked(texts["prompt_id"])
+    asked = held.asked(texts)
     scores = judge.score(texts["text"].tolist(), hypotheses, asked)
     up = texts["side"].to_numpy()[:, None] == claimed
     wins = win_rates(scores, texts["prompt_id"].to_numpy(), up, prompts)

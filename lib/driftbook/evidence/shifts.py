@@ -75,9 +75,19 @@ def answer_means(answers: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack([a.mean(0) for a in answers])
 
 
-def prompt_means(means: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """``[prompts, ...]``: mean over the answers of each prompt (``[answers, ...]``), NaN for a prompt without any."""
-    return np.stack([m.mean(0) if len(m) else np.full(shape, np.nan) for m in means])
+def prompt_means(
+    means: Sequence[np.ndarray], shape: tuple[int, ...], units: Sequence[str] | None = None
+) -> np.ndarray:
+    """``[prompts, ...]``: mean over the answers of each prompt (``[answers, ...]``), NaN for a prompt without any.
+
+    ``units`` of look-alike prompts are averaged: ``[units, ...]``, in their first prompts' order.
+    """
+    table = np.stack([m.mean(0) if len(m) else np.full(shape, np.nan) for m in means])
+    if units is None or len(set(units)) == len(units):
+        return table
+    rows = [[i for i, other in enumerate(units) if other == unit] for unit in dict.fromkeys(units)]
+    known = ~np.isnan(table).all(axis=tuple(range(1, table.ndim)))  # a unit without any answer stays NaN
+    return np.stack([table[[i for i in own if known[i]] or own].mean(0) for own in rows])
 
 
 def shift_table(

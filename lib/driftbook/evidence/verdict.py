@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from driftbook.evidence.counting import scope_of
-from driftbook.evidence.material import Material
+from driftbook.evidence.material import Material, asked_ids
 from driftbook.evidence.paired import smallest_seen
 
 State = Literal["changed", "no change found", "could not tell"]
@@ -39,11 +39,14 @@ class Verdict:
 def verdict_of(material: Material, claims: pd.DataFrame, alpha: float) -> Verdict:
     """The verdict on the table of claims about what was read."""
     texts, prompts = material.paired()
-    answers = int(texts.groupby(["prompt_id", "side"]).size().median()) if len(texts) else 0
+    ids = asked_ids(texts)
+    answers = int(texts.groupby([ids, "side"]).size().median()) if len(texts) else 0
+    same = ids.nunique() - len(prompts)
     scope = scope_of(texts)
     within = scope.name == "these prompts"
     seen = smallest_seen(len(prompts) * (answers if within else 1), 0.1, max(1, len(claims)), alpha)
-    said = f"It {scope.sentence}." if within else ""
+    alike = f"{ids.nunique():,} were asked: look-alikes count as one." if same else ""
+    said = " ".join(filter(None, [alike, f"It {scope.sentence}." if within else ""]))
     return verdict(claims, len(prompts), answers, alpha, 0.9 if seen is None else seen, said)
 
 

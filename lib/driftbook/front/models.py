@@ -13,6 +13,7 @@ import pandas as pd
 from driftbook import decode, interventions, traits
 from driftbook.capture import make_scale, read_null, sampling
 from driftbook.discovery.screen import screen_divergence
+from driftbook.discovery.splits import with_units
 from driftbook.discovery.strategies import Ask
 from driftbook.errors import DriftbookError
 from driftbook.evidence.intervals import Interval, bootstrap_mean
@@ -368,7 +369,7 @@ def _asked(prompts: Any, sides: Sequence[Side], max_new_tokens: int) -> PromptSe
     known = PromptList(as_prompts(prompts))
     for side in sides:
         check_lengths(known, lambda p, side=side: len(side.encode(p)), side.model.context - max_new_tokens)
-    return PromptSet.of(known, ["discover"] * len(known), pd.DataFrame())
+    return PromptSet.of(with_units(known), ["discover"] * len(known))
 
 
 def _decoded(
@@ -475,7 +476,8 @@ def divergence(
     texts, ids, _ = _decoded(list(pair), asked, section, samples, seed, folder)
     store = ShardStore(folder / "decode")
     table, profile, promoted = screen_divergence(pair, asked, ids, texts, tokens, samples, store)
-    mean = bootstrap_mean(table["js"].dropna().to_numpy(float), seed=seed)
+    unit = table["prompt_id"].map({p.prompt_id: p.unit for p in asked.prompts})
+    mean = bootstrap_mean(table.dropna(subset="js").groupby(unit)["js"].mean().to_numpy(float), seed=seed)
     text = {p.prompt_id: p.text for p in asked.prompts}
     columns = ["prompt", "js", "js_low", "js_high", "kl", "kl_low", "kl_high", "n_tokens", "prompt_id"]
     table = table.assign(prompt=table["prompt_id"].map(text)).sort_values("js", ascending=False, kind="stable")

@@ -18,7 +18,7 @@ from driftbook.behaviours import Measure, panel, pattern_measure, python_measure
 from driftbook.behaviours.measure import Place, Unit
 from driftbook.discovery import phrases as proposals
 from driftbook.discovery.hypotheses import Hypothesis, merge
-from driftbook.discovery.splits import prompt_set
+from driftbook.discovery.splits import prompt_set, with_units
 from driftbook.errors import DriftbookError, PromptError
 from driftbook.evidence.cascade import Screening
 from driftbook.evidence.claims import claims_table
@@ -31,7 +31,7 @@ from driftbook.front.common import Shown, as_prompts, checked
 from driftbook.parameters import Cluster, Splits, Validate
 from driftbook.prompt_files import PromptList
 from driftbook.prompt_files import read_prompts as read_files
-from driftbook.prompts import Prompt
+from driftbook.prompts import Prompt, by_unit
 from driftbook.store import digest
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def measure(what: str | Measure | Sequence[str], unit: Unit = "share") -> Measur
 
 
 def gathered(base: Any, changed: Any, prompts: Any) -> tuple[pd.DataFrame, list[Prompt]]:
-    """Answers of both sides as a table (text_id, side, prompt_id, family, round, propensity, text), and the prompts.
+    """Answers of both sides as a table (text_id, side, prompt_id, family, round, propensity, text, asked), and the
+    prompts. Look-alikes have one ``prompt_id``; ``asked`` is the prompt itself.
 
     ``base`` may be a table with the columns side (base, intervention), prompt and text, and maybe family and system;
     else both are lists of texts, or of lists of texts, one entry a prompt.
@@ -137,7 +138,8 @@ def gathered(base: Any, changed: Any, prompts: Any) -> tuple[pd.DataFrame, list[
             )
     columns = ["text_id", "side", "prompt_id", "family", "round", "propensity", "text"]
     texts = pd.DataFrame(table, columns=columns).sort_values("text_id", kind="stable", ignore_index=True)
-    return texts, list(asked.values())
+    known = with_units(list(asked.values()))
+    return by_unit(texts, {p.prompt_id: p for p in known}), known
 
 
 def _of_lists(base: Any, changed: Any, prompts: list[Prompt]) -> list[tuple[str, Prompt, str]]:
@@ -251,6 +253,7 @@ def test(
         base, changed: an answer to each prompt, or a list of answers; or ``base`` alone, a table with the columns side
             (base, intervention), prompt and text.
         prompts: one a position: texts, ``Prompt`` records or conversations. A prompt may stand there twice.
+            Look-alikes count as one.
         direction: whether ``changed`` was said to do it ``more`` or ``less``, before looking.
         margin: smallest difference of interest, in the unit of the measure (of shares and scores).
 
@@ -277,15 +280,14 @@ class Comparison(Shown):
 
     ``table`` has one row a behaviour, confirmed ones first, the strongest of each kind first: behaviour, unit, base,
     changed, difference, low, high (95%), e_value, p_value, q_value, confirmed, prompts, scope, proposer. ``claims`` is
-    the table of claims of an experiment. ``answers`` are those that were read, with their split; ``dropped`` lists the
-    prompts that were left out because they resemble one of an earlier split.
+    the table of claims of an experiment. ``answers`` are those that were read, with their split; their ``prompt_id`` is
+    the same for look-alike prompts, which count as one.
     """
 
     table: pd.DataFrame
     verdict: Verdict
     claims: pd.DataFrame = field(repr=False)
     answers: pd.DataFrame = field(repr=False)
-    dropped: pd.DataFrame = field(repr=False)
     seed: int
 
     def __str__(self) -> str:
@@ -332,17 +334,14 @@ def compare(
     """
     section = checked(Validate, alpha=alpha)
     texts, known = gathered(base, changed, prompts)
-    dropped = pd.DataFrame()
     found = panel_hypotheses()
     if phrases > 0:
         try:
             chosen = prompt_set(known, Splits().model_dump(by_alias=True))
         except PromptError as reason:
             raise DriftbookError(f"{reason}; or set phrases=0 to read the panel alone") from None
-        known, dropped = chosen.prompts, chosen.dropped
-        split = {p.prompt_id: p.split for p in known}
-        texts = texts[texts["prompt_id"].isin(list(split))].reset_index(drop=True)
-        texts = texts.assign(split=texts["prompt_id"].map(split))
+        known = chosen.prompts
+        texts = texts.assign(split=texts["asked"].map({p.prompt_id: p.split for p in known}))
         seen = texts[texts["split"] == "discover"]
         found += merge(proposals.propose(seen, {p.prompt_id: p.text for p in known}, limit=phrases))
     else:
@@ -351,7 +350,7 @@ def compare(
     unscreened = Screening(pd.DataFrame({"hypothesis_id": [], "p_screen": []}), pd.DataFrame(), [])
     unfrozen = pd.DataFrame({"hypothesis_id": [], "frozen": []})
     claims = claims_table(material, unfrozen, unscreened, count(material, section, alpha))
-    return Comparison(_table(claims), verdict_of(material, claims, alpha), claims, texts, dropped, seed)
+    return Comparison(_table(claims), verdict_of(material, claims, alpha), claims, texts, seed)
 
 
 def _table(claims: pd.DataFrame) -> pd.DataFrame:

@@ -32,7 +32,8 @@ ENERGY_CAPTION = (
 
 def overview(prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]]) -> Table:
     """The prompts by split."""
-    caption = f"{len(prompts.dropped)} look-alikes across splits were dropped."
+    same = len(prompts) - prompts.units
+    caption = f"{same} of {len(prompts)} prompts look like another: look-alikes share a split and count as one."
     return Table(counts(prompts, ids), "Prompts by split", caption)
 
 

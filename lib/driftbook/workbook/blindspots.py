@@ -35,7 +35,9 @@ def blind_spots(experiment: Path, findings: Findings | None) -> list[BlindSpot]:
 
 
 def _divergence(path: Path) -> str:
-    js = read_table(path)["js"].dropna().to_numpy(float) if path.is_file() else np.zeros(0)
+    if not path.is_file():
+        return ""
+    js = read_table(path).dropna(subset="js").groupby("unit")["js"].mean().to_numpy(float)
     if len(js) < 2:
         return ""
     mean = bootstrap_mean(js)
