@@ -834,16 +834,11 @@ def _named(experiment: Experiment, wrote: Mapping[str, str], table: str, where: 
 
 
 def _check_budget(decode: Decode, prompts: Sequence[Prompt] | None, where: Where) -> None:
-    """Whether the first round fits; look-alikes are only looked for where it does not fit without that."""
+    """Whether the first round fits."""
     most, samples = decode.ordinary.max_texts, decode.samples
-    if prompts is None or 2 * samples * min(len(prompts), decode.max_prompts or len(prompts)) <= most:
+    if prompts is None:
         return
-    from driftbook.discovery.splits import prompt_set  # scipy and pandas: a moment that other experiments are spared
-
-    try:
-        count = len(prompt_set(prompts, decode.splits.model_dump(by_alias=True), decode.max_prompts))
-    except PromptError as error:
-        raise ParameterError(f"{where(('decode', 'prompts'))}decode.prompts: {error}") from None
+    count = min(len(prompts), decode.max_prompts or len(prompts))
     if (needed := 2 * samples * count) > most:
         raise ParameterError(
             f"{where(('decode', 'sampling', 'max_texts'))}decode.sampling.max_texts: {most}"

@@ -13,7 +13,6 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
-from driftbook.discovery.splits import alike
 from driftbook.errors import DriftbookError
 from driftbook.evidence.intervals import bootstrap_mean
 from driftbook.models.loading import LoadedModel
@@ -204,8 +203,7 @@ def _cached_doses(
         frame = dose_response(model, trait, vectors, coefficients, prompts, max_new_tokens, seed, layer)
         return pa.Table.from_pandas(frame, preserve_index=False)
 
-    found = store.kept_table(key, answered).to_pandas()
-    return found.assign(prompt=alike(prompts)[found["prompt"]])  # prompts that look alike, or are named again, are one
+    return store.kept_table(key, answered).to_pandas()
 
 
 def summarize_doses(doses: pd.DataFrame, seed: int, resamples: int = 2000) -> pd.DataFrame:
