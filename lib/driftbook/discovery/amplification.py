@@ -26,7 +26,7 @@ from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.sides import Exaggeration, Pair
 from driftbook.parameters import Decode
-from driftbook.prompts import PromptSet
+from driftbook.prompts import PromptSet, by_unit, load_saved
 from driftbook.store import ShardStore, digest
 
 ROUND = -1  # of amplified answers: no round of ordinary sampling
@@ -52,7 +52,8 @@ def amplified_answers(decode: Path, split: str) -> pd.DataFrame:
     stronger = texts[texts["strength"].isin(known.loc[known["used"].eq(True), "strength"]) & (texts["strength"] > 0)]
     beside = ordinary(texts)
     beside = beside[(beside["side"] == "base") & beside["prompt_id"].isin(set(stronger["prompt_id"]))]
-    return pd.concat([stronger, beside]).sort_values("text_id", kind="stable", ignore_index=True)
+    found = pd.concat([stronger, beside]).sort_values("text_id", kind="stable", ignore_index=True)
+    return by_unit(found, load_saved(decode) if len(found) else {})
 
 
 def amplified_asks(section: Decode, state: State) -> list[Ask]:
