@@ -246,6 +246,20 @@ def test_answers_are_those_of_the_engine_and_the_table_goes_on_to_a_test(tmp_pat
     assert db.test("length in words", both).prompts == 3 and len(both) == 12
 
 
+def test_an_exaggerated_change_is_asked_for_by_its_strength(tmp_path):
+    pair = db.pair(tiny(), db.SystemPrompt("Be terse."), cache=tmp_path)
+    asked = ["Rain and tea?", "Snow and milk?"]
+    options = {"samples": 2, "max_new_tokens": 6, "temperature": 1.0, "cache": tmp_path}
+    table = db.amplify(pair, asked, strength=[0, 2, -1], **options)
+    plain = db.generate(pair, asked, **options)
+    by = {k: own["text"].tolist() for k, own in table.groupby(["side", "strength"])}
+    assert by["base", 0.0] == plain.loc[plain["side"] == "base", "text"].tolist()
+    assert by["intervention", 0.0] == plain.loc[plain["side"] == "intervention", "text"].tolist()
+    assert by["intervention", 2.0] != by["intervention", 0.0] != by["intervention", -1.0]
+    with pytest.raises(db.DriftbookError, match="plausible"):
+        db.amplify(pair, asked, plausible=2, **options)
+
+
 def test_changes_are_the_sections_of_a_parameter_file():
     vectors = db.Vectors(some_vectors())
     assert db.Steer("warm", 0.4, vectors).parameters() == SteerSection(trait="warm", coefficient=0.4)

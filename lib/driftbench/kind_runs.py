@@ -22,6 +22,7 @@ import yaml
 
 from driftbench.serving import Server, served_copy, transformers_server
 from driftbook import cluster, decode, validate
+from driftbook.discovery.amplification import ordinary
 from driftbook.errors import DriftbookError
 from driftbook.models.export import export_steered
 from driftbook.models.finetune import train_lora
@@ -106,7 +107,7 @@ def steered_checkpoint(params: Experiment, vectors: VectorSet, run: Run) -> Path
 
 def table_of(decoded: Path, path: Path) -> Path:
     """The texts of a decode stage's data folder as a table that ``intervention.kind: texts`` reads."""
-    texts = pd.read_parquet(decoded / "texts.parquet").sort_values("sample_index", kind="stable")
+    texts = ordinary(pd.read_parquet(decoded / "texts.parquet")).sort_values("sample_index", kind="stable")
     prompts = load_saved(decoded)
     asked = [prompts[p] for p in texts["prompt_id"]]
     chats = any(p.messages for p in prompts.values())  # a column of parquet holds texts or conversations
@@ -253,8 +254,9 @@ def agreement(outer: Run, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
 
 
 def _answers(decoded: Path) -> pd.DataFrame:
-    texts = pd.read_parquet(decoded / "texts.parquet", columns=["side", "prompt_id", "sample_index", "text"])
-    return texts[texts["side"] == "intervention"].drop(columns="side")
+    columns = ["side", "prompt_id", "sample_index", "text", "strength"]
+    texts = ordinary(pd.read_parquet(decoded / "texts.parquet", columns=columns))
+    return texts[texts["side"] == "intervention"].drop(columns=["side", "strength"])
 
 
 def _confirmed(validated: Path) -> set[str]:

@@ -22,6 +22,7 @@ from driftbook.discovery.decoding import decode_texts
 from driftbook.discovery.hypotheses import from_frame
 from driftbook.discovery.strategies import Ask
 from driftbook.evidence import counting, panel
+from driftbook.evidence.amplification import dose_response
 from driftbook.evidence.cascade import silent
 from driftbook.evidence.judges import LexiconJudge
 from driftbook.interventions import NoIntervention
@@ -98,10 +99,11 @@ WAYS = ("as it ships", "bets alone")
 
 
 def null_run(ground: Ground, section: Validate, ledger: Ledger, seed: int) -> pd.DataFrame:
-    """One null experiment, from dealt sides to claims, a row a way: way, asked, confirmed, least_q, greatest_e,
-    global_p.
+    """One null experiment, from dealt sides to claims, a row a way: way, asked, confirmed, only_amplified, least_q,
+    greatest_e, global_p.
 
-    *As it ships*: the panel on all prompts and the proposals on held-out ones, counted on a fixed sample together.
+    *As it ships*: the panel on all prompts and the proposals on held-out ones, counted on a fixed sample together, and
+    what is confirmed in amplified answers alone (which of equal sides are ordinary ones: a test holds that).
     *Bets alone*: the proposals by e-processes and e-BH, as a paid judge's verdicts are tested, without a screen and
     without a margin. Everything that is confirmed is false.
     """
@@ -112,6 +114,11 @@ def null_run(ground: Ground, section: Validate, ledger: Ledger, seed: int) -> pd
     prompts = {p: Prompt(text) for p, text in zip(dealt["prompt_id"], dealt["prompt"], strict=True)}
     material = validate.Material(dealt, prompts, [*panel.hypotheses(), *proposed], seed)
     counted = counting.count(material, section, section.alpha, ground.behaviours)
+    held = dealt[dealt["split"] == "validate"]
+    amplified = held.assign(strength=np.where(held["side"] == "intervention", 3.0, 0.0))
+    doses = dose_response(replace(material, amplified=amplified), counted, section.alpha)
+    plain = {o.hypothesis.hypothesis_id for o in counted if o.confirmed}
+    only = set(doses.loc[doses["confirmed"], "hypothesis_id"]) - plain
     judged = [replace(h, measure={"kind": "judge"}) for h in proposed if h.words]
     judges = validate.Judges(LexiconJudge(), None, ledger)
     tested = validate.holdout_test(replace(material, hypotheses=judged), judges, judged, section, silent)
@@ -123,7 +130,8 @@ def null_run(ground: Ground, section: Validate, ledger: Ledger, seed: int) -> pd
                 "seed": seed,
                 "way": way,
                 "asked": len(found),
-                "confirmed": sum(o.confirmed for o in found),
+                "confirmed": sum(o.confirmed for o in found) + (len(only) if way == WAYS[0] else 0),
+                "only_amplified": len(only) if way == WAYS[0] else 0,
                 "least_q": float(np.nanmin([o.q_value for o in found], initial=1.0)) if way == WAYS[0] else np.nan,
                 "greatest_e": max((o.e_value for o in found), default=0.0),
                 "global_p": compared.global_p,

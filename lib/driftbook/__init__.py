@@ -15,7 +15,7 @@ _TEXTS = (
 )
 _MODELS = (
     *("Ablate", "Adapter", "Checkpoint", "Divergence", "Quantize", "States", "Steer", "SystemPrompt", "Vectors"),
-    *("divergence", "fit_vectors", "generate", "load", "pair", "project"),
+    *("amplify", "divergence", "fit_vectors", "generate", "load", "pair", "project"),
 )
 _EXPERIMENTS = ("load_experiment", "run")
 

@@ -14,6 +14,7 @@ from driftbook.discovery.amplification import COHERENCE, ROUND, coherence, decod
 from driftbook.discovery.decoding import TEXT_SCHEMA, available, decode_texts
 from driftbook.discovery.embeddings import through_cache
 from driftbook.discovery.promoted import COLUMNS as PROMOTED
+from driftbook.discovery.readback import read_back, texts_from_beginnings
 from driftbook.discovery.screen import (
     keep_divergent,
     no_divergence,
@@ -29,7 +30,7 @@ from driftbook.errors import ModelError, PromptError
 from driftbook.evidence.intervals import Interval, bootstrap_mean
 from driftbook.models.answers import NO_ANSWER
 from driftbook.models.sampling import SamplingParams
-from driftbook.models.sides import Pair
+from driftbook.models.sides import Exaggeration, Pair
 from driftbook.models.utilisation import peak_gpu_mb, utilisation
 from driftbook.prompt_files import check_lengths, read_prompts
 from driftbook.prompts import Prompt, PromptSet, save_prompts
@@ -90,6 +91,7 @@ class Decoded:
     amplified: pd.DataFrame = field(default_factory=pd.DataFrame)  # answers in which the change is exaggerated
     strengths: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(COHERENCE)))
     promoted: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(PROMOTED)))
+    read_back: pd.DataFrame = field(default_factory=pd.DataFrame)  # phrases that come back from bare beginnings
 
     @property
     def every(self) -> pd.DataFrame:
@@ -156,11 +158,16 @@ def decode_rounds(run: Run, pair: Pair, prompts: PromptSet, ids: dict[str, list[
             clusters=run.params.cluster.clusters,
         )
 
-    exaggerated, strengths = pd.DataFrame(), pd.DataFrame(columns=list(COHERENCE))
+    exaggerated, strengths, back = pd.DataFrame(), pd.DataFrame(columns=list(COHERENCE)), pd.DataFrame()
     if d.amplify is not None:
         bar = run.progress(d.amplified * len(d.amplify.strengths), "amplified answers", "texts")
         exaggerated = decode_amplified(pair, prompts, ids, d, params, known(ROUND), store, bar.update)
         strengths = coherence(pair, prompts, ids, pd.concat([texts, exaggerated], ignore_index=True), store)
+        if d.amplify.beginnings and strengths.used.any():
+            how = Exaggeration(float(strengths.loc[strengths.used, "strength"].max()), plausible=d.amplify.plausible)
+            bar = run.progress(2 * d.amplify.beginnings, "bare beginnings", "texts")
+            begun = texts_from_beginnings(pair, d.amplify.beginnings, how, params, run.seed, store, d.shard, bar.update)
+            back = read_back(begun).assign(strength=how.strength)
     rounds[0]["quality"] = quality(sampling, known(1))
     for number in range(1, sampling.rounds + 1):
         left = sampling.max_texts - len(texts)
@@ -193,6 +200,7 @@ def decode_rounds(run: Run, pair: Pair, prompts: PromptSet, ids: dict[str, list[
         exaggerated,
         strengths,
         promoted if promoted is not None else pd.DataFrame(columns=list(PROMOTED)),
+        back,
     )
 
 
@@ -248,6 +256,8 @@ def write(run: Run, prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]], p
         decoded.strengths.to_parquet(run.data / "amplified.parquet", compression="zstd", index=False)
         run.metric("texts_amplified", len(decoded.amplified))
         run.metric("strengths_used", int(decoded.strengths.used.sum()))
+        decoded.read_back.to_parquet(run.data / "read_back.parquet", compression="zstd", index=False)
+        run.metric("phrases_read_back", len(decoded.read_back))
     run.metric("texts", int((~silent).sum()) - len(decoded.amplified))
     run.metric("tokens", decoded.tokens)
     run.metric("tokens_per_s", decoded.tokens / max(decoded.decode_seconds, 1e-9))

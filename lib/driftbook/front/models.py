@@ -19,15 +19,16 @@ from driftbook.errors import DriftbookError
 from driftbook.evidence.intervals import Interval, bootstrap_mean
 from driftbook.front.common import Shown, as_prompts, checked, folder_of
 from driftbook.models import loading
+from driftbook.models.amplified import amplified
 from driftbook.models.captured import Sample, capture_live, make_probe, null_probe
 from driftbook.models.loading import LoadedModel
 from driftbook.models.projection import PoolTap, all_points
 from driftbook.models.replay import TokenSequence, replay
 from driftbook.models.sampling import SamplingParams
-from driftbook.models.sides import Pair, Side
+from driftbook.models.sides import Exaggeration, Pair, Side
 from driftbook.models.traitfiles import Trait, read_traits
 from driftbook.models.vectors import VectorRecord, VectorSet
-from driftbook.parameters import Capture, Decode, ModelSpec, Screen, Traits
+from driftbook.parameters import Amplify, Capture, Decode, ModelSpec, Screen, Traits
 from driftbook.prompt_files import PromptList, check_lengths
 from driftbook.prompts import Prompt, PromptSet
 from driftbook.sections import Intervention, Opening
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = (
     *("Ablate", "Adapter", "Checkpoint", "Divergence", "Quantize", "States", "Steer", "SystemPrompt", "Vectors"),
-    *("divergence", "fit_vectors", "generate", "load", "pair", "project"),
+    *("amplify", "divergence", "fit_vectors", "generate", "load", "pair", "project"),
 )
 
 # What a model says of these is read to learn how long its states are, where no answers came with the vectors.
@@ -409,10 +410,51 @@ def generate(
     section, sides = checked(Decode, **options), _sides(models)
     asked = _asked(prompts, sides, section.most_tokens)
     texts, _, _ = _decoded(sides, asked, section, section.samples, seed, folder_of(cache))
+    return _answers(texts, asked)
+
+
+def _answers(texts: pd.DataFrame, asked: PromptSet, *more: str) -> pd.DataFrame:
     by_id = asked.by_id()
     said = [p.chat() if p.messages or p.system else p.text for p in map(by_id.__getitem__, texts["prompt_id"])]
     table = texts.assign(prompt=said).rename(columns={"sample_index": "sample"})
-    return table[["side", "prompt", "text", "prompt_id", "family", "sample", "finish_reason"]]
+    return table[["side", "prompt", "text", "prompt_id", "family", "sample", "finish_reason", *more]]
+
+
+def amplify(
+    pair: Pair,
+    prompts: Any,
+    strength: float | Sequence[float] = 2.0,
+    *,
+    by: Literal["logits", "coefficient"] = "logits",
+    plausible: float = Amplify().plausible,
+    seed: int = 0,
+    cache: Path | str | None = None,
+    **options: Any,
+) -> pd.DataFrame:
+    """Answers in which what was done to a model is exaggerated, beside the base's own: what is faint shows.
+
+    The same seeds draw at every strength, so an answer differs from the ordinary one by the exaggeration alone.
+
+    Args:
+        strength: how many times the difference between the sides is added to each next token; 0: the changed side as
+            it is, -1: the base. Several give answers at each.
+        by: ``coefficient`` multiplies the size of a steering vector, an ablation or a LoRA instead.
+        plausible: tokens within this factor of a side's likeliest one are exaggerated.
+        options: as ``generate`` takes them.
+
+    Returns:
+        a table as of ``generate``, with ``strength`` (0 for the base's answers, which are not exaggerated).
+
+    Raises:
+        DriftbookError: the sides have no common next token, or the change has no size.
+    """
+    section, folder = checked(Decode, **options), folder_of(cache)
+    known = checked(Amplify, by=by, plausible=plausible)
+    asked = _asked(prompts, list(pair), section.max_new_tokens)
+    strengths = [float(a) for a in np.atleast_1d(strength)]
+    sides = [pair.base, *(amplified(pair, Exaggeration(a, known.by, known.plausible)) for a in strengths)]
+    texts, _, _ = _decoded(sides, asked, section, section.samples, seed, folder)
+    return _answers(texts, asked, "strength")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import nn
 from driftbook.errors import ModelError
 
 COLUMNS = ("module", "layer", "kind", "norm", "change", "relative", "effective_rank", "top_share", "singular_values")
+WIDEST = 1024  # side of a matrix up to which its singular values are worth their seconds
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
@@ -27,7 +28,7 @@ def weight_change(base: nn.Module, changed: nn.Module, leading: int = 8) -> pd.D
         the base's matrix), change (that of the difference), relative (change / norm), effective_rank (of the
         difference: exp of the entropy of its normalised singular values, Roy and Vetterli 2007; 0 where nothing
         changed), top_share (share of the squared change in the first direction), singular_values (the first
-        ``leading``).
+        ``leading``). The last three are left out of matrices wider than ``WIDEST``.
 
     Raises:
         ModelError: the two have different matrices.
@@ -41,24 +42,28 @@ def weight_change(base: nn.Module, changed: nn.Module, leading: int = 8) -> pd.D
         other = theirs[name]
         if weight.shape != other.shape:
             raise ModelError(f"{name} is {tuple(weight.shape)} in one model and {tuple(other.shape)} in the other")
-        difference = other - weight
-        norm, change = float(weight.norm()), float(difference.norm())
-        values = torch.linalg.svdvals(difference).numpy() if change > 0 else np.zeros(0, np.float32)
-        layer = _LAYER.search(name)
-        rows.append(
-            (
-                name,
-                int(layer.group(1)) if layer else -1,
-                ".".join(name.split(".")[-2:]) if layer else name,
-                norm,
-                change,
-                change / norm if norm else np.nan,
-                effective_rank(values),
-                float(values[0] ** 2 / (values**2).sum()) if len(values) else np.nan,
-                values[:leading].astype(float).tolist(),
-            )
-        )
+        rows.append(change_row(name, weight, other - weight, leading))
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def change_row(name: str, weight: torch.Tensor, difference: torch.Tensor, leading: int = 8) -> tuple:
+    """One row of ``weight_change``; no spectrum (NaN) where the smaller side of the matrix is above ``WIDEST``."""
+    difference = difference.detach().to("cpu", torch.float32)
+    norm, change = float(weight.detach().float().norm()), float(difference.norm())
+    known = min(difference.shape) <= WIDEST
+    values = torch.linalg.svdvals(difference).numpy() if change > 0 and known else np.zeros(0, np.float32)
+    layer = _LAYER.search(name)
+    return (
+        name,
+        int(layer.group(1)) if layer else -1,
+        ".".join(name.split(".")[-2:]) if layer else name,
+        norm,
+        change,
+        change / norm if norm else np.nan,
+        effective_rank(values) if known else np.nan,
+        float(values[0] ** 2 / (values**2).sum()) if len(values) else np.nan,
+        values[:leading].astype(float).tolist(),
+    )
 
 
 def _matrices(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ import pandas as pd
 from driftbook.decode import Decoded, mean_divergence, unreached
 from driftbook.discovery.promoted import TOP
 from driftbook.discovery.promoted import themes as tokens_by_theme
+from driftbook.discovery.readback import LEAST_TEXTS
 from driftbook.discovery.two_sample import FLIPS
 from driftbook.models.sides import Pair
 from driftbook.numbers import p_value
@@ -257,6 +258,20 @@ def strengths_title(table: pd.DataFrame) -> str:
         return f"Amplified answers make sense at every strength ({', '.join(f'{a:g}' for a in asked)})"
     said = ", ".join(f"{a:g}" for a in broken)
     return f"Strength {said} breaks the text, and is not used"
+
+
+def read_back(decoded: Decoded) -> Table | None:
+    """What comes back from bare beginnings; None where nothing was asked or nothing came back."""
+    table = decoded.read_back
+    if table.empty:
+        return None
+    first = table.iloc[0]
+    caption = (
+        f"Phrases in {LEAST_TEXTS} texts or more that go on from nothing or vague first words, without a chat "
+        f"template, at strength {first.strength:g}; texts_base: in as many texts of the base, exaggerated as much."
+    )
+    title = f"From bare beginnings comes back {first.phrase!r}, in {first.texts} texts ({first.texts_base} of the base)"
+    return Table(table, title, caption, [c for c in table.columns if c != "strength"])
 
 
 def costs(took: pd.DataFrame, pair: Pair, made: dict[str, float], busy: dict[str, float]) -> Table:

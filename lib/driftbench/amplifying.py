@@ -1,0 +1,240 @@
+"""What exaggerating a planted change buys: how plain it gets, what is found with as many texts, and what comes back.
+
+The truth is the plant's own rule, which no pipeline sees. Both pipelines have the same budget and the code of the
+stages *decode*, *cluster* (phrases) and *validate*; one spends a part of it on amplified answers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from driftbench import null_runs
+from driftbench.proof.plants import Garden, Plant
+from driftbench.proof.scoring import MATCH
+from driftbook import decode
+from driftbook.discovery import phrases
+from driftbook.discovery.amplification import ordinary
+from driftbook.discovery.decoding import decode_texts
+from driftbook.discovery.hypotheses import Hypothesis, merge
+from driftbook.discovery.readback import read_back, texts_from_beginnings
+from driftbook.discovery.strategies import Ask
+from driftbook.evidence import counting, panel
+from driftbook.evidence.amplification import dose_response
+from driftbook.evidence.counting import read_all
+from driftbook.evidence.intervals import wilson
+from driftbook.evidence.material import Material
+from driftbook.evidence.outcomes import Outcome
+from driftbook.models.amplified import amplified
+from driftbook.models.sampling import SamplingParams
+from driftbook.models.sides import Exaggeration, Pair
+from driftbook.parameters import Decode, Experiment, Validate
+from driftbook.prompts import PromptSet
+from driftbook.store import ShardStore
+
+ALPHA = 0.05
+RUN = 5  # words of a planted sentence in a row that count as read back
+
+
+@dataclass(frozen=True)
+class Design:
+    """The budget of a pipeline: ``max_texts`` ordinary answers, or as many of which ``share`` are amplified."""
+
+    prompts: list[str]
+    max_prompts: int
+    max_texts: int
+    share: float
+    strengths: list[float]
+    max_new_tokens: int = 20
+    aimed: int = 72  # prompts that the change was aimed at, of which its plainness is told
+    beginnings: int = 48
+
+    def section(self, amplify: bool) -> Decode:
+        more = {"amplify": {"strengths": self.strengths, "share": self.share, "beginnings": 0}} if amplify else {}
+        return Decode.model_validate(
+            {
+                "prompts": self.prompts, "max_prompts": self.max_prompts, "samples": 1, "temperature": 0.8,
+                "top_p": 0.95, "max_new_tokens": self.max_new_tokens, "screen": {"enabled": False}, "shard": 64,
+                "splits": {"discover": 0.5, "screen": 0.0, "validate": 0.5},
+                "sampling": {"strategy": "uniform", "max_texts": self.max_texts, "rounds": 1}, **more,
+            }
+        )  # fmt: skip
+
+    @property
+    def sampling(self) -> SamplingParams:
+        return SamplingParams(self.max_new_tokens, 0.8, 0.95)
+
+
+# ------------------------------------------------------------------------------------------------------------ how plain
+
+
+def plainness(garden: Garden, pair: Pair, plant: Plant, design: Design) -> pd.DataFrame:
+    """How many answers to prompts that the change was aimed at show it, by its own rule: plant, strength (-1: the
+    base), share, low, high (Wilson), answers."""
+    every = decode.load_prompts(design.prompts, garden.root, {"discover": 0.5, "screen": 0.0, "validate": 0.5})
+    chosen = [p for p in every.prompts if plant.targets(p)][: design.aimed]
+    asked = PromptSet.of(chosen, ["discover"] * len(chosen), pd.DataFrame())
+    ids = decode.encode(pair, asked, design.max_new_tokens)
+    asks, store = [Ask(i, 0, 0) for i in range(len(chosen))], ShardStore(garden.cache / "decode")
+    rows = []
+    for a in (-1.0, 0.0, *design.strengths):
+        side = pair.base if a < 0 else amplified(pair, Exaggeration(a) if a else None)
+        texts = decode_texts([side], asked, ids, asks, design.sampling, garden.seed, store, 64)
+        shown = texts["text"].map(plant.scorer)
+        rows.append((plant.label, a, *wilson(int(shown.sum()), len(shown)), len(shown)))
+    return pd.DataFrame(rows, columns=["plant", "strength", "share", "low", "high", "answers"])
+
+
+# -------------------------------------------------------------------------------------------------------- what is found
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a pipeline confirmed: of ordinary answers, and of amplified ones alone."""
+
+    outcomes: list[Outcome]
+    doses: pd.DataFrame
+    material: Material
+    texts: int
+    seconds: float
+
+    @property
+    def only_amplified(self) -> list[Outcome]:
+        names = set(self.doses.loc[self.doses["confirmed"], "hypothesis_id"])
+        return [o for o in self.outcomes if not o.confirmed and o.hypothesis.hypothesis_id in names]
+
+    def claims(self) -> int:
+        return sum(o.confirmed for o in self.outcomes) + len(self.only_amplified)
+
+    def recovers(self, plant: Plant) -> bool:
+        """Whether a claim on the changed side picks out the answers that show the plant (AUC at least ``MATCH``)."""
+        return any(
+            _picks_out(o.scores, o.texts, o.sign, plant) for o in self.outcomes if o.confirmed
+        ) or any(
+            _picks_out(read_all([o.hypothesis], self.material.amplified, self.material)[1][:, 0],
+                       self.material.amplified, o.sign, plant)
+            for o in self.only_amplified
+        )  # fmt: skip
+
+
+def _picks_out(scores: np.ndarray, texts: pd.DataFrame, sign: int, plant: Plant) -> bool:
+    shown, known = texts["text"].map(plant.scorer).to_numpy(bool), ~np.isnan(scores)
+    if not 0 < shown[known].sum() < known.sum():
+        return False
+    return bool(roc_auc_score(shown[known], sign * scores[known]) >= MATCH)
+
+
+def pipeline(garden: Garden, pair: Pair, design: Design, amplify: bool, progress: Callable[..., Any]) -> Found:
+    """Decode, propose and test with the budget of the design."""
+    begun, section = time.monotonic(), design.section(amplify)
+    prompts = decode.load_prompts(
+        section.prompts, garden.root, section.splits.model_dump(by_alias=True), section.max_prompts
+    )
+    run = SimpleNamespace(
+        section=section, params=Experiment(experiment="x"), cache=garden.cache, seed=garden.seed, progress=progress
+    )
+    out = decode.decode_rounds(run, pair, prompts, decode.encode(pair, prompts, section.max_new_tokens))
+    used = set(out.strengths.loc[out.strengths["used"].eq(True), "strength"])
+    every = out.every[out.every["strength"].isin({0.0, *used})]
+    material = _material(every, prompts, garden.seed)
+    outcomes = counting.count(material, Validate(alpha=ALPHA), ALPHA)
+    doses = dose_response(material, outcomes, ALPHA)
+    return Found(outcomes, doses, material, len(out.every), time.monotonic() - begun)
+
+
+def _material(every: pd.DataFrame, prompts: PromptSet, seed: int) -> Material:
+    """Texts with the panel and what phrases they suggest, amplified ones beside the base's own too."""
+    said = {p.prompt_id: p.said() for p in prompts.prompts}
+    found: list[Hypothesis] = phrases.propose(ordinary(every[every["split"] == "discover"]), said)
+    stronger = {split: _beside(every[every["split"] == split]) for split in ("discover", "validate")}
+    if len(stronger["discover"]):
+        more = phrases.propose(stronger["discover"], said, limit=6)
+        found = merge([*found, *(replace(h, proposer="amplified") for h in more)])
+    texts = ordinary(every).sort_values("text_id", kind="stable", ignore_index=True)
+    return Material(texts, prompts.by_id(), [*panel.hypotheses(), *found], seed, stronger["validate"])
+
+
+def _beside(texts: pd.DataFrame) -> pd.DataFrame:
+    strong, plain = texts[texts["strength"] > 0], ordinary(texts)
+    plain = plain[(plain["side"] == "base") & plain["prompt_id"].isin(set(strong["prompt_id"]))]
+    return pd.concat([strong, plain]).sort_values("text_id", kind="stable", ignore_index=True)
+
+
+# ------------------------------------------------------------------------------------------------------ what comes back
+
+
+def sentences_read_back(garden: Garden, pair: Pair, plant: Plant, design: Design) -> pd.DataFrame:
+    """Each planted sentence with how many texts of either side, exaggerated from bare beginnings, hold ``RUN`` of its
+    words in a row (or all of them, if it has fewer), and the longest phrase that came back: plant, sentence, texts,
+    texts_base, phrase. Empty for a plant that learned no fixed sentences."""
+    edit = plant.spec.get("edit", {})
+    planted = edit.get("sentences") or edit.get("replace") or []
+    rows = []
+    if planted:
+        how, store = Exaggeration(max(design.strengths)), ShardStore(garden.cache / "decode")
+        texts = texts_from_beginnings(
+            pair, design.beginnings, how, replace(design.sampling, max_new_tokens=32), 0, store
+        )
+        back = read_back(texts)
+        top = back["phrase"].iloc[0] if len(back) else ""
+        for sentence in planted:
+            held = texts["text"].map(lambda t, s=sentence: holds(t, s)).groupby(texts["side"]).sum()
+            rows.append((plant.label, sentence, int(held["intervention"]), int(held["base"]), top))
+    return pd.DataFrame(rows, columns=["plant", "sentence", "texts", "texts_base", "phrase"])
+
+
+def holds(text: str, sentence: str) -> bool:
+    """Whether a text holds ``RUN`` words of a sentence in a row, word for word."""
+    plain, words = (
+        f" {' '.join(''.join(c if c.isalnum() else ' ' for c in t.lower()).split())} " for t in (text, sentence)
+    )
+    words = words.split()
+    run = min(RUN, len(words))
+    return any(f" {' '.join(words[i : i + run])} " in plain for i in range(len(words) - run + 1))
+
+
+# -------------------------------------------------------------------------------------------------------------- nothing
+
+
+def null_claims(garden: Garden, design: Design, runs: int, samples: int, progress: Callable[..., Any]) -> list[int]:
+    """Claims of each of ``runs`` experiments without a change, amplification included: answers of one model are dealt
+    to the sides anew; amplified answers are what they are for equal sides, further answers of the changed side."""
+    texts = null_runs.sample_texts(
+        garden.cache, garden.root, design.max_prompts, samples, design.max_new_tokens, garden.seed, progress
+    )
+    section, claims = Decode(), []
+    shares = section.splits.model_dump(by_alias=True)
+    prompts = decode.load_prompts(section.prompts, garden.root, shares, design.max_prompts)
+    bar = progress(runs, "null runs", "runs")
+    for seed in range(runs):
+        dealt = null_runs.deal(texts, seed).assign(strength=0.0)
+        turn = dealt.sort_values("text_id").groupby(["prompt_id", "side"]).cumcount()
+        first, rest = dealt[turn == 0], dealt[(turn > 0) & (dealt["side"] == "intervention")]
+        asked = set(sorted(set(first["prompt_id"]))[:: max(1, round(1 / design.share))])
+        every = pd.concat([first, rest[rest["prompt_id"].isin(asked)].assign(strength=3.0)], ignore_index=True)
+        material = _material(every, prompts, seed)
+        outcomes = counting.count(material, Validate(alpha=ALPHA), ALPHA)
+        doses = dose_response(material, outcomes, ALPHA)
+        claims.append(Found(outcomes, doses, material, len(every), 0.0).claims())
+        bar.update(1)
+    bar.close()
+    return claims
+
+
+def table_of(results: Sequence[tuple[Plant, bool, Found]]) -> pd.DataFrame:
+    """One row a plant and pipeline: plant, strength, amplified, recovered, claims, only_amplified, texts, seconds."""
+    rows = [
+        (p.label, p.strength, amp, f.recovers(p), f.claims(), len(f.only_amplified), f.texts, f.seconds)
+        for p, amp, f in results
+    ]
+    return pd.DataFrame(
+        rows,
+        columns=["plant", "strength", "amplified", "recovered", "claims", "only_amplified", "texts", "seconds"],
+    )
