@@ -29,6 +29,7 @@ from driftbook.discovery.two_sample import COLUMNS as FAMILY_COLUMNS
 from driftbook.errors import ModelError, PromptError
 from driftbook.evidence.intervals import Interval, bootstrap_mean
 from driftbook.models.answers import NO_ANSWER
+from driftbook.models.lens import difference_lens, weights_of_change
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.sides import Exaggeration, Pair
 from driftbook.models.utilisation import peak_gpu_mb, utilisation
@@ -219,6 +220,21 @@ def check_reached(texts: pd.DataFrame) -> None:
                 "reached: raise decode.max_thought_tokens, or set template_args: {enable_thinking: false} where the "
                 "model takes it"
             )
+
+
+def free_readings(run: Run, pair: Pair) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What the insides tell without an answer: the activation-difference lens and the weights that changed, written as
+    ``lens.parquet`` and ``weights.parquet``; empty where the sides cannot be subtracted or share their weights."""
+    try:
+        lens = difference_lens(pair, seed=run.seed)
+    except ModelError:
+        lens = pd.DataFrame()
+    changed = weights_of_change(pair)
+    changed = pd.DataFrame() if changed is None else changed
+    for name, table in (("lens", lens), ("weights", changed)):
+        if len(table):
+            table.to_parquet(run.data / f"{name}.parquet", compression="zstd", index=False)
+    return lens, changed
 
 
 def _round_row(number: int, new: pd.DataFrame) -> dict[str, Any]:

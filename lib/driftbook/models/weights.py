@@ -51,7 +51,7 @@ def change_row(name: str, weight: torch.Tensor, difference: torch.Tensor, leadin
     difference = difference.detach().to("cpu", torch.float32)
     norm, change = float(weight.detach().float().norm()), float(difference.norm())
     known = min(difference.shape) <= WIDEST
-    values = torch.linalg.svdvals(difference).numpy() if change > 0 and known else np.zeros(0, np.float32)
+    values = _singular_values(difference) if change > 0 and known else np.zeros(0)
     layer = _LAYER.search(name)
     return (
         name,
@@ -64,6 +64,12 @@ def change_row(name: str, weight: torch.Tensor, difference: torch.Tensor, leadin
         float(values[0] ** 2 / (values**2).sum()) if len(values) else np.nan,
         values[:leading].astype(float).tolist(),
     )
+
+
+def _singular_values(matrix: torch.Tensor) -> np.ndarray:
+    """Largest first, float64; from the smaller product of the matrix with itself, some times faster than an SVD."""
+    wide = matrix.double() if matrix.shape[0] <= matrix.shape[1] else matrix.double().T
+    return torch.linalg.eigvalsh(wide @ wide.T).clamp(min=0).sqrt().flip(0).numpy()
 
 
 def _matrices(model: nn.Module) -> dict[str, torch.Tensor]:

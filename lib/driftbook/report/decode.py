@@ -193,6 +193,55 @@ def themes(decoded: Decoded) -> Table | None:
     return Table(table, "Promoted and suppressed tokens by theme", caption)
 
 
+def lens(table: pd.DataFrame) -> Figure | None:
+    """How far the change moves activations on unrelated text, and towards which tokens; None where nothing moved."""
+    if table.empty or not (table.norm > 0).any():
+        return None
+    top = table.loc[(table.relative / table.null.clip(lower=1e-12)).idxmax()]
+    said = ", ".join(repr(t) for t in top.promoted[:5])
+    return curve(
+        [*table.layer, *table.layer],
+        [*table.relative, *table.null],
+        groups=["mean difference"] * len(table) + ["95% of draws with random signs"] * len(table),
+        title=f"On unrelated text, block {int(top.layer)} moves towards {said}",
+        caption="Mean difference of activations over the first tokens of neutral sentences, by the base's mean norm. "
+        "The tokens are those that the direction promotes through final norm and output layer.",
+        x_title="block",
+        y_title="share of the activation norm",
+    )
+
+
+def lens_tokens(table: pd.DataFrame) -> Table | None:
+    """The tokens that the mean difference promotes and suppresses, block by block."""
+    if table.empty or not (table.norm > 0).any():
+        return None
+    shown = table.assign(**{k: [", ".join(map(repr, t)) for t in table[k]] for k in ("promoted", "suppressed")})
+    return Table(shown, "What the difference of activations says, block by block", "", max_rows=100)
+
+
+def weights_changed(table: pd.DataFrame) -> tuple[Figure, Table] | tuple[None, None]:
+    """Which blocks and kinds of matrices the change is made of; None where both sides have the same weights."""
+    if table.empty or not (table.change > 0).any():
+        return None, None
+    square = table.assign(square=table.change**2, size=table.norm**2)
+    by = square[square.layer >= 0].groupby("layer")[["square", "size"]].sum()
+    kinds = square.groupby("kind").agg(
+        matrices=("change", "size"), square=("square", "sum"), relative=("relative", "mean"),
+        effective_rank=("effective_rank", "mean"), top_share=("top_share", "mean"),
+    )  # fmt: skip
+    kinds["share_of_change"] = kinds.pop("square") / square.square.sum()
+    kinds = kinds.sort_values("share_of_change", ascending=False).reset_index()
+    figure = bars(
+        [str(layer) for layer in by.index],
+        np.sqrt(by["square"] / by["size"]),
+        title=f"{len(table[table.change > 0])} weight matrices changed, block {int(by.square.idxmax())} most",
+        caption="Norm of the change by the norm of the weights, block by block.",
+        value_title="relative change",
+    )
+    caption = "share_of_change: of the squared norm; effective_rank: of the change; top_share: of its first direction."
+    return figure, Table(kinds, "What kinds of weights changed", caption)
+
+
 def weights(decoded: Decoded, floor: float) -> Figure | None:
     """Divergence by prompt, and how many keep full weight; None without a screen."""
     if not len(decoded.profile):
