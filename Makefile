@@ -18,7 +18,7 @@ BENCHES   = $(patsubst params/bench/%.yml,%,$(wildcard params/bench/*.yml))
 
 .DEFAULT_GOAL = help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo run $(STAGES) lab plan why label judge-check index compare check verify render docs test test-portable house lint bench proof cache clean
+.PHONY: help setup demo run $(STAGES) lab plan why label judge-check index compare check verify render docs test test-portable house lint bench proof gpu-check cache clean
 
 help: ## list the targets
 	@grep -hE '^[$$a-z()_A-Z-]+:.*## ' $(MAKEFILE_LIST) | sed -e 's/^$$(STAGES)/<stage>/' -e 's/:.*## /\t/' | expand -t 12
@@ -104,6 +104,9 @@ lint: setup ## ruff
 bench: $(BENCHES) ## all benchmarks; one of them: make bench-<name>
 bench-%: setup
 	$(DRIFTBOOK) run bench-$*
+
+gpu-check: setup ## four minutes on a machine with one GPU: decoding, capture, replay, screen, parity with the CPU
+	$(BIN)/python -m driftbench.gpu_check
 
 cache: setup ## sizes of the shared caches; `driftbook cache evict` makes room, `cache explain` tells why a text is embedded again
 	$(DRIFTBOOK) cache
