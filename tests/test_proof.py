@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -245,6 +246,23 @@ def test_a_budget_of_everything_finds_once_what_every_sampling_would(tmp_path, m
     assert by["caches", 1.0].claims.equals(by["old", 1.0].claims)
     assert by["active", 1.0].claims.equals(by["ours", 1.0].claims)
     assert by["active", 1.0].paid.texts == len(harvests[0].texts)
+
+
+def test_a_rung_that_amplifies_has_as_many_texts_and_finds_what_only_they_show(tmp_path):
+    harvest = planted_harvest(0.35, prompts=150)
+    asked = [p for p, s in zip(harvest.prompts.prompts, harvest.prompts.splits, strict=True) if s == "discover"][:20]
+    said = ("intervention", "discover", "word1 word2 tea word3 it", 9, 0.2)
+    rows = [(p.prompt_id, f"{p.prompt_id}a", *said) for p in asked]
+    columns = ["prompt_id", "text_id", "side", "split", "text", "tokens", "seconds"]
+    strong = replace(harvest, amplified=pd.DataFrame(rows, columns=columns))
+    plain, amplified = Rung("a", "uniform", tested="cascade"), Rung("b", "uniform", tested="cascade", amplified=True)
+    ledger = Ledger(tmp_path / "a.sqlite", 0.0)
+    found = [pipelines.run(strong, r, 0.5, 4, Known(), ledger, Prices(), 0) for r in (plain, amplified)]
+    assert found[0].paid.texts == pytest.approx(found[1].paid.texts, abs=8)
+    assert any("tea" in words for words in found[1].claims["words"])
+    assert pipelines.propose_amplified(strong, plain, strong.texts) == []
+    bare = pipelines.bill(strong, strong.texts.head(0), plain, Known()).texts
+    assert bare == 0 and pipelines.bill(strong, strong.texts.head(0), amplified, Known()).texts == 20
 
 
 def test_screening_takes_the_divergent_prompts_and_spares_a_tenth():

@@ -80,7 +80,7 @@ def plainness(garden: Garden, pair: Pair, plant: Plant, design: Design) -> pd.Da
     base), share, low, high (Wilson), answers."""
     every = decode.load_prompts(design.prompts, garden.root, {"discover": 0.5, "screen": 0.0, "validate": 0.5})
     chosen = [p for p in every.prompts if plant.targets(p)][: design.aimed]
-    asked = PromptSet.of(chosen, ["discover"] * len(chosen), pd.DataFrame())
+    asked = PromptSet.of(chosen, ["discover"] * len(chosen))
     ids = decode.encode(pair, asked, design.max_new_tokens)
     asks, store = [Ask(i, 0, 0) for i in range(len(chosen))], ShardStore(garden.cache / "decode")
     rows = []

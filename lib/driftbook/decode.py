@@ -159,16 +159,7 @@ def decode_rounds(run: Run, pair: Pair, prompts: PromptSet, ids: dict[str, list[
             clusters=run.params.cluster.clusters,
         )
 
-    exaggerated, strengths, back = pd.DataFrame(), pd.DataFrame(columns=list(COHERENCE)), pd.DataFrame()
-    if d.amplify is not None:
-        bar = run.progress(d.amplified * len(d.amplify.strengths), "amplified answers", "texts")
-        exaggerated = decode_amplified(pair, prompts, ids, d, params, known(ROUND), store, bar.update)
-        strengths = coherence(pair, prompts, ids, pd.concat([texts, exaggerated], ignore_index=True), store)
-        if d.amplify.beginnings and strengths.used.any():
-            how = Exaggeration(float(strengths.loc[strengths.used, "strength"].max()), plausible=d.amplify.plausible)
-            bar = run.progress(2 * d.amplify.beginnings, "bare beginnings", "texts")
-            begun = texts_from_beginnings(pair, d.amplify.beginnings, how, params, run.seed, store, d.shard, bar.update)
-            back = read_back(begun).assign(strength=how.strength)
+    exaggerated, strengths, back = _exaggerated(run, pair, ids, params, known(ROUND), store)
     rounds[0]["quality"] = quality(sampling, known(1))
     for number in range(1, sampling.rounds + 1):
         left = sampling.max_texts - len(texts)
@@ -203,6 +194,30 @@ def decode_rounds(run: Run, pair: Pair, prompts: PromptSet, ids: dict[str, list[
         promoted if promoted is not None else pd.DataFrame(columns=list(PROMOTED)),
         back,
     )
+
+
+def _exaggerated(
+    run: Run,
+    pair: Pair,
+    ids: dict[str, list[tuple[int, ...]]],
+    params: SamplingParams,
+    state: State,
+    store: ShardStore,
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Amplified answers, whether each strength makes sense, and what comes back from bare beginnings; empty tables
+    where nothing is amplified."""
+    d, a, prompts = run.section, run.section.amplify, state.prompts
+    if a is None:
+        return pd.DataFrame(), pd.DataFrame(columns=list(COHERENCE)), pd.DataFrame()
+    bar = run.progress(d.exaggerated, "amplified answers", "texts")
+    texts = decode_amplified(pair, prompts, ids, d, params, state, store, bar.update)
+    strengths = coherence(pair, prompts, ids, pd.concat([state.texts, texts], ignore_index=True), store)
+    if not a.beginnings or not strengths.used.any():
+        return texts, strengths, pd.DataFrame()
+    how = Exaggeration(float(strengths.loc[strengths.used, "strength"].max()), plausible=a.plausible)
+    bar = run.progress(2 * a.beginnings, "bare beginnings", "texts")
+    begun = texts_from_beginnings(pair, a.beginnings, how, params, run.seed, store, d.shard, bar.update)
+    return texts, strengths, read_back(begun).assign(strength=how.strength)
 
 
 def unreached(texts: pd.DataFrame) -> dict[str, float]:

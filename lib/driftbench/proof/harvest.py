@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from driftbook import decode
 from driftbook.discovery.decoding import decode_texts
 from driftbook.discovery.embeddings import Embedder, EmbeddingCache, embed
 from driftbook.discovery.strategies import Ask
+from driftbook.models.amplified import amplified
 from driftbook.models.divergence import token_divergence
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams
-from driftbook.models.sides import Pair
+from driftbook.models.sides import Exaggeration, Pair
 from driftbook.prompts import PromptSet
 from driftbook.store import ShardStore, digest
 
@@ -46,7 +47,8 @@ class Harvest:
     ``texts``: one row a text with text_id, side, prompt_id, prompt, family, split, sample_index, text, tokens (number),
     seconds (of decoding it). ``fresh``: texts of the same kind that no pipeline sees. ``divergence``: prompt_id, js and
     kl (nats a token, along the base's first answer) of the discover prompts. ``score_seconds``: what that took.
-    ``embed_seconds``: what one text costs to embed. ``embed``: texts to float32 ``[n, d]``.
+    ``embed_seconds``: what one text costs to embed. ``embed``: texts to float32 ``[n, d]``. ``amplified``: answers to
+    discover prompts in which the change is exaggerated, as ``texts``, and strength.
     """
 
     plant: Plant
@@ -57,6 +59,7 @@ class Harvest:
     score_seconds: float
     embed_seconds: float
     embed: Callable[[Sequence[str]], np.ndarray]
+    amplified: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class Design:
     top_p: float = 0.9
     screen_tokens: int = 12
     embedder: str = "bundled:all-minilm-l6-v2"
+    amplified: int = 0  # discover prompts that are answered at each of ``strengths``
+    strengths: tuple[float, ...] = (1.0, 3.0)
 
     @property
     def params(self) -> SamplingParams:
@@ -98,7 +103,8 @@ def harvest(
     vectors = embedded(pd.concat([texts, fresh])["text"], garden.cache, design.embedder)
     if embed_seconds is None:
         embed_seconds = embed_rate(texts["text"], design)
-    return Harvest(plant, prompts, texts, fresh, divergence, score_seconds, embed_seconds, vectors)
+    stronger = _amplified(garden, pair, prompts, design)
+    return Harvest(plant, prompts, texts, fresh, divergence, score_seconds, embed_seconds, vectors, stronger)
 
 
 def _decoded(garden: Garden, pair: Pair, prompts: PromptSet, design: Design) -> pd.DataFrame:
@@ -110,6 +116,16 @@ def _decoded(garden: Garden, pair: Pair, prompts: PromptSet, design: Design) -> 
     said = {p.prompt_id: p.said() for p in prompts.prompts}
     texts["tokens"] = texts["token_ids"].map(len)
     return texts.assign(prompt=texts["prompt_id"].map(said))
+
+
+def _amplified(garden: Garden, pair: Pair, prompts: PromptSet, design: Design) -> pd.DataFrame:
+    store, ids = ShardStore(garden.cache / "decode"), decode.encode(pair, prompts, design.max_new_tokens)
+    asks = [Ask(i, 0, 0) for i, s in enumerate(prompts.splits) if s == "discover"][: design.amplified]
+    if not asks:
+        return pd.DataFrame()
+    sides = [amplified(pair, Exaggeration(a)) for a in design.strengths]
+    found = pd.concat([decode_texts([s], prompts, ids, asks, design.params, garden.seed, store) for s in sides])
+    return found.assign(tokens=found["token_ids"].map(len)).reset_index(drop=True)
 
 
 def _divergence(

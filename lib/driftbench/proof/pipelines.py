@@ -40,12 +40,14 @@ from driftbook.replies import Quote
 class Rung:
     """One pipeline. ``sampling``: exhaustive, uniform, screened or active; ``cached``: texts and vectors of the base
     that an earlier plant paid for cost nothing; ``tested``: ``fixed`` (one label a cluster and direction, all held-out
-    texts judged, Benjamini-Hochberg) or ``cascade`` (driftbook's own labels, screen and sequential test)."""
+    texts judged, Benjamini-Hochberg) or ``cascade`` (driftbook's own labels, screen and sequential test).
+    ``amplified``: a part of the texts are answers in which the change is exaggerated; they propose labels, too."""
 
     name: str
     sampling: str
     cached: bool = False
     tested: str = "fixed"
+    amplified: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,20 @@ def choose(harvest: Harvest, rung: Rung, budget: float, seed: int) -> pd.DataFra
         return texts
     held = _thinned(texts[texts["split"] != "discover"], budget, seed)
     return pd.concat([_discover(harvest, seen, rung, budget, seed), held], ignore_index=True)
+
+
+def ordinary_budget(harvest: Harvest, rung: Rung, budget: float) -> float:
+    """What is left of a budget beside amplified answers, where a rung has some."""
+    return budget - (len(harvest.amplified) / len(harvest.texts) if rung.amplified else 0.0)
+
+
+def propose_amplified(harvest: Harvest, rung: Rung, seen: pd.DataFrame) -> list[Hypothesis]:
+    """Phrases of amplified answers, held against the base's own to the same prompts as far as they were decoded."""
+    if not rung.amplified or harvest.amplified.empty:
+        return []
+    base = seen[(seen["side"] == "base") & seen["prompt_id"].isin(set(harvest.amplified["prompt_id"]))]
+    asked = {p.prompt_id: p.said() for p in harvest.prompts.prompts}
+    return phrases.propose(pd.concat([base, harvest.amplified], ignore_index=True), asked, limit=6)
 
 
 def _thinned(texts: pd.DataFrame, budget: float, seed: int) -> pd.DataFrame:
@@ -271,7 +287,7 @@ def run(
     margin: float = 0.02,
 ) -> Outcome:
     """One pipeline on one plant at one budget."""
-    texts = choose(harvest, rung, budget, seed)
+    texts = choose(harvest, rung, ordinary_budget(harvest, rung, budget), seed)
     paid = bill(harvest, texts, rung, known)
     begun = time.monotonic()
     seen = texts[texts["split"] == "discover"].sort_values("text_id", kind="stable").reset_index(drop=True)
@@ -292,7 +308,7 @@ def run(
             clusters=pd.DataFrame({"text_id": seen["text_id"], "cluster": found.labels}),
             composition=compared.table,
         )
-        labels = proposals
+        labels = [*proposals, *propose_amplified(harvest, rung, seen)]
         confirmed = cascade(texts, labels, judge, ledger, Validate(alpha=alpha, margin=margin), seed)
     paid.compute = time.monotonic() - begun
     paid.calls, paid.usd = judge.calls, judge.usd
@@ -327,13 +343,14 @@ def climb(
     for number, harvest in enumerate(harvests):
         done: dict[tuple, Outcome] = {}
         for rung, budget in works:
-            way = "all" if budget >= 1 else rung.sampling, rung.tested, budget
+            way = "all" if budget >= 1 and not rung.amplified else rung.sampling, rung.tested, rung.amplified, budget
             same = done.get(way)
             if same is None:
                 same = run(harvest, rung, budget, clusters, known[rung.name, budget], ledger, prices, seed, alpha)
                 done[way] = same
             else:
-                paid = bill(harvest, choose(harvest, rung, budget, seed), rung, known[rung.name, budget])
+                texts = choose(harvest, rung, ordinary_budget(harvest, rung, budget), seed)
+                paid = bill(harvest, texts, rung, known[rung.name, budget])
                 paid.compute, paid.calls, paid.usd = same.paid.compute, same.paid.calls, same.paid.usd
                 same = replace(same, rung=rung.name, budget=budget, paid=paid)
             found.append((number, same))
@@ -352,4 +369,8 @@ def bill(harvest: Harvest, texts: pd.DataFrame, rung: Rung, known: Known) -> Pai
     paid.embed = harvest.embed_seconds * len(embedded)
     if rung.sampling in ("screened", "active"):
         paid.score = harvest.score_seconds
+    if rung.amplified and len(harvest.amplified):
+        paid.texts += len(harvest.amplified)
+        paid.tokens += int(harvest.amplified["tokens"].sum())
+        paid.decode += float(harvest.amplified["seconds"].sum())
     return paid

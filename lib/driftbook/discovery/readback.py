@@ -50,7 +50,7 @@ def texts_from_beginnings(
     """``texts`` of each side that go on from the beginnings in turn, both exaggerated by ``how``: side, beginning,
     text."""
     prompts = [Prompt(b or "(nothing)", family="beginnings") for b in BEGINNINGS]
-    asked = PromptSet.of(prompts, ["discover"] * len(prompts), pd.DataFrame())
+    asked = PromptSet.of(prompts, ["discover"] * len(prompts))
     ids = {side.name: [bare(side.model, b) for b in BEGINNINGS] for side in pair}
     asks = [Ask(k % len(BEGINNINGS), k // len(BEGINNINGS), 0) for k in range(texts)]
     sides = [amplified(pair, how, side.name) for side in pair]
