@@ -38,7 +38,7 @@ demo: setup ## the quickstart on a bundled model, a few minutes on two cores
 	$(DRIFTBOOK) run quickstart
 	@echo "Open outputs/quickstart/index.html in a browser."
 
-run: $(EXP:%=run/%) ## run experiments, EXP="a b"; with -j side by side
+run: $(EXP:%=run/%) ## run experiments or series, EXP="a b"; with -j side by side
 $(EXP:%=run/%): run/%: setup
 	$(DRIFTBOOK) run $*
 
@@ -63,7 +63,7 @@ label: setup ## a page on which people label answers of EXP, CLAIM= one claim
 judge-check: setup ## hold the judges of EXP against the labels of people, LABELS=
 	$(DRIFTBOOK) judge-check $(EXP) --labels $(LABELS)
 
-compare: setup ## what differs between two experiments, A= B=
+compare: setup ## what differs between two experiments, or two changes of a series, A= B=
 	$(DRIFTBOOK) compare $(A) $(B)
 
 check: setup ## hold what changed in EXP against rules, ALLOW=params/allow.yml; fails where one is broken

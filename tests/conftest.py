@@ -20,6 +20,8 @@ from serve import server as server  # noqa: E402
 
 PARAMETERS = {
     "bench-tiny": 'experiment: str = "bench-tiny"\nseed: int = 0\nbench: dict = {}',
+    "series": 'experiment: str = "many"\nseed: int = 0\nbase: dict = {}\nnames: dict = None\n'
+    "interventions: list = []\nseries: dict = {}",
     **{
         stage: 'experiment: str = "small"\nseed: int = 0\nbase: dict = {}\nnames: dict = None\n'
         f'intervention: dict = {{"kind": "none"}}\n'
@@ -30,7 +32,8 @@ PARAMETERS = {
 
 
 def open_cell(stage: str) -> str:
-    names = ["experiment", "seed", *([] if stage.startswith("bench-") else ["base", "names", "intervention", "engine"])]
+    shared = ["base", "names", "interventions"] if stage == "series" else ["base", "names", "intervention", "engine"]
+    names = ["experiment", "seed", *([] if stage.startswith("bench-") else shared)]
     names.append("bench" if stage.startswith("bench-") else stage)
     passed = ", ".join(f"{n}={n}" for n in names)
     return f'from driftbook.workbook import open_run\nrun = open_run("{stage}", {passed})'

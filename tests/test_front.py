@@ -193,15 +193,6 @@ def test_the_same_answers_twice_are_no_change():
     assert len(change.plot().table)
 
 
-def test_a_length_does_not_hide_the_behaviour_that_goes_with_it():
-    rng = np.random.default_rng(4)
-    text = lambda n: " ".join(rng.choice(FILLER, n)) + "."  # noqa: E731
-    long, short = [f"{text(20)}\n\n{text(20)}" for _ in PROMPTS], [text(10) for _ in PROMPTS]
-    assert np.corrcoef([len(t) for t in long + short], [1] * len(long) + [0] * len(short))[0, 1] > 0.95
-    said = db.compare(long, short, PROMPTS).verdict.moved
-    assert "has several paragraphs: 0% of answers, was 100%" in said and "length: median 10 words" in said
-
-
 @pytest.mark.parametrize(
     ("said", "message"),
     [

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from driftbook.members import SERIES
 from driftbook.parameters import STAGES, load_experiment, resolved, shelf, validate_cell
 from driftbook.workbook.keys import code_cells, read_cells
 
 ROOT = Path(__file__).parent.parent
 BENCHES = sorted(p.stem for p in (ROOT / "notebooks/bench").glob("*.ipynb"))
-NOTEBOOKS = [*STAGES, *BENCHES]  # those that a run executes
+NOTEBOOKS = [*STAGES, SERIES, *BENCHES]  # those that a run executes
 COMMITTED = [*NOTEBOOKS, "start"]
 
 
@@ -33,7 +34,7 @@ def parsed(stage: str) -> ast.Module:
 
 def test_there_is_a_notebook_for_every_stage_and_bench_one_to_start_with_and_no_other():
     stems = {p.stem for p in (ROOT / "notebooks").rglob("*.ipynb")}
-    assert stems == {"start", *STAGES, *(p.stem for p in (ROOT / "params/bench").glob("*.yml"))}
+    assert stems == {"start", SERIES, *STAGES, *(p.stem for p in (ROOT / "params/bench").glob("*.yml"))}
 
 
 @pytest.mark.parametrize("stage", COMMITTED)
@@ -110,7 +111,7 @@ def test_the_parameter_cell_holds_the_quickstart_one_name_a_line(stage):
     assert all(isinstance(n, ast.AnnAssign) for n in lines)
     assert stage in BENCHES or all(n.lineno == n.end_lineno for n in lines)
     cell = {n.target.id: ast.literal_eval(n.value) for n in lines}
-    name = stage if stage.startswith("bench-") else "quickstart"
+    name = stage if stage.startswith("bench-") or stage == SERIES else "quickstart"
     experiment = load_experiment(ROOT / "params" / shelf(name) / f"{name}.yml")
     assert list(cell) == list(resolved(experiment, stage))
     assert resolved(validate_cell(stage, cell), stage) == resolved(experiment, stage)

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 import driftbook.engines  # noqa: F401 (registers what the section engine can name)
 from driftbook.errors import DriftbookError, ParameterError, PromptError
 from driftbook.interventions import NoIntervention
+from driftbook.members import NAME, SERIES, Member, Members, member_name, repeated
 from driftbook.prompt_files import files_beside, read_prompts
 from driftbook.prompts import Prompt
 from driftbook.sections import (
@@ -410,14 +411,23 @@ class Validate(Section):
         return {key: judge for key, judge in judges.items() if judge is not None}
 
 
+class Series(Section):
+    """What is read of all changes together."""
+
+    alpha: float = Field(0.05, gt=0, lt=1, description="chance that any change is told where there is none")
+    shown: int = Field(24, ge=1, description="behaviours that the matrix shows, those that move most first")
+
+
 class Experiment(Section):
-    experiment: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    experiment: str = Field(pattern=rf"^[A-Za-z0-9][A-Za-z0-9_.-]*(:{NAME})?$")
     description: str = ""
     seed: int = Field(0, ge=0)
     base: ModelSpec = ModelSpec()
     names: Names | None = Field(None, description="of the two models, on every page; needed for kind texts")
     intervention: AnyIntervention = NoIntervention()
+    interventions: Members = Field([], description="a series: several changes of one base")
     engine: EngineSpec = EngineSpec()
+    series: Series = Series()
     traits: Traits = Traits()
     capture: Capture = Capture()
     decode: Decode = Decode()
@@ -437,12 +447,44 @@ class Experiment(Section):
         base = short_name(self.base.model)
         return base, self.intervention.called(base)
 
+    @property
+    def members(self) -> list[Member]:
+        """The changes of a series, in order of their numbers where all have one."""
+        found = [member for entry in self.interventions for member in entry]
+        return sorted(found, key=lambda m: m.number) if all(m.number is not None for m in found) else found
+
+    def member(self, name: str) -> Experiment:
+        """The experiment that one change of a series is. Raises ParameterError for a name that none has."""
+        found = {m.name: m.intervention for m in self.members}
+        if name not in found:
+            raise ParameterError(
+                f"{self.experiment} has no change {name!r}{_meant(name, list(found))}; there are {', '.join(found)}"
+            )
+        steered = sorted({i.about for i in found.values() if i.about is not None})
+        traits, names = self.traits, self.names
+        if traits.dose is not None and traits.dose.traits == "steered" and steered:  # one traits stage serves all
+            traits = traits.model_copy(update={"dose": traits.dose.model_copy(update={"traits": steered})})
+        if names is not None:
+            names = Names(base=names.base, changed=name)
+        about = {"experiment": f"{self.experiment}:{name}", "interventions": [], "intervention": found[name]}
+        return self.model_copy(update=about | {"traits": traits, "names": names})
+
     @model_validator(mode="after")
     def _steered_trait_has_a_file(self) -> Experiment:
-        trait = self.intervention.about
         known = self.traits.names([Path(f).stem for f in self.traits.files])
-        if trait is not None and trait not in known and all("*" not in f for f in self.traits.files):
-            raise ValueError(f"intervention.trait {trait!r} is in none of traits.files {self.traits.files}")
+        for one in (self.intervention, *(m.intervention for m in self.members)):
+            if one.about is not None and one.about not in known and all("*" not in f for f in self.traits.files):
+                raise ValueError(f"intervention.trait {one.about!r} is in none of traits.files {self.traits.files}")
+        return self
+
+    @model_validator(mode="after")
+    def _series(self) -> Experiment:
+        if self.interventions and "intervention" in self.model_fields_set and self.intervention.changes:
+            raise ValueError(
+                "interventions stands beside intervention: an experiment has one change, or a series of them"
+            )
+        if twice := list(repeated(self.members)):
+            raise ValueError(f"interventions holds {twice[0]!r} twice: give each change its name by name: ...")
         return self
 
     @model_validator(mode="after")
@@ -503,8 +545,11 @@ def repository_of(path: Path) -> Path:
 
 
 def stages_of(experiment: Experiment | BenchExperiment) -> tuple[str, ...]:
-    """The stages that an experiment consists of; a bench is its own and only stage."""
-    return (experiment.experiment,) if isinstance(experiment, BenchExperiment) else STAGES
+    """The stages that an experiment consists of; a bench is its own and only stage, a series has members and one that
+    reads them."""
+    if isinstance(experiment, BenchExperiment):
+        return (experiment.experiment,)
+    return (SERIES,) if experiment.interventions else STAGES
 
 
 def resolved(experiment: Experiment | BenchExperiment, stage: str) -> dict[str, Any]:
@@ -512,6 +557,12 @@ def resolved(experiment: Experiment | BenchExperiment, stage: str) -> dict[str, 
     dump = experiment.model_dump(mode="json", by_alias=True)
     if isinstance(experiment, BenchExperiment):
         return {name: dump[name] for name in ("experiment", "seed", "bench")}
+    if stage == SERIES:
+        return {name: dump[name] for name in ("experiment", "seed", "base", "names", "interventions", SERIES)}
+    series, member = member_name(experiment.experiment)
+    if member and stage == "traits":  # once for all members: it reads the base alone
+        names = {**dump["names"], "changed": "the changes"} if dump["names"] else None
+        dump |= {"experiment": series, "intervention": NoIntervention().model_dump(mode="json"), "names": names}
     return {name: dump[name] for name in (*SHARED, stage)}
 
 
@@ -526,6 +577,53 @@ def load_experiment(path: Path, root: Path | None = None) -> Experiment | BenchE
     """
     path = Path(path)
     root = repository_of(path) if root is None else root
+    name, member = member_name(path.stem)
+    if member:
+        series, where = _read_file(path.with_name(f"{name}{path.suffix}"), root)
+        if isinstance(series, BenchExperiment) or not series.interventions:
+            raise ParameterError(f"{path.stem}: {name} is no series; a series has interventions")
+        return _checked(series.member(member), root, _in_series(where, series, member))
+    experiment, where = _read_file(path, root)
+    if isinstance(experiment, BenchExperiment) or experiment.interventions:  # members are checked one by one
+        return experiment
+    return _checked(experiment, root, where)
+
+
+def load_members(path: Path, root: Path | None = None, ask: bool = False) -> tuple[dict[str, Path], dict[str, str]]:
+    """(name to parameter file of each change of a series that can run, name to what is wrong with the others).
+
+    A member's file is ``params/<series>:<name>.yml``, which every function that takes a parameter file understands.
+    ``ask``: also whether what they name can be had, which may take a look at the Hub.
+    """
+    experiment = load_experiment(path, root)
+    files = {m.name: path.with_name(f"{path.stem}:{m.name}{path.suffix}") for m in experiment.members}
+    wrong: dict[str, str] = {}
+    for name, file in files.items():
+        try:
+            one = load_experiment(file, root)
+            if ask and (said := one.intervention.unavailable()):
+                raise ParameterError(f"{file.stem}: {said}")
+        except ParameterError as error:
+            wrong[name] = str(error)
+    return {name: file for name, file in files.items() if name not in wrong}, wrong
+
+
+def _in_series(where: Where, series: Experiment, member: str) -> Where:
+    """Where in the file of a series the keys of a member's intervention stand."""
+    entry = next(i for i, e in enumerate(series.interventions) if member in {m.name for m in e})
+
+    def inside(keys: tuple[str | int, ...]) -> str:
+        return where(("interventions", entry, *keys[1:]) if keys[:1] == ("intervention",) else keys)
+
+    return inside
+
+
+def _checked(experiment: Experiment, root: Path, where: Where) -> Experiment:
+    _check_files(experiment, root, where)
+    return _checked_design(experiment, root, where)
+
+
+def _read_file(path: Path, root: Path) -> tuple[Experiment | BenchExperiment, Where]:
     if not path.is_file():
         names = sorted(p.stem for p in path.parent.glob("*.yml"))
         listed = f"; there are {', '.join(names)}" if names else f"; {path.parent} holds no experiment"
@@ -536,10 +634,7 @@ def load_experiment(path: Path, root: Path | None = None) -> Experiment | BenchE
             f"{where(('experiment',))}experiment: {experiment.experiment!r} must be the name of the file, "
             f"{path.stem!r} (outputs go to outputs/{path.stem}/)"
         )
-    if isinstance(experiment, Experiment):
-        _check_files(experiment, root, where)
-        return _checked_design(experiment, root, where)
-    return experiment
+    return experiment, where
 
 
 def read_section(path: Path, model: type[S], root: Path) -> tuple[S, Where]:
@@ -550,7 +645,7 @@ def read_section(path: Path, model: type[S], root: Path) -> tuple[S, Where]:
     def where(keys: tuple[str | int, ...]) -> str:
         return f"{shown}:{_line(tree, keys)}: "
 
-    return _validated(model, yaml.safe_load(path.read_text(encoding="utf-8")), where), where
+    return _validated(model, yaml.safe_load(path.read_text(encoding="utf-8")), where, root), where
 
 
 def validate_cell(stage: str, namespace: dict[str, Any]) -> Experiment | BenchExperiment:
@@ -562,11 +657,11 @@ def validate_cell(stage: str, namespace: dict[str, Any]) -> Experiment | BenchEx
     return _validated(model, namespace, lambda keys: f"notebooks/{stage}.ipynb, parameters cell: ")
 
 
-def _validated(model: type[Section], values: Any, where: Where) -> Any:
+def _validated(model: type[Section], values: Any, where: Where, root: Path | None = None) -> Any:
     if not isinstance(values, dict):
         raise ParameterError(f"{where(())}an experiment is a mapping of sections, not {type(values).__name__}")
     try:
-        return model.model_validate(values)
+        return model.model_validate(values, context={"root": root or Path()})
     except ValidationError as error:
         messages: dict[tuple[str | int, ...], str] = {}
         for problem in error.errors():
@@ -621,6 +716,8 @@ def _members(annotation: Any) -> list[Any]:
     """The classes inside Optional, Annotated, unions and lists; every kind of intervention for their base."""
     if annotation is Intervention:
         return list(KINDS.values())
+    if annotation is Member:
+        return [Member, *KINDS.values()]
     if isinstance(annotation, type) and not typing.get_args(annotation):
         return [annotation]
     return [member for part in typing.get_args(annotation) for member in _members(part)]

@@ -268,6 +268,10 @@ class Intervention(Section):
         """What is wrong with the files that it names, beyond ``files``: parameter to a sentence."""
         return {}
 
+    def unavailable(self) -> str:
+        """Why what it names cannot be had, as far as that is told without loading it; a series asks before it runs."""
+        return ""
+
     def inputs(self) -> list[str]:
         """The files and folders of this disk that it may name."""
         return [getattr(self, name) for name in (*self.files, *self.places)]

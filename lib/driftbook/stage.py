@@ -5,7 +5,7 @@ The workbook's run (:mod:`driftbook.workbook.runs`) is one; a test or a script m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,6 +45,10 @@ class Run(Protocol):
 
     def input(self, stage: str) -> Path:
         """The data folder of a stage before this one. Raises DriftbookError if it has not been run."""
+        ...
+
+    def members(self) -> Mapping[str, Path]:
+        """Of a series: name to the folder of each change whose runs hold, which has a folder a stage."""
         ...
 
     def metric(self, name: str, value: float | str, low: float | None = None, high: float | None = None) -> None:

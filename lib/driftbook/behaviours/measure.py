@@ -25,6 +25,7 @@ from driftbook.numbers import apart, fixed
 Unit = Literal["share", "number", "rate", "words", "sentences", "grade", "score"]
 Place = Literal["anywhere", "opening", "closing", "start"]
 
+SIZES = ("words", "sentences")  # units whose typical value is the median: a few long answers would drag the mean
 LIMIT_S = 0.25  # that a regular expression from outside may take over one text; catastrophic ones never return
 PATIENCE = 20  # texts over which it may take longer before it is tried no more
 PLACES = {"anywhere": "", "opening": " in its first sentence", "closing": " in its last sentence", "start": ""}
@@ -59,7 +60,7 @@ class Measure:
     @property
     def summary(self) -> Literal["mean", "median"]:
         """How answers of one side are summed up: the median for sizes, which a few long answers would drag."""
-        return "median" if self.unit in ("words", "sentences") else "mean"
+        return "median" if self.unit in SIZES else "mean"
 
     def sentence(
         self,

@@ -22,6 +22,7 @@ import pandas as pd
 from pydantic import Field, model_validator
 from scipy.stats import norm
 
+from driftbook.behaviours.measure import SIZES
 from driftbook.errors import ParameterError
 from driftbook.evidence.paired import paired_interval, smallest_seen
 from driftbook.evidence.verdict import WIDE
@@ -186,7 +187,7 @@ def _bounded(
             off = part * float(row["base"])
             return d + z * (low - d) - off, d + z * (high - d) - off
         base, changed = (scores[c].to_numpy(np.float64)[:, None] for c in ("score_base", "score_intervention"))
-        center = "median" if row["unit"] in ("words", "sentences") else "mean"
+        center = "median" if row["unit"] in SIZES else "mean"
         _, low, high = paired_interval(base * (1 + part), changed, 2 * level, center)
         return float(low[0]), float(high[0])
 

@@ -55,3 +55,26 @@ def selected_alpha(alpha: float, selected: int, tested: int) -> float:
     if not 0 <= selected <= tested or tested < 1:
         raise ValueError(f"cannot select {selected} of {tested}")
     return alpha * max(selected, 1) / tested
+
+
+def holm_adjusted(p: np.ndarray, attainable: np.ndarray | None = None, alpha: float = 0.05) -> np.ndarray:
+    """Holm's adjusted p-values, [m]: rejecting those up to ``alpha`` errs at all with a probability of at most alpha,
+    under any dependence (Holm 1979). NaN entries are not counted and stay NaN.
+
+    ``attainable`` [m] is the smallest p-value that each test could have given. Tests that can never be rejected beside
+    the others are not paid for, and get 1 (Tarone 1990): those that do not reach alpha / k, with the least k that no
+    more than k tests reach.
+    """
+    p = np.asarray(p, dtype=np.float64)
+    known = np.flatnonzero(~np.isnan(p))
+    counted = known
+    if attainable is not None and len(known):
+        least = np.asarray(attainable, dtype=np.float64)[known]
+        k = next(k for k in range(1, len(known) + 1) if (least <= alpha / k).sum() <= k)
+        counted = known[least <= alpha / k]
+    adjusted = np.full(len(p), np.nan)
+    adjusted[known] = 1.0
+    order = counted[np.argsort(p[counted], kind="stable")]
+    scaled = p[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return adjusted

@@ -85,18 +85,16 @@ def e_value(x: np.ndarray) -> float:
     return float(np.exp(min(log_wealth(x, 0.5)[-1], MOST_LOG))) if len(x) else 1.0
 
 
-def _plain(o: Outcome) -> str:
-    """What a reader sees with the naked eye: a share of answers, or the length; empty for what takes counting."""
-    return o.measure.unit if o.measure.unit == "share" or o.measure.name == "length_words" else ""
+PLAIN = ("share", "words")  # units that a reader sees with the naked eye
 
 
 def strongest_first(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Confirmed ones first; among them shares of answers and the length, then rates, numbers and scores; each
+    """Confirmed ones first; among them shares of answers and lengths in words, then rates, numbers and scores; each
     kind by the size of the effect."""
 
     def rank(o: Outcome) -> tuple:
         size = o.size if np.isfinite(o.size) else -1.0
-        return not o.confirmed, o.confirmed and not _plain(o), -size, o.hypothesis.hypothesis_id
+        return not o.confirmed, o.confirmed and o.measure.unit not in PLAIN, -size, o.hypothesis.hypothesis_id
 
     return sorted(outcomes, key=rank)
 
@@ -105,14 +103,12 @@ def alike(outcomes: Sequence[Outcome]) -> dict[str, str]:
     """Confirmed claims that say nearly the same as a stronger one: hypothesis id to the id of that one.
 
     Two claims are alike when their scores correlate (either sign) by at least ``SAME`` over the answers that both have
-    read; a claim that is like another stands for none itself. A share of answers is like a share alone, and a
-    length like a length: that fewer answers have paragraphs is news beside their length.
+    read; a claim that is like another stands for none itself.
     """
     heads: list[Outcome] = []
     found: dict[str, str] = {}
     for one in (o for o in strongest_first(outcomes) if o.confirmed):
-        near = (h for h in heads if _plain(one) in ("", _plain(h)))
-        head = next((h for h in near if _correlation(one, h) >= SAME), None)
+        head = next((h for h in heads if _correlation(one, h) >= SAME), None)
         if head is None:
             heads.append(one)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from driftbook.sections import Intervention, ModelSpec, Opening, intervention, short_name
@@ -31,6 +32,17 @@ class Checkpoint(Intervention, ModelSpec):
     def called(self, base: str) -> str:
         name = short_name(self.model)
         return name if name != base else f"{base}, changed"
+
+    def unavailable(self) -> str:
+        if self.model.startswith("bundled:") or Path(self.model).expanduser().exists():
+            return ""
+        from transformers.utils import cached_file
+
+        try:
+            cached_file(self.model, "config.json", revision=self.revision)
+        except OSError as reason:
+            return f"{self.model} at {self.revision or 'main'}: {' '.join(str(reason).split())}"
+        return ""
 
     def placed(self, **where: str) -> Checkpoint:
         return self.model_copy(update=where)

@@ -8,14 +8,18 @@ import re
 import shutil
 import signal
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from driftbook.errors import DriftbookError
+from driftbook.members import NAME
 from driftbook.parameters import STAGES, BenchExperiment, load_experiment
 from driftbook.workbook import compare, state
 from driftbook.workbook.drawing import front_page, redraw_all
 from driftbook.workbook.runner import run_experiment
 from driftbook.workbook.runs import Layout, find_root, label
+from driftbook.workbook.state import parts
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         "--stage", action="append", metavar="STAGE", help=f"only this and what it needs ({', '.join(STAGES)})"
     )
     sub.add_argument("--force", action="store_true", help="run the named stages even if nothing changed")
+    sub.add_argument("--keep-going", action="store_true", help="of a series: go on after a change that fails")
     sub.add_argument("--cell-timeout", type=float, metavar="SECONDS", help="fail a cell that takes longer")
     command("why", _why, "say per stage whether it would run, and which component changed")
     sub = command("plan", _plan, "dry run: texts, tokens, time, memory, money")
@@ -124,9 +129,13 @@ def _run(args: argparse.Namespace, layout: Layout) -> int:
     good = True
     for experiment in args.experiments:
         file = _file(layout, experiment)
-        if note := few_prompts(file, layout.root):
+        if note := few_prompts(parts(file)[0], layout.root):
             print(f"{file.stem}: beware: {note}")
-        results = run_experiment(file, args.stage, args.force, outputs=layout.outputs, cell_timeout=args.cell_timeout)
+        more = {"cell_timeout": args.cell_timeout, "keep_going": args.keep_going}
+        results = run_experiment(file, args.stage, args.force, outputs=layout.outputs, **more)
+        for result in results:
+            if not (result.good or result.stage):
+                print(f"{result.experiment}: left out: {result.reason}")
         good = good and all(r.good for r in results)
         page = front_page(layout, file.stem)
         if page.is_file():
@@ -135,42 +144,54 @@ def _run(args: argparse.Namespace, layout: Layout) -> int:
 
 
 def _why(args: argparse.Namespace, layout: Layout) -> int:
-    for experiment in args.experiments:
-        for stage, (status, reasons) in state.explain(_file(layout, experiment), layout.outputs).items():
-            print(f"{label(Path(experiment).stem, stage)}: {status}")
-            for reason in reasons:
-                print(f"  {reason}")
+    for stage, (status, reasons) in _of_parts(args, layout, state.explain):
+        print(f"{stage}: {status}")
+        for reason in reasons:
+            print(f"  {reason}")
     return 0
 
 
+def _of_parts(args: argparse.Namespace, layout: Layout, ask: Callable[..., dict]) -> Iterator[tuple[str, Any]]:
+    """What ``ask`` says of the stages of each experiment, and of the changes of a series first, each stage once."""
+    for experiment in args.experiments:
+        said: dict[str, Any] = {}
+        for file in parts(_file(layout, experiment)):
+            said |= {label(file.stem, stage): v for stage, v in ask(file, layout.outputs).items()}
+        yield from said.items()
+
+
 def _plan(args: argparse.Namespace, layout: Layout) -> int:
-    from driftbook.workbook.plan import keep, plan, written  # pandas, as in all that follow, or more
+    from driftbook.workbook.plan import keep, plan, series_plan, written  # pandas, as in all that follow, or more
     from driftbook.workbook.power import few_prompts
 
     for experiment in args.experiments:
-        planned = plan(_file(layout, experiment), layout, calibrate=not args.no_calibration)
+        *members, file = parts(_file(layout, experiment))
+        first = members[0] if members else file
+        planned = plan(first, layout, calibrate=not args.no_calibration)
+        if members:
+            planned = series_plan(planned, file.stem, len(members))
         keep(planned, layout)
         print(written(planned))
-        if note := few_prompts(_file(layout, experiment), layout.root):
+        if note := few_prompts(first, layout.root):
             print(f"beware: {note}")
     return 0
 
 
 def _verify(args: argparse.Namespace, layout: Layout) -> int:
     good = True
-    for experiment in args.experiments:
-        for stage, problems in state.verify(_file(layout, experiment), layout.outputs).items():
-            print(f"{label(Path(experiment).stem, stage)}: {'as recorded' if not problems else 'NOT as recorded'}")
-            for problem in problems:
-                print(f"  {problem}")
-            good = good and not problems
+    for stage, problems in _of_parts(args, layout, state.verify):
+        print(f"{stage}: {'as recorded' if not problems else 'NOT as recorded'}")
+        for problem in problems:
+            print(f"  {problem}")
+        good = good and not problems
     return 0 if good else 1
 
 
 def _render(args: argparse.Namespace, layout: Layout) -> int:
     for experiment in args.experiments:
-        for folder in redraw_all(_file(layout, experiment), layout.outputs):
-            print(f"report: {folder / 'report.html'}")
+        for file in parts(_file(layout, experiment)):
+            for folder in redraw_all(file, layout.outputs):
+                print(f"report: {folder / 'report.html'}")
     return 0
 
 
@@ -178,8 +199,8 @@ def _example(args: argparse.Namespace, layout: Layout) -> int:
     from driftbook.workbook.frontpage import alone
     from driftbook.workbook.records import write_page
 
-    name = Path(args.experiment).stem
-    page = layout.outputs / name / "index.html"
+    name = _file(layout, args.experiment).stem
+    page = layout.folder(name) / "index.html"
     if not page.is_file():
         raise DriftbookError(f"{page} is missing: make run EXP={name}")
     args.file.parent.mkdir(parents=True, exist_ok=True)
@@ -189,10 +210,14 @@ def _example(args: argparse.Namespace, layout: Layout) -> int:
 
 def _compare(args: argparse.Namespace, layout: Layout) -> int:
     from driftbook.workbook import reports
+    from driftbook.workbook.comparison import members_apart
 
-    a, b = (layout.outputs / Path(name).stem for name in (args.a, args.b))
+    names = [_file(layout, name).stem for name in (args.a, args.b)]
+    a, b = map(layout.folder, names)
     print(compare.written(compare.compare(a, b)))
-    out = layout.outputs / f"compare-{a.name}-{b.name}.html"
+    if (pair := members_apart(a, b)) is not None:
+        print(f"{pair.title}\n{pair.frame[pair.frame['confirmed']].to_string(index=False, max_rows=20)}")
+    out = layout.outputs / f"compare-{'-'.join(names).replace(':', '-')}.html"
     reports.render_compare(a, b, out)
     print(f"report: {out}")
     return 0
@@ -204,10 +229,12 @@ def _check(args: argparse.Namespace, layout: Layout) -> int:
 
     allow, where = read_allow(layout.root / args.allow, layout.root)
     good = True
-    for name in (Path(experiment).stem for experiment in args.experiments):
-        answers = {name: gate.check_experiment(name, layout, allow, where)}
+    for experiment in args.experiments:
+        file = _file(layout, experiment)
+        names = [p.stem for p in parts(file)]  # of a series: its changes, and itself
+        answers = {n: gate.check_experiment(n, layout, allow, where) for n in (names[:-1] or names)}
         print(gate.written(answers))
-        for path in gate.write(answers, args.to or layout.outputs / name):
+        for path in gate.write(answers, args.to or layout.folder(file.stem)):
             print(f"report: {path}")
         good = good and all(passed(own) for own in answers.values())
     return 0 if good else 1
@@ -250,7 +277,7 @@ def _export(args: argparse.Namespace, layout: Layout) -> int:
     from driftbook.models.vectors import VectorSet
     from driftbook.workbook.claims import read_table
 
-    name = Path(args.experiment).stem
+    name = _file(layout, args.experiment).stem
     asked = args.format or [*findings.FORMATS, *formats.FORMATS]
     if unknown := [f for f in asked if f not in (*findings.FORMATS, *formats.FORMATS)]:
         known = ", ".join((*formats.FORMATS, *findings.FORMATS))
@@ -330,14 +357,14 @@ def _embedder(layout: Layout, experiment: str):
 def _clean(args: argparse.Namespace, layout: Layout) -> int:
     if args.experiments:
         for name in args.experiments:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9_.-]*(:{NAME})?", name):
                 raise DriftbookError(f"{name!r} is not the name of an experiment")
-        doomed = [layout.outputs / name for name in args.experiments]
+        doomed = [layout.folder(name) for name in args.experiments]
         doomed += [folder.with_name(f"{folder.name}.failed") for folder in doomed]
     else:
         patterns = (".lab", "*.failed", ".staging-*", ".retired-*")
         doomed = [
-            p for pattern in patterns for p in (*layout.outputs.glob(pattern), *layout.outputs.glob(f"*/{pattern}"))
+            p for pattern in patterns for at in ("", "*/", "*/members/*/") for p in layout.outputs.glob(at + pattern)
         ]
     if args.cache:
         doomed.append(layout.cache)

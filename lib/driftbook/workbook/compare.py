@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from driftbook.errors import DriftbookError
+from driftbook.members import experiment_at
 from driftbook.parameters import STAGES
 from driftbook.workbook.keys import flat
 from driftbook.workbook.runs import read_json
@@ -46,8 +47,9 @@ def compare(a: Path, b: Path) -> Comparison:
         for what in dict.fromkeys((*left, *right)):
             if left.get(what) != right.get(what) and what not in INCIDENTAL:
                 found.append(Difference(stage, what, left.get(what), right.get(what)))
+    names = experiment_at(a), experiment_at(b)
     return Comparison(
-        a.name, b.name, found, [s for s in runs_a if s not in runs_b], [s for s in runs_b if s not in runs_a]
+        *names, found, [s for s in runs_a if s not in runs_b], [s for s in runs_b if s not in runs_a]
     )
 
 
@@ -55,7 +57,7 @@ def _runs(folder: Path) -> dict[str, Path]:
     places = {folder.name: folder} if folder.name.startswith("bench-") else {s: folder / s for s in STAGES}
     runs = {("bench" if s == folder.name else s): p for s, p in places.items() if (p / "run.json").is_file()}
     if not runs:
-        raise DriftbookError(f"{folder} holds no finished run: make run EXP={folder.name}")
+        raise DriftbookError(f"{folder} holds no finished run: make run EXP={experiment_at(folder)}")
     return runs
 
 

@@ -13,9 +13,11 @@ import pandas as pd
 from markupsafe import Markup
 
 from driftbook.errors import DriftbookError
+from driftbook.members import experiment_at
 from driftbook.numbers import number
 from driftbook.parameters import STAGES
-from driftbook.workbook.claims import read_findings
+from driftbook.series import between
+from driftbook.workbook.claims import read_findings, read_table
 from driftbook.workbook.compare import Difference, compare
 from driftbook.workbook.overlay import overlaid_layers, overlaid_tokens
 from driftbook.workbook.page import Link, build_page, fill, within_size
@@ -29,7 +31,7 @@ from driftbook.workbook.records import (
     reference,
     write_page,
 )
-from driftbook.workbook.tables import html_table
+from driftbook.workbook.tables import Table, html_table
 
 # Headlines stand in a table of their own.
 KINDS = {
@@ -63,6 +65,7 @@ def render_compare(a: Path, b: Path, out_path: Path) -> Path:
         for kind, title in KINDS.items()
     }
     gained, lost, moved = claim_changes(a, b)
+    pair = members_apart(a, b)
     body = fill(
         "compare.html.j2",
         a=found.a,
@@ -70,6 +73,7 @@ def render_compare(a: Path, b: Path, out_path: Path) -> Path:
         groups={title: table for title, table in groups.items() if table},
         only_a=found.only_a,
         only_b=found.only_b,
+        pair=pair and Markup(pair.html()),
         gained=gained,
         lost=lost,
         moved=moved,
@@ -77,11 +81,26 @@ def render_compare(a: Path, b: Path, out_path: Path) -> Path:
         traces=[Markup(figure.html()) for figure in (overlaid_layers(a, b), overlaid_tokens(a, b)) if figure],
         clusters=_clusters(a, b),
     )
-    links = [Link(e.name, _relative(e, out_path)) for e in (a, b) if (e / "index.html").is_file()]
+    links = [Link(experiment_at(e), _relative(e, out_path)) for e in (a, b) if (e / "index.html").is_file()]
     page = build_page(
         title=f"{found.a} and {found.b} · driftbook", body=Markup(within_size(body)), crumb="driftbook", links=links
     )
     return write_page(out_path, page)
+
+
+def members_apart(a: Path, b: Path) -> Table | None:
+    """The answers of two changes of one series against each other; None for experiments that are not of one series."""
+    if a == b or a.parent != b.parent or a.parent.name != "members":
+        return None
+    tables = ("claims", "verdicts")
+    read = [{t: read_table(e / "validate" / "data" / f"{t}.parquet") for t in tables} for e in (a, b)]
+    found = between(*read)
+    title = f"{int(found['confirmed'].sum())} of {len(found)} behaviours differ between {a.name} and {b.name}"
+    caption = (
+        "From the answers that are there, the two changed sides of each prompt against each other, Benjamini-Hochberg "
+        "over what was named before looking; 95% intervals of b minus a."
+    )
+    return Table(found.rename(columns={"a": a.name, "b": b.name}), title, caption, max_rows=40)
 
 
 def _relative(experiment: Path, out_path: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from driftbook.errors import DriftbookError
+from driftbook.members import SERIES
 from driftbook.parameters import is_bench, stages_of
 from driftbook.workbook import keys
 from driftbook.workbook.runs import RUN_FILE, Layout, label, read_json, write_json
@@ -67,7 +68,7 @@ def _with_prose(executed: Any, present: Any) -> Any:
 
 def front_page(layout: Layout, experiment: str) -> Path:
     """The page to open first. The one report of a bench is its front page."""
-    return layout.outputs / experiment / ("report.html" if is_bench(experiment) else "index.html")
+    return layout.folder(experiment) / ("report.html" if is_bench(experiment) else "index.html")
 
 
 def draw_pages(layout: Layout, experiment: str) -> None:
@@ -75,7 +76,8 @@ def draw_pages(layout: Layout, experiment: str) -> None:
     from driftbook.workbook import reports  # see draw
 
     if not is_bench(experiment):
-        reports.render_experiment(layout.outputs / experiment)
+        folder = layout.folder(experiment)
+        (reports.render_series if (folder / SERIES).is_dir() else reports.render_experiment)(folder)
     reports.render_outputs(layout.outputs)
 
 
@@ -98,6 +100,6 @@ def redraw_all(experiment_file: Path, outputs: Path | None = None) -> list[Path]
             draw(failed)
             drawn.append(failed)
     if not drawn:
-        raise DriftbookError(f"{layout.outputs / name} holds no run: make run EXP={name}")
+        raise DriftbookError(f"{layout.folder(name)} holds no run: make run EXP={name}")
     draw_pages(layout, name)
     return drawn

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticKnownError
 
 from driftbook.errors import DriftbookError
+from driftbook.members import experiment_at
 from driftbook.parameters import STAGES
 from driftbook.sections import Intervention, of_kind
 from driftbook.workbook.blindspots import blind_spots
@@ -67,7 +68,7 @@ def render_experiment(folder: Path) -> Path:
     Raises ``DriftbookError`` when the folder holds no run at all.
     """
     folder = Path(folder)
-    name = folder.name
+    name = experiment_at(folder)
     good = [s for s in STAGES if (folder / s / "run.json").is_file()]
     broken = [_broken(folder, s) for s in STAGES if (folder / f"{s}.failed" / "run.json").is_file()]
     if not good and not broken:
@@ -101,7 +102,10 @@ def render_experiment(folder: Path) -> Path:
         title=f"{_title(params, name)} · {name}",
         body=body,
         crumb=f"driftbook · {name}",
-        links=[Link("All experiments", "../index.html"), *(Link(s, f"{s}/report.html") for s in good)],
+        links=[
+            Link("All experiments", "../index.html") if name == folder.name else Link("Series", "../../index.html"),
+            *(Link(s, f"{s}/report.html") for s in good),
+        ],
     )
     return write_page(folder / "index.html", page)
 

@@ -20,8 +20,9 @@ from typing import Any
 
 from driftbook.errors import DriftbookError
 from driftbook.hashes import remembered_hash
+from driftbook.members import SERIES
 from driftbook.parameters import STAGES, BenchExperiment, Experiment, expand, resolved, shelf
-from driftbook.workbook.runs import Layout
+from driftbook.workbook.runs import RUN_FILE, Layout, read_json
 from driftbook.workbook.sources import PACKAGE, cell_digest, follow, reached, read_source, sha
 
 # What a package computes with besides what the sources import by name.
@@ -46,6 +47,7 @@ def upstream(experiment: Experiment | BenchExperiment, stage: str) -> tuple[str,
     vector = experiment.intervention.needs_vectors
     shift = experiment.cluster.trait_shift
     before = {
+        SERIES: (),
         "traits": (),
         "capture": ("traits",),
         "decode": ("traits",) if vector else (),
@@ -106,6 +108,8 @@ def prose(notebook: Path) -> list[str]:
 
 def input_files(experiment: Experiment | BenchExperiment, stage: str, root: Path) -> list[Path]:
     """The files on this disk that the parameters of a stage name."""
+    if stage == SERIES:
+        return []
     if isinstance(experiment, BenchExperiment):
         return expand([s for s in _strings(experiment.bench.model_dump(mode="json")) if "/" in s], root)
     judge = experiment.traits.judge
@@ -129,6 +133,7 @@ def input_files(experiment: Experiment | BenchExperiment, stage: str, root: Path
         places = [judge.model for judge in judges if judge.kind in ("local", "nli") and judge.model]
     if stage in ("traits", "capture", "decode"):
         places = [experiment.base.model]
+    if stage in ("capture", "decode"):
         places += experiment.intervention.inputs()
     for place in filter(None, places):
         path = Path(place).expanduser()
@@ -187,7 +192,7 @@ def versions(modules: Iterable[str], params: dict[str, Any]) -> dict[str, str]:
     """Versions of the packages behind top-level ``modules``, of what those compute with, and of Python."""
     names = {_normal(d) for m in modules for d in _distributions().get(m, [])} - {"driftbook"}
     names |= {c for n in names for c in COMPANIONS.get(n, ())}
-    if "bench" not in params:
+    if "engine" in params:
         names -= _optional() - {params["engine"]["decoder"]}
     if any(s.startswith("bundled:") for s in _strings(params)):
         names |= set(BUNDLES)
@@ -214,15 +219,30 @@ class Key:
 def stage_key(experiment: Experiment | BenchExperiment, stage: str, layout: Layout, package: Path = PACKAGE) -> Key:
     """The key of one stage as parameters, notebook, sources, files and packages are now."""
     made: dict[str, dict[str, Any]] = {}
+    if stage == SERIES:
+        made[stage] = _components(experiment, stage, layout, package)
+        made[stage]["upstream"] = {name: key.digest for name, key in held(experiment, layout, package).items()}
+        return Key(stage, made[stage], _render_key(layout.notebook(stage), package))
     for each in closure(experiment, [stage]):
         made[each] = _components(experiment, each, layout, package)
         made[each]["upstream"] = {s: _digest(made[s]) for s in upstream(experiment, each)}
     return Key(stage, made[stage], _render_key(layout.notebook(stage), package))
 
 
-def _components(
-    experiment: Experiment | BenchExperiment, stage: str, layout: Layout, package: Path
-) -> dict[str, Any]:
+def held(experiment: Experiment, layout: Layout, package: Path = PACKAGE) -> dict[str, Key]:
+    """The members of a series whose last good run holds, by experiment, with the key of their last stage."""
+    found = {}
+    for member in experiment.members:
+        one = experiment.member(member.name)
+        run = layout.stage(one.experiment, STAGES[-1]) / RUN_FILE
+        if run.is_file():
+            key = stage_key(one, STAGES[-1], layout, package)
+            if read_json(run)["key"] == key.digest:
+                found[one.experiment] = key
+    return found
+
+
+def _components(experiment: Experiment | BenchExperiment, stage: str, layout: Layout, package: Path) -> dict[str, Any]:
     """All that a key is made from but the keys of the stages before."""
     notebook = layout.notebook(stage)
     code = code_cells(notebook)

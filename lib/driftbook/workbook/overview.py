@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from driftbook.errors import DriftbookError
+from driftbook.members import SERIES
 from driftbook.parameters import STAGES
 from driftbook.workbook.page import build_page, fill
 from driftbook.workbook.records import Headline, failed, finite, headlines, read_json, write_page
@@ -49,7 +50,7 @@ def render_outputs(outputs: Path) -> Path:
 def _entries(outputs: Path) -> Iterator[Entry]:
     for folder in sorted(p for p in outputs.iterdir() if p.is_dir() and not p.name.startswith(".")):
         runs = [folder] if (folder / "run.json").is_file() else []
-        runs += [folder / f"{s}{end}" for s in STAGES for end in ("", ".failed")]
+        runs += [folder / f"{s}{end}" for s in (SERIES, *STAGES) for end in ("", ".failed")]
         for run in runs:
             if (run / "run.json").is_file():
                 yield _entry(outputs, folder, run)

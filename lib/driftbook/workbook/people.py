@@ -60,7 +60,7 @@ def judge_check(file: Path, layout: Layout, labels: Path) -> tuple[pd.DataFrame,
     held = read_labels(labels, material, "--labels")
     judges = validate.open_judges(run, material)
     agreement, effects = held_against(held, claims, verdicts, material, readings(judges, material))
-    folder = layout.outputs / run.params.experiment / "judge-check"
+    folder = layout.folder(run.params.experiment) / "judge-check"
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in (("agreement", agreement), ("corrected", effects), ("ledger", judges.ledger.table())):
         table.to_csv(folder / f"{name}.csv", index=False)
@@ -108,7 +108,7 @@ def label_page(file: Path, layout: Layout, named: Sequence[str] = (), count: int
             tasks.append({**about, "claim": h.text, "prompt": asked, "text": r.text})
     if not tasks:
         raise DriftbookError(f"{file}: no claim that people can label was tested")
-    page = layout.outputs / run.params.experiment / "label.html"
+    page = layout.folder(run.params.experiment) / "label.html"
     page.write_text(drawn(run.params.experiment, tasks), encoding="utf-8")
     return page
 

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -452,6 +452,21 @@ def _gb(count: float) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
 
 
+def series_plan(first: Plan, name: str, changes: int) -> Plan:
+    """The plan of a series from that of its first change: the traits are read once, the base answers once."""
+    half = (1 + changes) / 2
+    times = {"traits": (1, 1), "capture": (half, changes), "decode": (half, changes)}  # generated, read
+    steps = []
+    for step in first.steps:
+        made, read = times.get(step.stage, (changes, changes))
+        more = {"generated": step.generated * made, "read": step.read * read}
+        tokens = step.generated + step.read
+        more["seconds"] = step.seconds * (sum(more.values()) / tokens if tokens else read)
+        steps.append(replace(step, **more, written=step.written * read, usd=step.usd * read))
+    note = f"{changes} changes of one base, which answers once; each like the first"
+    return replace(first, experiment=name, steps=steps, notes=[note, *first.notes])
+
+
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
@@ -494,7 +509,7 @@ def keep(plan: Plan, layout: Layout) -> Path | None:
     """Write the plan to ``outputs/<experiment>/plan.json``; a bench has none."""
     if not plan.steps:
         return None
-    path = layout.outputs / plan.experiment / "plan.json"
+    path = layout.folder(plan.experiment) / "plan.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, asdict(plan))
     return path
@@ -510,7 +525,7 @@ def held_against(run: Run, made: dict[str, float]) -> pd.DataFrame:
         columns quantity, was, planned, was_over_planned; the last two are NaN when there is no such plan.
     """
     was = made | {"memory, MB": peak_rss_mb()}
-    path = run.layout.outputs / run.params.experiment / "plan.json"
+    path = run.layout.folder(run.params.experiment) / "plan.json"
     kept: dict[str, Any] = read_json(path) if path.is_file() else {}
     planned = dict.fromkeys(was, float("nan"))
     if kept.get("key") == decode_key(run.params):

@@ -25,6 +25,7 @@ QUESTIONS = {
     "decode": "Where do the two differ at all?",
     "cluster": "Which behaviours moved, by how much?",
     "validate": "Which of these claims are real?",
+    "series": "When did it begin?",
 }
 
 

@@ -12,6 +12,7 @@ import nbformat
 from markupsafe import Markup
 
 from driftbook.errors import DriftbookError
+from driftbook.members import SERIES
 from driftbook.parameters import STAGES
 from driftbook.workbook.comparison import render_compare
 from driftbook.workbook.frontpage import render_experiment
@@ -27,9 +28,10 @@ from driftbook.workbook.records import (
     write_page,
 )
 from driftbook.workbook.runs import THUMBNAIL
+from driftbook.workbook.seriespage import render_series
 from driftbook.workbook.thumbnails import thumbnail
 
-__all__ = ["render_compare", "render_experiment", "render_outputs", "render_stage"]
+__all__ = ["render_compare", "render_experiment", "render_outputs", "render_series", "render_stage"]
 
 
 def render_stage(folder: Path) -> Path:
@@ -85,6 +87,9 @@ def _source(notebook: Path, cell: int | None) -> str:
 
 
 def _links(stage: str, folder: Path) -> list[Link]:
+    if stage == SERIES:
+        members = sorted(p.name for p in (folder.parent / "members").glob("*") if (p / "index.html").is_file())
+        return [Link("Series", "../index.html"), *(Link(m, f"../members/{m}/index.html") for m in members)]
     if stage not in STAGES:
         return [Link("All experiments", "../index.html"), Link(stage, here=True)]
     others = [s for s in STAGES if s == stage or (folder.parent / s / "run.json").is_file()]

@@ -30,11 +30,12 @@ import yaml
 
 from driftbook.errors import DriftbookError, ParameterError
 from driftbook.hashes import remembered_hash
-from driftbook.parameters import BenchExperiment, Experiment, resolved, stages_of
+from driftbook.members import SERIES
+from driftbook.parameters import STAGES, BenchExperiment, Experiment, load_members, resolved, stages_of
 from driftbook.sections import WORKERS
 from driftbook.workbook import keys
 from driftbook.workbook.drawing import draw, draw_pages, front_page, redraw
-from driftbook.workbook.runs import FINISHED, OUTPUTS, RUN_DIR, RUN_FILE, Layout, label, read_json, write_json
+from driftbook.workbook.runs import FINISHED, MEMBERS, OUTPUTS, RUN_DIR, RUN_FILE, Layout, label, read_json, write_json
 from driftbook.workbook.state import fingerprints, git_state, open_experiment, staleness, upstream_outputs
 from driftbook.workbook.wording import duration
 from driftbook.workers import PASSIVE
@@ -90,9 +91,11 @@ def run_stage(
     full. A notebook that fails raises nothing: the result says ``failed``, and its folder holds the evidence.
     """
     experiment, layout = open_experiment(experiment_file, outputs)
-    name = experiment.experiment
     if stage not in stages_of(experiment):
-        raise DriftbookError(f"{name} has no stage {stage!r}; it has {', '.join(stages_of(experiment))}")
+        raise DriftbookError(
+            f"{experiment.experiment} has no stage {stage!r}; it has {', '.join(stages_of(experiment))}"
+        )
+    name = resolved(experiment, stage)["experiment"]  # of the traits that members of a series share: the series
     key = keys.stage_key(experiment, stage, layout)
     with clear_disk_errors(layout), contextlib.ExitStack() as locks:
         layout.parent(name, stage).mkdir(parents=True, exist_ok=True)
@@ -109,7 +112,7 @@ def run_stage(
                 return RunResult(name, stage, "skipped", target)
             redraw(layout, name, key)
             return RunResult(name, stage, "rendered", target)
-        if isinstance(experiment, Experiment):
+        if isinstance(experiment, Experiment) and stage != SERIES:
             _check_engine(experiment, experiment_file)
         return _run(experiment, layout, key, before, cell_timeout, kernel, echo)
 
@@ -131,12 +134,15 @@ def _run(
     kernel: str,
     echo: bool,
 ) -> RunResult:
-    name, stage = experiment.experiment, key.stage
+    params, stage = resolved(experiment, key.stage), key.stage
+    name = params["experiment"]
     staging = layout.staging(name, stage)
     (staging / "data").mkdir(parents=True)
     (staging / "params.yml").write_text(
-        yaml.safe_dump(resolved(experiment, stage), sort_keys=False, allow_unicode=True, width=120), encoding="utf-8"
+        yaml.safe_dump(params, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8"
     )
+    if stage == SERIES:
+        write_json(staging / MEMBERS, sorted(key.components["upstream"]))
     notebook = layout.notebook(stage)
     inputs = {**key.components["inputs"], keys.shown(notebook, layout.root): remembered_hash(notebook), **before}
     began, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
@@ -378,12 +384,49 @@ def run_experiment(
     outputs: Path | None = None,
     cell_timeout: float | None = None,
     echo: bool = True,
+    keep_going: bool = False,
 ) -> list[RunResult]:
     """Run ``stages`` (default: all) and what they need, in order, until one fails; then draw the front page.
 
-    ``force`` repeats the named stages even if nothing changed; the ones before them still skip.
+    ``force`` repeats the named stages even if nothing changed; the ones before them still skip. Of a series, all
+    changes run one after the other and then what reads them together; with ``keep_going`` also those after one that
+    cannot run or fails. Raises ``ParameterError`` before anything runs, and names all changes that cannot.
     """
     experiment, layout = open_experiment(experiment_file, outputs)
+    more = {"outputs": outputs, "cell_timeout": cell_timeout, "echo": echo}
+    if isinstance(experiment, Experiment) and experiment.interventions:
+        asked = list(stages) if stages else None
+        files, wrong = load_members(experiment_file, layout.root, ask=True)
+        if wrong and not (keep_going and files):
+            raise ParameterError("\n".join(dict.fromkeys(wrong.values())))
+        results = [
+            RunResult(f"{experiment.experiment}:{name}", "", "failed", layout.folder(experiment.experiment), 0, said)
+            for name, said in wrong.items()
+        ]
+        own = [s for s in asked or STAGES if s != SERIES]
+        for index, file in enumerate(files.values()):
+            # The traits are read once for all: --force repeated them with the first change.
+            todo = [s for s in own if not (index and force and s == "traits")]
+            results += run_experiment(file, todo, force, **more) if todo else []
+            if not keep_going and not all(r.good for r in results):
+                return results
+        if asked is None or SERIES in asked:
+            results += _run_stages(experiment_file, experiment, layout, [SERIES], force, **more)
+        return results
+    return _run_stages(experiment_file, experiment, layout, list(stages or ()), force, **more)
+
+
+def _run_stages(
+    experiment_file: Path,
+    experiment: Experiment | BenchExperiment,
+    layout: Layout,
+    stages: list[str],
+    force: bool,
+    *,
+    outputs: Path | None,
+    cell_timeout: float | None,
+    echo: bool,
+) -> list[RunResult]:
     asked = list(stages or stages_of(experiment))
     if unknown := [s for s in asked if s not in stages_of(experiment)]:
         raise DriftbookError(
@@ -401,11 +444,21 @@ def run_experiment(
         results.append(result)
         if not result.good:
             break
+        if result.experiment != experiment.experiment:
+            _share(layout, experiment.experiment, stage)
     page = front_page(layout, experiment.experiment)
     if any(r.status != "skipped" for r in results) or not page.is_file():
         with clear_disk_errors(layout), lock(layout, "", "index"):
             draw_pages(layout, experiment.experiment)
     return results
+
+
+def _share(layout: Layout, member: str, stage: str) -> None:
+    """Let whoever reads the folder of a member find the stage that stands once for the whole series."""
+    link, target = layout.folder(member) / stage, layout.stage(member, stage)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(os.path.relpath(target, link.parent))
 
 
 def described(result: RunResult) -> str:

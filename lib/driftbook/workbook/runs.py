@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from driftbook.errors import DriftbookError
+from driftbook.members import member_name
 from driftbook.parameters import BenchExperiment, Experiment, is_bench, shelf, validate_cell
 from driftbook.workers import peak_rss_mb
 
@@ -32,6 +33,7 @@ RUN_DIR = "DRIFTBOOK_RUN_DIR"
 OUTPUTS = "DRIFTBOOK_OUTPUTS"
 FINISHED = "finished.json"
 RUN_FILE = "run.json"
+MEMBERS = "members.json"  # of a series: those that its run reads
 THUMBNAIL = "thumbnail.svg"  # of a report, for the list of all experiments
 
 
@@ -57,9 +59,17 @@ class Layout:
     def notebook(self, stage: str) -> Path:
         return self.root / "notebooks" / shelf(stage) / f"{stage}.ipynb"
 
+    def folder(self, experiment: str) -> Path:
+        """``outputs/<experiment>``; of a member of a series ``outputs/<series>/members/<name>``."""
+        series, member = member_name(experiment)
+        return self.outputs / series / "members" / member if member else self.outputs / series
+
     def parent(self, experiment: str, stage: str) -> Path:
-        """The folder that holds the run folder: a bench is its own and only stage, straight under ``outputs/``."""
-        return self.outputs if is_bench(stage) else self.outputs / experiment
+        """The folder that holds the run folder: a bench is its own and only stage, straight under ``outputs/``, and the
+        traits of a series are read once for all members."""
+        if is_bench(stage):
+            return self.outputs
+        return self.folder(member_name(experiment)[0] if stage == "traits" else experiment)
 
     def stage(self, experiment: str, stage: str) -> Path:
         """The last good run."""
@@ -80,11 +90,12 @@ class Layout:
 
     def lab(self, experiment: str, stage: str) -> Path:
         """Runs of a notebook that a person has open."""
-        return self.outputs / experiment / ".lab" / stage
+        return self.folder(experiment) / ".lab" / stage
 
 
 def label(experiment: str, stage: str) -> str:
     """What a stage of an experiment is called in messages."""
+    experiment = member_name(experiment)[0] if stage == "traits" else experiment
     return stage if experiment == stage else f"{experiment}/{stage}"
 
 
@@ -185,6 +196,19 @@ class Run:
         if not self.headless and (lab / FINISHED).is_file():
             return lab / "data"
         raise DriftbookError(f"{self.stage} reads {stage}, and {good} holds no good run: make {stage} EXP={experiment}")
+
+    def members(self) -> dict[str, Path]:
+        """Of a series: name to ``outputs/<series>/members/<name>`` of each change whose runs hold (in a notebook that a
+        person has open: that has a good run), in the order of the series."""
+        known = self.folder / MEMBERS
+        held = read_json(known) if known.is_file() else None
+        found = {}
+        for member in self.params.members:
+            name = f"{self.params.experiment}:{member.name}"
+            good = (self.layout.stage(name, "validate") / RUN_FILE).is_file()
+            if good and (held is None or name in held):
+                found[member.name] = self.layout.folder(name)
+        return found
 
     # ------------------------------------------------------------------------------------------------ what comes out
 

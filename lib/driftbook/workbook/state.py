@@ -9,7 +9,16 @@ from typing import Any
 
 from driftbook.errors import DriftbookError
 from driftbook.hashes import file_hash
-from driftbook.parameters import BenchExperiment, Experiment, load_experiment, repository_of, stages_of
+from driftbook.members import SERIES
+from driftbook.parameters import (
+    STAGES,
+    BenchExperiment,
+    Experiment,
+    load_experiment,
+    load_members,
+    repository_of,
+    stages_of,
+)
 from driftbook.workbook import keys
 from driftbook.workbook.runs import RUN_FILE, THUMBNAIL, Layout, read_json
 
@@ -44,6 +53,8 @@ def upstream_outputs(experiment: Experiment | BenchExperiment, stage: str, layou
     """sha256 of every data file of the stages before. Raises ``DriftbookError`` if one is missing or out of date."""
     name = experiment.experiment
     found: dict[str, str] = {}
+    if stage == SERIES:
+        return _of_members(experiment, layout)
     for other in keys.upstream(experiment, stage):
         folder = layout.stage(name, other)
         if not (folder / RUN_FILE).is_file():
@@ -55,6 +66,24 @@ def upstream_outputs(experiment: Experiment | BenchExperiment, stage: str, layou
             raise DriftbookError(f"{stage} reads {other}, which is out of date ({changed}): make {other} EXP={name}")
         found |= {f"{other}/{n}": kept["sha256"] for n, kept in run["outputs"].items() if n.startswith("data/")}
     return found
+
+
+def _of_members(experiment: Experiment, layout: Layout) -> dict[str, str]:
+    """sha256 of the data files of all stages of the members that hold. Raises ``DriftbookError`` where none does."""
+    held = keys.held(experiment, layout)
+    if not held:
+        raise DriftbookError(
+            f"{SERIES} reads the changes of {experiment.experiment}, of which none has a good run: "
+            f"make run EXP={experiment.experiment}"
+        )
+    return {
+        f"{member}/{stage}/{name}": kept["sha256"]
+        for member in held
+        for stage in STAGES
+        if (layout.stage(member, stage) / RUN_FILE).is_file()
+        for name, kept in read_json(layout.stage(member, stage) / RUN_FILE)["outputs"].items()
+        if name.startswith("data/")
+    }
 
 
 def staleness(layout: Layout, experiment: str, key: keys.Key, before: dict[str, str]) -> list[str]:
@@ -109,6 +138,13 @@ def explain(experiment_file: Path, outputs: Path | None = None) -> dict[str, tup
     return said
 
 
+def parts(experiment_file: Path) -> list[Path]:
+    """The parameter files of the changes of a series, and its own; of another experiment its own alone."""
+    experiment = load_experiment(experiment_file)
+    series = isinstance(experiment, Experiment) and bool(experiment.interventions)
+    return [*(load_members(experiment_file)[0].values() if series else ()), Path(experiment_file)]
+
+
 def verify(experiment_file: Path, outputs: Path | None = None) -> dict[str, list[str]]:
     """Per stage with a good run, the files that are not as ``run.json`` recorded them.
 
@@ -129,5 +165,5 @@ def verify(experiment_file: Path, outputs: Path | None = None) -> dict[str, list
             if kept.get(n) != now.get(n)
         ]
     if not said:
-        raise DriftbookError(f"{layout.outputs / name} holds no good run: make run EXP={name}")
+        raise DriftbookError(f"{layout.folder(name)} holds no good run: make run EXP={name}")
     return said
