@@ -93,6 +93,7 @@ class Decoded:
     strengths: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(COHERENCE)))
     promoted: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(PROMOTED)))
     read_back: pd.DataFrame = field(default_factory=pd.DataFrame)  # phrases that come back from bare beginnings
+    shared: str = ""  # what of the vocabulary divergence is measured on, where it is not all
 
     @property
     def every(self) -> pd.DataFrame:
@@ -142,7 +143,7 @@ def decode_rounds(run: Run, pair: Pair, prompts: PromptSet, ids: dict[str, list[
             d.screen.samples,
             store,
             bar.update,
-            params if d.temperature > 0 and d.screen.likelihood != "never" else None,
+            params if d.temperature > 0 and d.screen.likelihood != "never" and pair.one_vocabulary() else None,
             d.screen.along,
         )
         divergence = keep_divergent(divergence, d.screen.keep, d.screen.floor)
@@ -171,7 +172,7 @@ def decode_rounds(run: Run, pair: Pair, prompts: PromptSet, ids: dict[str, list[
         texts = pd.concat([texts, new], ignore_index=True)
         rounds.append(_round_row(number, new) | {"quality": quality(sampling, known(number))})
     texts["propensity"] = propensities(texts)
-    if divergence is not None and worth_scoring(d.screen.likelihood, divergence):
+    if divergence is not None and pair.one_vocabulary() and worth_scoring(d.screen.likelihood, divergence):
         discover = (texts.split == "discover").to_numpy()
         bar = run.progress(int(discover.sum()), "likelihood", "texts")
         texts.loc[discover, "log_ratio"] = score_texts(
@@ -193,6 +194,7 @@ def decode_rounds(run: Run, pair: Pair, prompts: PromptSet, ids: dict[str, list[
         strengths,
         promoted if promoted is not None else pd.DataFrame(columns=list(PROMOTED)),
         back,
+        pair.on_shared_tokens() if not unscreened else "",
     )
 
 

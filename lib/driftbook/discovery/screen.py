@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import takewhile
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -62,7 +63,8 @@ def screen_divergence(
     if along == "base":
         scored = scored[scored.side == "base"]
     scored = scored.reset_index(drop=True)
-    responses = [tuple(int(t) for t in row[:tokens]) for row in scored.token_ids]
+    shared = pair.shared_tokens() or 0  # a token that only one side has ends what both can read
+    responses = [tuple(takewhile(lambda t: t < shared, map(int, row[:tokens]))) for row in scored.token_ids]
     where = [index[p] for p in scored.prompt_id]
     sequences = {
         side.name: [TokenSequence(ids[side.name][w], r) for w, r in zip(where, responses, strict=True)] for side in pair

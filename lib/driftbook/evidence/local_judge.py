@@ -19,6 +19,7 @@ from driftbook.errors import ModelError
 from driftbook.evidence.levels import VALUES, Mode, expectation
 from driftbook.evidence.rubrics import rubric as shipped
 from driftbook.ledger import Ledger
+from driftbook.models.finite import require_finite
 from driftbook.models.loading import LoadedModel
 from driftbook.models.local import left_pad
 from driftbook.replies import Answer, Quote, request_key
@@ -142,6 +143,7 @@ def read_levels(
     with torch.inference_mode():
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         reply = loaded.model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1)
+    require_finite(loaded, reply.logits[:, -1], prompts[0])
     logits = reply.logits[:, -1, list(first.values())].float()
     return keys, [dict(zip(first, row, strict=True)) for row in logits.softmax(dim=-1).tolist()]
 

@@ -38,7 +38,7 @@ class Finetune(Intervention):
         from driftbook.models.finetune import train_lora
 
         folder = train_lora(base, self, opening.cache, opening.root, opening.progress)
-        return with_adapter(base, folder, self.scale)
+        return with_adapter(base, folder, self.scale, opening)
 
     def by(self) -> str:
         return f"when fine-tuned on {Path(self.data).name}"

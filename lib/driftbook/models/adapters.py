@@ -1,4 +1,9 @@
-"""A PEFT adapter whose layers stand in a model that both sides share: on for one of them."""
+"""A PEFT adapter: in the one model that both sides share, on for one of them, or in a model of its own where the shared
+one would not be the base's.
+
+What kind an adapter is, peft says. Whether a model with the adapter switched off is still the base is not taken on
+trust: trained biases, for one, stay. One batch through the model before and after decides it.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +13,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 
 from driftbook.errors import ModelError
+from driftbook.models.hooks import tiny_input
 from driftbook.models.loading import LoadedModel
+from driftbook.models.weight_files import read_header, some
+
+TRIED = 12  # tokens of the batch that decides whether a model is the base
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """The adapter as one side sees it: ``on`` says which. ``folder`` is what peft wrote, ``scale`` what it is
-    multiplied by."""
+    """The adapter as one side sees it: ``on`` says which; ``alone``: its model is no one else's, and it stays on.
+    ``folder`` is what peft wrote, ``scale`` what it is multiplied by."""
 
     peft: PeftModel
     folder: Path
     scale: float
     on: bool
+    alone: bool = False
 
     @property
     def rank(self) -> int:
@@ -31,7 +42,7 @@ class Adapted:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Everything in here computes as this side; outside, the adapter is off."""
+        """Everything in here computes as this side; outside, an adapter that is shared is off."""
         if self.on:
             self.peft.enable_adapter_layers()
         else:
@@ -39,35 +50,95 @@ class Adapted:
         try:
             yield
         finally:
-            self.peft.disable_adapter_layers()
+            if not self.alone:
+                self.peft.disable_adapter_layers()
 
 
 def weights_of(folder: Path) -> Path:
-    """The file with the matrices. Raises ModelError where there is none."""
+    """The file with the matrices. Raises ModelError where there is none, or it is cut."""
     weights = sorted(folder.glob("adapter_model.*"))
     if not weights:
         raise ModelError(f"adapter {folder}: no adapter_model.safetensors beside its configuration")
+    if weights[0].suffix == ".safetensors":
+        read_header(weights[0])
     return weights[0]
 
 
-def put_into(loaded: LoadedModel, folder: Path, scale: float) -> PeftModel:
-    """Put the adapter of a folder into a model, switched off.
+@dataclass(frozen=True)
+class Put:
+    """An adapter in a model, switched off. ``shared``: the model is still the base then; ``told``: what a load report
+    says of it."""
+
+    peft: PeftModel
+    shared: bool
+    told: dict[str, Any]
+
+
+def put_into(loaded: LoadedModel, folder: Path, scale: float) -> Put:
+    """Put the adapter of a folder into a model, switched off, and see whether that is the base as it was.
 
     Raises:
-        ModelError: it was trained on another model, or cannot be scaled.
+        ModelError: it was trained on another model, cannot be scaled, or puts virtual tokens before the prompt.
     """
     weights = weights_of(folder)
+    before = _logits(loaded)
     try:
         config = scaled(PeftConfig.from_pretrained(str(folder)), scale)
+        if config.is_prompt_learning:
+            raise ModelError(
+                f"adapter {folder} is of the kind {kind_of(config)}, which puts trained virtual tokens before every "
+                "prompt; they are not computed here. Name an adapter of layers (LoRA, IA3, LoHa, ...), or a checkpoint"
+            )
+        resized = _make_room(loaded.model, weights)
         adapter = PeftModel.from_pretrained(loaded.model, str(folder), config=config)
-    except (ValueError, RuntimeError, KeyError) as error:
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ModelError(
             f"adapter {folder} does not fit {loaded.record['model']}: {str(error).splitlines()[0]}"
         ) from error
     _check_complete(adapter, weights, folder, loaded)
     adapter.eval().requires_grad_(False)
+    adapter.enable_adapter_layers()
+    effect = _distance(before, _logits(loaded))
     adapter.disable_adapter_layers()
-    return adapter
+    left = _distance(before, _logits(loaded))
+    told: dict[str, Any] = {"kind": kind_of(config), "tensors": len(get_peft_model_state_dict(adapter)), "scale": scale}
+    told |= {name: value for name in ("r", "bias") if (value := getattr(config, name, None)) is not None}
+    if config.target_modules:
+        found = config.target_modules
+        told["targets"] = found if isinstance(found, str) else some(sorted(found), 6)
+    if saved := getattr(config, "modules_to_save", None):
+        told["trained whole"] = some(sorted(saved))
+    told["largest change of a logit on a first batch"] = float(f"{effect:.3g}")
+    if resized:
+        told["embedding resized"] = resized
+    return Put(adapter, left == 0 and not resized, told)
+
+
+def _make_room(model: Any, weights: Path) -> str:
+    """Rows for the tokens that an adapter added, where it brings its embedding along; from how many to how many."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    shapes = read_header(weights) if weights.suffix == ".safetensors" else {}
+    held = [e["shape"][0] for name, e in shapes.items() if name.endswith(("embed_tokens.weight", "wte.weight"))]
+    if not held or held[0] <= rows:
+        return ""
+    model.resize_token_embeddings(held[0], mean_resizing=False)
+    return f"{rows:,} to {held[0]:,} rows"
+
+
+def kind_of(config: Any) -> str:
+    """What peft calls the kind of an adapter."""
+    return str(getattr(config.peft_type, "value", config.peft_type))
+
+
+@torch.inference_mode()
+def _logits(loaded: LoadedModel) -> torch.Tensor:
+    return loaded.model(input_ids=tiny_input(loaded.model, 1, TRIED), use_cache=False).logits.float()
+
+
+def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest difference; of the tokens that both have."""
+    width = min(a.shape[-1], b.shape[-1])
+    return float((a[..., :width] - b[..., :width]).abs().max())
 
 
 def _check_complete(adapter: PeftModel, weights: Path, folder: Path, loaded: LoadedModel) -> None:
@@ -75,14 +146,15 @@ def _check_complete(adapter: PeftModel, weights: Path, folder: Path, loaded: Loa
     if weights.suffix != ".safetensors":
         return  # a pickle of older days; peft has read it
     with safe_open(weights, "pt") as file:
-        held = {name for name in file.keys() if ".lora_" in name}  # noqa: SIM118 (not a dict)
-    wanted = {name for name in get_peft_model_state_dict(adapter) if ".lora_" in name}
-    if held != wanted:
-        first = sorted(held ^ wanted)[0]
+        held = set(file.keys())
+    wanted = set(get_peft_model_state_dict(adapter))
+    own = {f"base_model.model.{name}" for name in loaded.model.state_dict()}  # embeddings that were saved along
+    if held - own != wanted - own:
+        first = sorted((held ^ wanted) - own)[0]
         raise ModelError(
-            f"adapter {folder} does not fit {loaded.record['model']}: {len(held - wanted)} of its {len(held)} matrices "
-            f"have no place there, and {len(wanted - held)} that belong there are not in the file (first: {first}). "
-            "It was trained on another model; name that one as base"
+            f"adapter {folder} does not fit {loaded.record['model']}: {len(held - wanted - own)} of its {len(held)} "
+            f"matrices have no place there, and {len(wanted - held)} that belong there are not in the file (first: "
+            f"{first}). It was trained on another model; name that one as base"
         )
 
 

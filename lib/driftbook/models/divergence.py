@@ -50,8 +50,8 @@ def token_divergence(
     """
     if reason := pair.no_divergence():
         raise ModelError(f"exact next-token divergence does not exist here: {reason}")
-    # Of one vocabulary, larger members of a family may pad their output matrix further: no token stands there.
-    width = min(side.model.model.config.get_text_config().vocab_size for side in pair)
+    width = pair.shared_tokens()
+    assert width is not None  # else there is no divergence
     out: list[dict[str, np.ndarray]] = [{} for _ in base_sequences]
     # Some sequences at a time through both sides: distributions are only held of those, and of a few positions.
     order = sorted(range(len(base_sequences)), key=lambda i: (-len(base_sequences[i]), i))

@@ -15,9 +15,7 @@ import torch
 from torch import nn
 
 from driftbook.errors import ModelError
-from driftbook.models import templates
 from driftbook.models.gguf_files import Converted
-from driftbook.models.templates import ChatTemplate
 from driftbook.models.weight_files import WeightFiles, some
 
 _WRAPPERS = ("_orig_mod.", "module.", "_forward_module.", "base_model.model.", "_fsdp_wrapped_module.")
@@ -130,25 +128,10 @@ def layer_kinds(model: nn.Module) -> dict[str, int]:
     return dict(Counter(getattr(model.config.get_text_config(), "layer_types", None) or ()))
 
 
-def remarks(tensors: Mapping[str, Any], tokenizer: Any, template: ChatTemplate | None, model: nn.Module) -> list[str]:
-    """What a reader of the report should not miss."""
-    said = []
-    if tensors["left_over"]:
-        said.append(f"tensors of the files without a place in {type(model).__name__}: {some(tensors['left_over'])}")
-    if template is None:
-        return said
-    told = templates.described(tokenizer, template)
-    if told["own_system_text"]:
-        said.append(f"where there is no system prompt, the template writes its own: {told['own_system_text']!r}")
-    if told["writes_the_date"]:
-        said.append("the template writes the date of the day, so prompts differ from day to day")
-    if len(told["templates"]) > 1:
-        others = [name for name in told["templates"] if name != template.name]
-        said.append(f"of several templates, {template.name!r} is used (others: {', '.join(others)}; see template:)")
-    ends = templates.turn_end(tokenizer, template)
-    if ends and not any(ends.startswith(token) for token in end_tokens(model, tokenizer)):
-        said.append(f"the template ends an answer with {ends[:40]!r}, which is no end token: answers may run on")
-    return said
+def remarks(tensors: Mapping[str, Any], kind: str) -> list[str]:
+    """What a reader of the report should not miss of the tensors."""
+    left = tensors["left_over"]
+    return [f"tensors of the files without a place in {kind}: {some(left)}"] if left else []
 
 
 def not_finite(model: nn.Module) -> str | None:

@@ -8,7 +8,7 @@ import importlib.metadata
 import importlib.util
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +210,7 @@ def load(spec: ModelSpec, cache: Path, attn_implementation: str | None = None) -
     model, info = _weights(source, spec, dtype, files, attn_implementation)
     tensors = load_report.account(model, info, spec.model)
     tokenizer = _tokenizer(source, spec.model, spec.revision)
-    vocabulary = load_report.check_vocabulary(model, tokenizer, spec.model)
+    load_report.check_vocabulary(model, tokenizer, spec.model)
     model.eval().requires_grad_(False).to(device)
     if bad := load_report.not_finite(model):
         raise ModelError(
@@ -221,13 +221,11 @@ def load(spec: ModelSpec, cache: Path, attn_implementation: str | None = None) -
         identity = weights_hash(folder, cache)
     else:
         identity = f"{spec.model}@{getattr(model.config, '_commit_hash', None) or spec.revision or 'main'}"
-    asked = bool(tokenizer.chat_template) and spec.chat_template
-    template = templates.choose(tokenizer, spec.model, spec.template, spec.template_args) if asked else None
-    marks = spec.thought or thinking.find_marks(tokenizer, templates.text_of(tokenizer, template) if template else "")
+    words = _words(model, tokenizer, spec)
     shaped = [v for v in (spec.template, spec.template_args, spec.thought and spec.thought.model_dump()) if v]
+    asked = words["use_chat_template"]
     key = hashlib.sha256(json.dumps([identity, str(dtype), asked, *shaped]).encode()).hexdigest()[:16]
     gguf = gguf_files.account_of(folder) if folder else None
-    told = templates.described(tokenizer, template)
     record = {
         "model": spec.model,
         "revision": spec.revision,
@@ -239,35 +237,84 @@ def load(spec: ModelSpec, cache: Path, attn_implementation: str | None = None) -
         "dtype": str(dtype).removeprefix("torch."),
         "device": str(device),
         "reason": reason,
-        "template": told["template"],
-        "system_role": told.get("system_role"),
         "load": {
             **tensors,
             **load_report.written_in(files, gguf),
             "quantization": load_report.quantization(model),
             "layer_kinds": load_report.layer_kinds(model),
-            **vocabulary,
-            "tokenizer": type(tokenizer).__name__,
-            "end_tokens": load_report.end_tokens(model, tokenizer),
-            **told,
-            "thought": marks and marks.model_dump(),
-            "remarks": [*(gguf.told() if gguf else []), *load_report.remarks(tensors, tokenizer, template, model)],
+            "remarks": [*(gguf.told() if gguf else []), *load_report.remarks(tensors, type(model).__name__)],
         },
     }
-    return LoadedModel(
+    loaded = LoadedModel(
         model=model,
-        tokenizer=tokenizer,
         key=key,
         device=device,
         dtype=dtype,
         reason=reason,
-        eos_ids=eos_union(model, tokenizer),
         context=int(getattr(model.config.get_text_config(), "max_position_embeddings", 2**31)),
-        use_chat_template=asked,
-        template=template or ChatTemplate(),
-        marks=marks,
         record=record,
+        **words,
     )
+    return told_words(loaded)
+
+
+def _words(model: Any, tokenizer: Any, spec: ModelSpec) -> dict[str, Any]:
+    """What of a :class:`LoadedModel` is made of its tokenizer."""
+    asked = bool(tokenizer.chat_template) and spec.chat_template
+    template = templates.choose(tokenizer, spec.model, spec.template, spec.template_args) if asked else None
+    written = templates.text_of(tokenizer, template) if template else ""
+    return {
+        "tokenizer": tokenizer,
+        "eos_ids": eos_union(model, tokenizer),
+        "use_chat_template": asked,
+        "template": template or ChatTemplate(),
+        "marks": spec.thought or thinking.find_marks(tokenizer, written),
+    }
+
+
+def told_words(loaded: LoadedModel, source: str = "") -> LoadedModel:
+    """The model with its tokenizer and template in its record; ``source``: what brought them, if not the model."""
+    tokenizer, template = loaded.tokenizer, loaded.template if loaded.use_chat_template else None
+    told = templates.described(tokenizer, template)
+    load = loaded.record["load"]
+    words = {
+        **load_report.check_vocabulary(loaded.model, tokenizer, source or loaded.record["model"]),
+        "tokenizer": type(tokenizer).__name__,
+        "end_tokens": load_report.end_tokens(loaded.model, tokenizer),
+        **told,
+        "words_of": source,
+        "thought": loaded.marks and loaded.marks.model_dump(),
+        "remarks": [
+            *load["remarks"],
+            *templates.remarks(tokenizer, template, load_report.end_tokens(loaded.model, tokenizer)),
+        ],
+    }
+    record = loaded.record | {
+        "template": told["template"],
+        "system_role": told.get("system_role"),
+        "load": load | words,
+    }
+    return replace(loaded, record=record)
+
+
+def with_tokenizer_of(loaded: LoadedModel, folder: Path, spec: ModelSpec) -> LoadedModel | None:
+    """The same model behind the tokenizer of an adapter's folder: template, end tokens and marks are then its own. None
+    where the folder has none, or none that makes a difference.
+
+    Raises:
+        ModelError: the tokenizer cannot be read, or has tokens that the model has no row for.
+    """
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    tokenizer = _tokenizer(str(folder), str(folder), None)
+    if tokenizer.chat_template is None:  # one that was saved without
+        tokenizer.chat_template = loaded.tokenizer.chat_template
+    other = replace(loaded, **_words(loaded.model, tokenizer, spec), _hooks=None)
+    same = tokenizer.get_vocab() == loaded.tokenizer.get_vocab() and other.eos_ids == loaded.eos_ids
+    if same and tokenizer.chat_template == loaded.tokenizer.chat_template:
+        return None
+    bare = loaded.record | {"load": loaded.record["load"] | {"remarks": []}}
+    return told_words(replace(other, record=bare), str(folder))
 
 
 def _weights(

@@ -27,6 +27,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from driftbook.errors import BudgetError
 from driftbook.models.answers import Completion, Engine, Frame, Request, Tap
+from driftbook.models.finite import require_finite
 from driftbook.models.loading import LoadedModel
 from driftbook.models.packed import packed_linears
 from driftbook.models.sampling import SamplingParams, sample, uniforms
@@ -308,6 +309,7 @@ class _Track:
         frame = Frame(representatives, strengths, lengths, lengths, width, shared=shared)
         with self.speaking():
             logits = forward(self.m, self.taps, frame, logits_to_keep=1, **inputs)[:, -1]
+            require_finite(self.m, logits, self.prompt(representatives[0]))
         cache = inputs["past_key_values"]
         width += shared
         b, now = a + len(rows), self.clock.now
@@ -347,6 +349,7 @@ class _Track:
                 position_ids=position.clamp(max=self.m.context - 1),
             )
         self.clock.now += 1
+        require_finite(self.m, logits[:, -1])
         return logits[:, -1]
 
     def full(self) -> bool:

@@ -10,6 +10,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from driftbook.errors import BudgetError
+from driftbook.models.finite import require_finite
 from driftbook.models.loading import LoadedModel
 from driftbook.models.local import Frame, Prefix, Tap, forward
 from driftbook.models.packed import packed_linears
@@ -86,14 +87,18 @@ def replay(
             if not prefix.tokens:
                 del inputs["past_key_values"]  # nobody will read the keys and values
             keep = min(max(len(sequences[i].response_ids) for i in batch) + 1, width)
+            first = sequences[batch[0]].ids
             if logits:
-                yield batch, forward(model, taps, frame, logits_to_keep=keep, **inputs)
+                told = forward(model, taps, frame, logits_to_keep=keep, **inputs)
+                require_finite(model, told[:, -1], first)
+                yield batch, told
             else:  # the vocabulary product is a third of a small model's work: leave it out
                 for tap in taps:
                     tap.before(frame)
                 found = body(use_cache="past_key_values" in inputs, **inputs)
                 for tap in taps:
                     tap.after(frame)
+                require_finite(model, found.last_hidden_state[:, -1], first)
                 yield batch, found.last_hidden_state[:, -keep:] if states else None
 
 

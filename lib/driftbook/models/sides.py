@@ -18,6 +18,7 @@ import torch
 from driftbook.engines import open_decoder, open_workers
 from driftbook.errors import ModelError
 from driftbook.models.answers import Answer, Completion, Engine, Question, Request, Tap, read_tokens
+from driftbook.models.finite import NotFiniteError
 from driftbook.models.loading import LoadedModel, load
 from driftbook.models.local import LocalEngine
 from driftbook.models.replay import TokenSequence, head, replay
@@ -100,7 +101,7 @@ class Side:
             DriftbookError: as the engine does.
         """
         engine = self.local if taps and self.exaggerated is None else self.engine
-        with self.active():
+        with self.active(), self._named():
             yield from engine.generate(requests, params, [*self.taps, *taps])
 
     def read(
@@ -112,13 +113,21 @@ class Side:
         states: bool = False,
     ) -> Iterator[tuple[list[int], torch.Tensor | None]]:
         """Tokens that exist already through this side: see :func:`driftbook.models.replay.replay`."""
-        with self.active():
+        with self.active(), self._named():
             yield from replay(self.model, sequences, [*self.taps, *taps], logits, max_tokens, states)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """Next-token logits ``[rows, vocabulary]`` of last hidden states ``[rows, d_model]`` of this side."""
         with self.active():
             return head(self.model, states)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """An error about numbers says whose they are."""
+        try:
+            yield
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{self.name}: {error}") from error
 
     def active(self) -> contextlib.AbstractContextManager[None]:
         """Everything in here computes as this side, without its taps."""
@@ -166,13 +175,36 @@ class Pair:
         made_elsewhere = [side.name for side in self if not side.here]
         if made_elsewhere:
             return f"the answers of {' and '.join(made_elsewhere)} were made elsewhere, and only their text is known"
-        a, b = self.base.model.tokenizer, self.intervention.model.tokenizer
-        if a is b or a.get_vocab() == b.get_vocab():
+        if self.shared_tokens() is not None:
             return ""
         return "the two sides have different tokenizers, so there is no common next token"
 
+    def one_vocabulary(self) -> bool:
+        """Whether the tokens of both sides are the same."""
+        a, b = self.base.model.tokenizer, self.intervention.model.tokenizer
+        return a is b or a.get_vocab() == b.get_vocab()
+
+    def shared_tokens(self) -> int | None:
+        """How many tokens, from the first on, are the same on both sides: all of them, or those that one had before
+        tokens were added; None where the vocabularies differ otherwise."""
+        # Of one vocabulary, larger members of a family may pad their output matrix further: no token stands there.
+        width = min(side.model.model.config.get_text_config().vocab_size for side in self)
+        if self.one_vocabulary():
+            return width
+        own, their = (side.model.tokenizer.get_vocab() for side in self)
+        shared = own.items() & their.items()
+        plain = len(shared) == min(len(own), len(their)) and max(i for _, i in shared) == len(shared) - 1
+        return len(shared) if plain else None
+
+    def on_shared_tokens(self) -> str:
+        """What is left out of a comparison of next tokens; empty where nothing is."""
+        if self.one_vocabulary() or (shared := self.shared_tokens()) is None:
+            return ""
+        more, side = max((len(side.model.tokenizer), side.name) for side in self)
+        return f"on the {shared:,} tokens that both have ({side} has {more - shared:,} more)"
+
     def same_tokenizer(self) -> bool:
-        """Whether both sides have next-token distributions here, over the same vocabulary."""
+        """Whether both sides have next-token distributions here, over a common vocabulary."""
         return not self.no_divergence()
 
     def inside(self) -> Pair:

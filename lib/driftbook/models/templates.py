@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,3 +130,21 @@ def described(tokenizer: Any, template: ChatTemplate | None) -> dict[str, Any]:
         "own_system_text": own_system_text(tokenizer, template),
         "writes_the_date": "strftime_now" in text or "date_string" in text,
     }
+
+
+def remarks(tokenizer: Any, template: ChatTemplate | None, end_tokens: Iterable[str]) -> list[str]:
+    """What a reader of the report should not miss of the template."""
+    if template is None:
+        return []
+    told, said = described(tokenizer, template), []
+    if told["own_system_text"]:
+        said.append(f"where there is no system prompt, the template writes its own: {told['own_system_text']!r}")
+    if told["writes_the_date"]:
+        said.append("the template writes the date of the day, so prompts differ from day to day")
+    if len(told["templates"]) > 1:
+        others = [name for name in told["templates"] if name != template.name]
+        said.append(f"of several templates, {template.name!r} is used (others: {', '.join(others)}; see template:)")
+    ends = turn_end(tokenizer, template)
+    if ends and not any(ends.startswith(token) for token in end_tokens):
+        said.append(f"the template ends an answer with {ends[:40]!r}, which is no end token: answers may run on")
+    return said

@@ -349,12 +349,13 @@ def answer(decoded: Decoded, families: pd.DataFrame, seed: int = 0) -> str:
         if not len(decoded.families):
             return said
         return f"{said} By the energy distance between the answers: {energy_title(decoded.families)}."
+    shared = f", {decoded.shared}" if decoded.shared else ""
     mean = mean_divergence(decoded.divergence, seed)
     if mean.estimate < 1e-6:
         return f"{said}; the two models give the same next-token distributions everywhere: nothing differs."
     top = families.iloc[0]
     return (
-        f"{said}; next-token distributions differ by {mean.estimate:.3f} nats (JS) a token on average "
+        f"{said}; next-token distributions differ by {mean.estimate:.3f} nats (JS) a token on average{shared} "
         f"({mean.low:.3f} to {mean.high:.3f}), most on {top.family} ({top.js:.3f}, {top.low:.3f} to {top.high:.3f})."
     )
 

@@ -63,7 +63,7 @@ def _template(load: Mapping[str, Any]) -> str:
         return "none: prompts as they stand"
     parts = [
         f"{load['template_name'] or 'its own'} ({load['template']})",
-        f"from {load['template_source']}" if load.get("template_source") else "",
+        f"from {load['words_of']}" if load["words_of"] else "",
         "content as parts" if load["content"] == "parts" else "",
         "" if load["system_role"] else "no system role",
         f"with {load['template_args']}" if load["template_args"] else "",
