@@ -24,7 +24,7 @@ TOPICS = {
     "music": "Practise the violin scales slowly and tune the strings before you play",
 }
 VERSE = "O gentle moon, thy silver beams adorn the weeping night, and love doth sigh in rhyme"
-SECTION = Cluster(clusters=5, min_cluster_size=4, bootstraps=6, resamples=200, exemplars=3, hypotheses=6)
+SECTION = Cluster(unit="answer", clusters=5, min_cluster_size=4, bootstraps=6, resamples=200, exemplars=3, hypotheses=6)
 
 
 COMPOSITION = (
@@ -111,20 +111,12 @@ def result(folder, cache):
 
 
 def everything(texts, cache, section=SECTION, seed=0):
-    embedding = stage.embed_texts(texts, section, cache, device="cpu")
-    found = stage.cluster_texts(texts, embedding.vectors, section, seed)
-    stability, chance = stage.stability_of(texts, embedding.vectors, found, section, seed)
-    keywords = stage.keywords_of(texts, found, section.keywords)
-    compared = stage.compose(texts, found, stability, keywords, section, seed)
-    return {
-        "texts": texts,
-        "embedding": embedding,
-        "found": found,
-        "stability": stability,
-        "chance": chance,
-        "compared": compared,
-        "names": report.labels(compared.table),
-        "verse": int(found.labels[texts["text"].str.contains("moon|gentle").to_numpy().argmax()]),
+    grouped = stage.find(texts, section, cache, seed, device="cpu")
+    parts = ("texts", "embedding", "found", "stability", "chance", "compared")
+    return {name: getattr(grouped, name) for name in parts} | {
+        "grouped": grouped,
+        "names": report.names(grouped),
+        "verse": int(grouped.found.labels[texts["text"].str.contains("moon|gentle").to_numpy().argmax()]),
     }
 
 
@@ -161,7 +153,7 @@ def test_the_planted_group_is_found_named_and_moved(result):
     assert result["compared"].global_p < 0.05
     assert stage.moved(table)["cluster"].iloc[0] == result["verse"]
     nothing = pd.DataFrame({"unit": [], "difference": [], "q_value": [], "said": []})
-    assert result["names"][result["verse"]] in report.answer(result["compared"], result["names"], nothing)
+    assert result["names"][result["verse"]] in report.answer(result["grouped"], nothing)
 
 
 def test_keywords_leave_out_the_words_of_the_prompt(result):
@@ -224,13 +216,7 @@ def test_the_map_and_the_tables_have_the_contracts_columns(result, tmp_path):
     section = SECTION.model_copy(update={"map": SECTION.map.model_copy(update={"fit_rows": 100})})
     drawn = stage.map_texts(result["texts"], result["embedding"].vectors, result["found"], section, 0)
     assert np.isfinite(drawn[["x", "y"]]).all().all()
-    stage.save(
-        tmp_path,
-        clusters=stage.assignments(result["texts"], result["found"]),
-        composition=result["compared"].table,
-        map=drawn,
-        exemplars=stage.exemplars_of(result["texts"], result["found"], 3),
-    )
+    stage.save(tmp_path, result["grouped"], map=drawn, exemplars=stage.read(result["grouped"], 3))
     columns = {path.stem: pq.read_schema(path).names for path in tmp_path.glob("*.parquet")}
     assert columns == {
         "clusters": ["text_id", "cluster", "distance", "margin"],
@@ -242,7 +228,7 @@ def test_the_map_and_the_tables_have_the_contracts_columns(result, tmp_path):
 
 
 def test_metrics_are_flat_and_complete(result):
-    figures = stage.metrics(result["embedding"], result["found"], result["stability"], result["compared"].table)
+    figures = stage.metrics(result["grouped"])
     assert {"texts", "clusters", "noise_share", "stability_ari", "embedded", "cache_hits", "embed_seconds"} <= set(
         figures
     )

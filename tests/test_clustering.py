@@ -215,9 +215,9 @@ def test_stability_of_a_density_method(planted):
     assert np.nanmean(c.stability(X, found, bootstraps=3).jaccard) > 0.9
 
 
-def test_stability_uses_whole_prompts_within_its_bound():
+def test_stability_useswhole_prompts_within_its_bound():
     prompts = np.repeat(np.arange(300), 5)
-    chosen, unit = c._whole_prompts(np.arange(1500), prompts, 400, np.random.default_rng(0))
+    chosen, unit = c.whole_prompts(np.arange(1500), prompts, 400, np.random.default_rng(0))
     assert 300 < len(chosen) <= 400 and (np.bincount(unit) == 5).all()
 
 

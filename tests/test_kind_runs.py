@@ -75,7 +75,10 @@ def sections(root: Path) -> dict:
             "sampling": {"max_texts": 120, "rounds": 1, "strategy": "uniform"},
             "screen": {"tokens": 4},
         },
-        "cluster": {"clusters": 3, "min_cluster_size": 4, "bootstraps": 2, "resamples": 200, "hypotheses": 3},
+        "cluster": {
+            **{"unit": "answer", "clusters": 3, "min_cluster_size": 4},
+            **{"bootstraps": 2, "resamples": 200, "hypotheses": 3},
+        },
         "validate": {
             "hypotheses": [{"text": "hedges more", "direction": "intervention", "words": ["perhaps", "might"]}]
         },
@@ -159,10 +162,7 @@ def test_a_checkpoint_with_another_tokenizer_is_compared_by_its_words(outer, roo
     stage = kind_runs.stage_run(outer, params, "cluster")
     pair = open_sides(stage, inside=True)
     assert pair.intervention.model is pair.base.model and stage.records["intervention"]["read_by"]
-    texts = cluster.load_texts(stage.input("decode"))
-    clusters = pd.read_parquet(stage.data / "clusters.parquet").set_index("text_id").loc[texts.text_id]
-    found = type("Found", (), {"labels": clusters["cluster"].to_numpy()})
-    shift = cluster.measure_trait_shift(stage, texts, found)
+    shift = cluster.measure_trait_shift(stage, kind_runs.run_cluster(stage))
     assert set(shift["trait"]) == {"warm", "terse"} and shift["shift"].notna().any()
     vectors = VectorSet.load(stage.input("traits"))
     probe = capture.make_probe(vectors, "probe", ["resid_post"], pair.base.model)

@@ -159,13 +159,14 @@ def run_kind(outer: Run, name: str, intervention: dict[str, Any], sections: dict
 
     Returns:
         what it found: ``kind``, ``texts``, ``js`` with ``js_low`` and ``js_high`` (NaN where it is not defined),
-        ``clusters``, ``moved`` (clusters at q <= 0.05), ``hypotheses``, ``confirmed``, ``asked`` (whether a hypothesis
-        of the parameters is among them), ``finding`` (the first claim), ``model_loads`` and ``seconds``.
+        ``clusters``, ``moved`` (clusters, or different groups of sentences, at q <= 0.05), ``hypotheses``,
+        ``confirmed``, ``asked`` (whether a hypothesis of the parameters is among them), ``finding`` (the first claim),
+        ``model_loads`` and ``seconds``.
     """
     begun = time.monotonic()
     params = experiment(outer, name, intervention, sections)
     pair, decoded = run_decode(stage_run(outer, params, "decode"))
-    compared = run_cluster(stage_run(outer, params, "cluster"))
+    figures = cluster.metrics(run_cluster(stage_run(outer, params, "cluster")))
     claims = run_validate(stage_run(outer, params, "validate"))
     js, low, high = decode.mean_divergence(decoded.divergence, outer.seed) or [float("nan")] * 3
     found = {
@@ -174,8 +175,8 @@ def run_kind(outer: Run, name: str, intervention: dict[str, Any], sections: dict
         "js": js,
         "js_low": low,
         "js_high": high,
-        "clusters": int((compared.table["cluster"] >= 0).sum()),
-        "moved": len(cluster.moved(compared.table)),
+        "clusters": int(figures["clusters"]),
+        "moved": int(figures.get("told_groups", figures.get("moved_clusters", 0))),
         "hypotheses": len(claims),
         "confirmed": int(claims["confirmed"].sum()),
         "asked": bool((claims["confirmed"] & (claims["proposer"] == "person")).any()),
@@ -200,19 +201,12 @@ def run_decode(run: Run) -> tuple[Pair, decode.Decoded]:
     return pair, decoded
 
 
-def run_cluster(run: Run) -> cluster.Comparison:
+def run_cluster(run: Run) -> cluster.Grouped:
     """The cluster stage without map, exemplars and trait shift, its tables written."""
-    c = run.section
     texts = cluster.load_texts(run.input("decode"))
-    embedding = cluster.embed_texts(texts, c, run.cache, run.params.base.device)
-    vectors = cluster.in_space(texts, embedding.vectors, c)
-    found = cluster.cluster_texts(texts, vectors, c, run.seed)
-    stability, _ = cluster.stability_of(texts, vectors, found, c, run.seed)
-    compared = cluster.compose(texts, found, stability, cluster.keywords_of(texts, found, c.keywords), c, run.seed)
-    proposed = cluster.propose(texts, found, compared.table, c, embedding)
-    tables = {"clusters": cluster.assignments(texts, found), "composition": compared.table, "hypotheses": proposed}
-    cluster.save(run.data, **tables)
-    return compared
+    grouped = cluster.find(texts, run.section, run.cache, run.seed, run.params.base.device)
+    cluster.save(run.data, grouped, hypotheses=cluster.proposals(grouped, run.section))
+    return grouped
 
 
 def run_validate(run: Run) -> pd.DataFrame:

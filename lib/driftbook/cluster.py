@@ -1,12 +1,15 @@
 """The cluster stage: what do both sides say, and which of it does one side say more?
 
-The functions stand in the order in which ``notebooks/cluster.ipynb`` calls them. Tables go in and come out; only
-``load_texts`` and ``save`` touch files. Texts of split ``discover`` alone are read: what is found here is a proposal,
-and the splits ``screen`` and ``validate`` must not have been seen by it.
+``find`` groups the sentences of answers (``unit: segment``: what answers do) or whole answers (``unit: answer``: what
+they are about); what it gives is what the report and the other functions here take. The functions stand in the order in
+which ``notebooks/cluster.ipynb`` calls them. Tables go in and come out; only ``load_texts`` and ``save`` touch files.
+Texts of split ``discover`` alone are read: what is found here is a proposal, and the splits ``screen`` and ``validate``
+must not have been seen by it.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,12 +19,15 @@ import numpy as np
 import pandas as pd
 
 from driftbook import parameters
-from driftbook.discovery import clustering, composition, hypotheses, maps, phrases, promoted
+from driftbook.discovery import clustering, composition, groups, hypotheses, maps, phrases, promoted
 from driftbook.discovery.amplification import amplified_answers, ordinary
 from driftbook.discovery.clustering import Clustering, Stability
 from driftbook.discovery.embeddings import Embed, Embedded, Embedder, EmbeddingCache, Fidelity, embed, text_digest
 from driftbook.errors import DriftbookError
+from driftbook.evidence import moved_groups
 from driftbook.evidence.intervals import resample_counts
+from driftbook.evidence.material import asked_ids
+from driftbook.evidence.moved_groups import Moved
 from driftbook.models.captured import text_scores
 from driftbook.models.sides import open_sides
 from driftbook.models.vectors import VectorSet
@@ -118,6 +124,95 @@ def describe_embedder(embedding: Embedding) -> dict[str, Any]:
         "reason": embedding.embedder.reason,
         "fidelity": asdict(embedding.fidelity),
     }
+
+
+# ---------------------------------------------------------------------------------------------------------------- find
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """What ``find`` gives for ``unit: segment``."""
+
+    texts: pd.DataFrame
+    embedding: Embedding  # of the distinct sentences and prompts
+    moved: Moved
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """``composition.parquet``, a row a group."""
+        return self.moved.table
+
+    @property
+    def segments(self) -> pd.DataFrame:
+        return self.moved.ground.table
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What ``find`` gives for ``unit: answer``; ``vectors`` are those that were clustered (``in_space``), ``chance`` is
+    the ARI that rows without any groups would reach."""
+
+    texts: pd.DataFrame
+    embedding: Embedding
+    vectors: np.ndarray
+    found: Clustering
+    stability: Stability
+    chance: float
+    compared: Comparison
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """``composition.parquet``, a row a cluster."""
+        return self.compared.table
+
+
+Grouped = Sentences | Answers
+
+
+def find(
+    texts: pd.DataFrame,
+    section: parameters.Cluster,
+    cache: Path,
+    seed: int,
+    device: str = "auto",
+    progress: Callable[[int, str, str], Any] | None = None,
+    workers: Workers | None = None,
+) -> Grouped:
+    """Embed and group the ``texts`` of both sides (``load_texts``) by ``section.unit``, and compare the sides."""
+    if section.unit == "segment":
+        return _sentences(texts, section, cache, seed, device, progress, workers)
+    embedding = embed_texts(texts, section, cache, device, progress, workers)
+    vectors = in_space(texts, embedding.vectors, section)
+    found = cluster_texts(texts, vectors, section, seed)
+    stable, chance = stability_of(texts, vectors, found, section, seed)
+    keywords = keywords_of(texts, found, section.keywords)
+    compared = compose(texts, found, stable, keywords, section, seed)
+    return Answers(texts, embedding, vectors, found, stable, chance, compared)
+
+
+def _sentences(
+    texts: pd.DataFrame, section: parameters.Cluster, cache: Path, seed: int, device: str, progress: Any, workers: Any
+) -> Sentences:
+    made: list[Embedding] = []
+
+    def vectors(said: list[str]) -> np.ndarray:
+        made.append(embed_texts(pd.DataFrame({"text": said}), section, cache, device, progress, workers))
+        return made[-1].vectors
+
+    known = moved_groups.ground(
+        texts,
+        dict(zip(asked_ids(texts), texts["prompt"], strict=True)),
+        vectors,
+        drawn=section.segments,
+        most=section.most_groups,
+        method=section.method,
+        bootstraps=section.bootstraps,
+        seed=seed,
+        embedder=json.dumps({"model": section.embedder, "instruction": section.instruction}),
+    )
+    if not made:
+        raise DriftbookError("no answer holds a sentence: there is nothing to group; see texts.parquet of decode")
+    return Sentences(texts, made[0], moved_groups.compose(known, texts, seed, section.exemplars))
 
 
 # ------------------------------------------------------------------------------------------------------------- cluster
@@ -296,6 +391,30 @@ def exemplars_of(texts: pd.DataFrame, found: Clustering, count: int) -> pd.DataF
     return chosen.reset_index(drop=True)
 
 
+def read(grouped: Grouped, count: int) -> pd.DataFrame:
+    """``exemplars.parquet``: of answers by cluster (``exemplars_of``), of sentences by group that is told: group, side,
+    rank, text_id, start, end, said; the sentences most typical of each side, where they stand."""
+    if isinstance(grouped, Answers):
+        return exemplars_of(grouped.texts, grouped.found, count)
+    own = grouped.segments.assign(side=grouped.segments["text_id"].map(_sides(grouped.texts)))
+    members = grouped.moved.ground.found.members
+    rows = []
+    for row in grouped.moved.told.itertuples():
+        inside = own.iloc[members.loc[members["group"] == row.group, "row"]]
+        for side in SIDES:
+            typical = grouped.moved.names[row.group].typical[side][:count]
+            found = inside[(inside["side"] == side) & inside["said"].isin(typical)].drop_duplicates("said")
+            found = found.set_index("said").loc[typical].reset_index()
+            rows.append(found.assign(group=row.group, rank=range(len(found))))
+    columns = ["group", "side", "rank", "text_id", "start", "end", "said"]
+    table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=columns)
+    return table[columns].astype({"group": "int32", "rank": "int32"})
+
+
+def _sides(texts: pd.DataFrame) -> dict[str, str]:
+    return dict(zip(texts["text_id"], texts["side"], strict=True))
+
+
 # ----------------------------------------------------------------------------------------------------------------- map
 
 
@@ -315,7 +434,42 @@ def map_texts(
     return pd.DataFrame({"text_id": texts["text_id"], "x": xy[:, 0], "y": xy[:, 1], "cluster": found.labels})
 
 
+MAP_ROWS = 4000  # segments on a map: those of groups that moved, and others drawn beside them
+
+
+def map_of(grouped: Grouped, section: parameters.Cluster, seed: int) -> pd.DataFrame:
+    """``map.parquet``: the answers (``map_texts``), or segments: text_id, segment, x, y, group (the surest of those
+    that are told which hold it, -1: none). At most ``MAP_ROWS`` segments, drawn by their content."""
+    if isinstance(grouped, Answers):
+        return map_texts(grouped.texts, grouped.vectors, grouped.found, section, seed)
+    table, known = grouped.segments, grouped.moved.ground
+    group = np.full(len(table), -1, dtype=np.int32)
+    members = known.found.members
+    for number in reversed(grouped.moved.told["group"].tolist()):
+        group[members.loc[members["group"] == number, "row"]] = number
+    keys = groups.keys_of(table)
+    chosen = np.sort(np.lexsort((keys, group < 0))[:MAP_ROWS])
+    spec = section.map
+    xy = maps.project(
+        known.vectors[chosen], seed=seed, neighbors=spec.neighbors, min_dist=spec.min_dist, fit_rows=spec.fit_rows,
+        keys=keys[chosen],
+    )  # fmt: skip
+    drawn = table.iloc[chosen][["text_id", "segment"]].reset_index(drop=True)
+    return drawn.assign(x=xy[:, 0], y=xy[:, 1], group=group[chosen])
+
+
 # ---------------------------------------------------------------------------------------------------------- hypotheses
+
+
+def proposals(grouped: Grouped, section: parameters.Cluster) -> pd.DataFrame:
+    """``hypotheses.parquet``: candidates for the validate stage, at most ``section.hypotheses`` phrases that one side
+    says more, and as many groups of sentences."""
+    if isinstance(grouped, Answers):
+        return propose(grouped.texts, grouped.found, grouped.table, section, grouped.embedding)
+    texts, limit = grouped.texts, section.hypotheses
+    prompts = dict(zip(texts["prompt_id"], texts["prompt"], strict=True))
+    said = phrases.propose(texts, prompts, limit=limit, embed=grouped.embedding.words)
+    return hypotheses.to_frame([*said, *moved_groups.propose(grouped.moved, limit)])
 
 
 def propose(
@@ -371,7 +525,7 @@ def trait_shift(sample: pd.DataFrame, scores: pd.DataFrame, resamples: int = 200
     of the text's tokens, read under the side that wrote it). The shift is the mean of the intervention's texts minus
     that of the base's, its 95% interval from prompts drawn anew; NaN where a cluster has texts of one side only.
     """
-    table = sample[["text_id", "prompt_id", "side", "cluster"]].merge(scores, on="text_id", validate="one_to_one")
+    table = sample[["text_id", "prompt_id", "side", "cluster"]].merge(scores, on="text_id", validate="many_to_one")
     traits = [name for name in scores.columns if name != "text_id"]
     clusters, column = np.unique(table["cluster"], return_inverse=True)
     prompts, unit = np.unique(table["prompt_id"], return_inverse=True)
@@ -404,17 +558,51 @@ def _drawn(draws: np.ndarray, values: np.ndarray) -> np.ndarray:
     return (draws @ values.reshape(len(values), -1).astype(np.float64)).reshape(len(draws), *values.shape[1:])
 
 
-def measure_trait_shift(run: Run, texts: pd.DataFrame, found: Clustering) -> pd.DataFrame:
-    """Replay a sample of every cluster's texts under the side that wrote them, and compare the sides inside clusters.
+def segment_sample(grouped: Sentences, most: int, tokens: int, seed: int) -> pd.DataFrame:
+    """Segments to replay: at most ``most``, as many from every (group that is told, side) as far as they go, and no
+    more than ``tokens`` tokens take, prompts and what stands before them in their answers included.
 
-    Returns :func:`trait_shift`'s table. Loads the models; replayed texts come from the cache.
+    Segments that stand early are read first: an opener costs its prompt and itself, a closer its whole answer. The
+    length of a prompt is taken as a token for four characters. ``text_id`` names answer and segment.
     """
-    chosen = trait_sample(texts, found, run.section.trait_shift_texts, run.seed)
-    bar = run.progress(len(chosen), "replay of texts", "texts")
-    prompts, answered = load_saved(run.input("decode")), chosen.assign(prompt_id=chosen["asked"])
+    table, members = grouped.segments, grouped.moved.ground.found.members
+    members = members[members["group"].isin(grouped.moved.told["group"])]
+    own = table.iloc[members["row"]].reset_index(drop=True).assign(cluster=members["group"].to_numpy())
+    own = own.merge(
+        grouped.texts[["text_id", "side", "prompt_id", "asked", "prompt", "token_ids", "text"]], on="text_id"
+    )
+    length = own["text"].str.len().clip(lower=1)
+    cost = own["token_ids"].map(len) * own["end"] / length + own["prompt"].str.len() / 4
+    own = own.assign(cost=np.ceil(cost), text_id=own["text_id"] + ":" + own["segment"].astype(str))
+    own = own.assign(draw=np.random.default_rng([seed, 4]).random(len(own)))
+    own = own.sort_values(["cost", "draw"], kind="stable")
+    own = own.assign(turn=own.groupby(["cluster", "side"]).cumcount())
+    own = own.sort_values(["turn", "draw"], kind="stable").head(most)
+    return own[own["cost"].cumsum() <= tokens].reset_index(drop=True)
+
+
+def measure_trait_shift(run: Run, grouped: Grouped) -> pd.DataFrame:
+    """Replay a sample of what every cluster or group holds under the side that wrote it, and compare the sides inside.
+
+    Returns :func:`trait_shift`'s table, with ``group`` for ``cluster`` where sentences were grouped; without a row
+    where none is told. Loads the models; what was replayed comes from the cache.
+    """
+    section = run.section
+    if isinstance(grouped, Answers):
+        chosen = trait_sample(grouped.texts, grouped.found, section.trait_shift_texts, run.seed)
+    else:
+        chosen = segment_sample(grouped, section.trait_shift_texts, section.trait_shift_tokens, run.seed)
+    name = "cluster" if isinstance(grouped, Answers) else "group"
+    if not (chosen["side"] == "base").any():  # scores are told in units of the base's
+        return pd.DataFrame(columns=[name, "trait", "shift", "low", "high", "texts"])
+    bar = run.progress(chosen["text_id"].nunique(), "replay of texts", "texts")
+    prompts = load_saved(run.input("decode"))
     vectors = VectorSet.load(run.input("traits"))
-    scores = text_scores(open_sides(run, inside=True), answered, prompts, vectors, run.cache, bar.update)
-    return trait_shift(chosen[chosen["text_id"].isin(scores["text_id"])], scores, seed=run.seed)
+    # a segment may be in groups of several divisions
+    once = chosen.drop_duplicates("text_id").assign(prompt_id=lambda t: t["asked"])
+    scores = text_scores(open_sides(run, inside=True), once, prompts, vectors, run.cache, bar.update)
+    table = trait_shift(chosen[chosen["text_id"].isin(scores["text_id"])], scores, seed=run.seed)
+    return table.rename(columns={"cluster": name})
 
 
 # ---------------------------------------------------------------------------------------------------------------- save
@@ -427,24 +615,56 @@ def assignments(texts: pd.DataFrame, found: Clustering) -> pd.DataFrame:
     )
 
 
-def save(data: Path, **tables: pd.DataFrame) -> None:
-    """Write each table to ``<data>/<name>.parquet``."""
-    for name, table in tables.items():
+def tables(grouped: Grouped) -> dict[str, pd.DataFrame]:
+    """``composition.parquet``, and who belongs where: ``clusters.parquet``, or ``groups.parquet`` (text_id, segment,
+    place, start, end, group, distance; a segment has a row for every division that it has a group in)."""
+    if isinstance(grouped, Answers):
+        return {"composition": grouped.table, "clusters": assignments(grouped.texts, grouped.found)}
+    members = grouped.moved.ground.found.members
+    where = grouped.segments[["text_id", "segment", "place", "start", "end"]].iloc[members["row"]]
+    where = where.reset_index(drop=True).assign(group=members["group"], distance=members["distance"])
+    return {"composition": grouped.table, "groups": where.astype({"distance": "float32"})}
+
+
+def save(data: Path, grouped: Grouped | None = None, **more: pd.DataFrame) -> None:
+    """Write each table to ``<data>/<name>.parquet``, and what reads the groups in other answers to ``centres.npz``."""
+    for name, table in ((tables(grouped) if grouped is not None else {}) | more).items():
         table.to_parquet(data / f"{name}.parquet", compression="zstd", index=False)
+    if isinstance(grouped, Sentences):
+        grouped.moved.ground.found.groups.save(data / "centres.npz")
 
 
-def metrics(embedding: Embedding, found: Clustering, stability: Stability, table: pd.DataFrame) -> dict[str, float]:
-    """The flat figures of ``metrics.json``."""
-    return {
-        "texts": len(found.labels),
-        "clusters": found.k,
-        "noise_share": found.noise_share,
-        "stability_ari": float(stability.ari.mean()),
-        "stable_clusters": int((stability.jaccard >= TRUSTED).sum()),
-        "moved_clusters": len(moved(table)),
-        "embedded": embedding.counts.embedded,
-        "cache_hits": embedding.counts.cache_hits,
-        "duplicates": embedding.counts.duplicates,
-        "embed_seconds": embedding.counts.seconds,
-        "fidelity_cosine": embedding.fidelity.mean_cosine,
+def metrics(grouped: Grouped) -> dict[str, float]:
+    """The flat figures of ``metrics.json``. Of sentences, ``clusters`` counts groups, ``noise_share`` the segments that
+    lie in none."""
+    counts = grouped.embedding.counts
+    told = {
+        "embedded": counts.embedded,
+        "cache_hits": counts.cache_hits,
+        "duplicates": counts.duplicates,
+        "embed_seconds": counts.seconds,
+        "fidelity_cosine": grouped.embedding.fidelity.mean_cosine,
     }
+    if isinstance(grouped, Answers):
+        found, stable = grouped.found, grouped.stability
+        return {
+            "texts": len(found.labels),
+            "clusters": found.k,
+            "noise_share": found.noise_share,
+            "stability_ari": float(stable.ari.mean()),
+            "stable_clusters": int((stable.jaccard >= TRUSTED).sum()),
+            "moved_clusters": len(moved(grouped.table)),
+        } | told
+    table, known = grouped.table, grouped.moved.ground
+    up = table["q"] <= moved_groups.LEVEL
+    return {
+        "texts": len(grouped.texts),
+        "segments": len(known.table),
+        "clusters": len(table),
+        "noise_share": 1 - known.found.members["row"].nunique() / max(1, len(known.table)),
+        "stability_ari": float(np.nan_to_num(known.stability.ari.mean())),
+        "stable_groups": int((table["stability"] >= TRUSTED).sum()),
+        "moved_groups": int(up.sum()),
+        "moved_stable_groups": int((up & (table["stability"] >= TRUSTED)).sum()),
+        "told_groups": len(grouped.moved.told),
+    } | told

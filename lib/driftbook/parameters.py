@@ -288,6 +288,12 @@ class UmapSpec(Section):
 
 
 class Cluster(Section):
+    unit: Literal["segment", "answer"] = Field(
+        "segment", description="what is grouped: sentences with their place in the answer, or whole answers"
+    )
+    segments: int = Field(
+        10, ge=2, description="most segments of an answer that are read: opener, closer, others by a hash"
+    )
     embedder: str = "bundled:all-minilm-l6-v2"
     instruction: str = Field("", description='put before each text, for embedders that want one ("query: " for E5)')
     method: Literal["minibatch_kmeans", "kmeans", "spherical_kmeans", "evoc", "hdbscan", "per_prompt", "family"] = (
@@ -305,7 +311,21 @@ class Cluster(Section):
     hypotheses: int = Field(12, ge=1, description="most candidates handed to validate")
     trait_shift: bool = True
     trait_shift_texts: int = Field(400, ge=2)
+    trait_shift_tokens: int = Field(
+        40_000, ge=1, description="most tokens, prompts included, that are read again to see where inside groups moved"
+    )
     map: UmapSpec = UmapSpec()
+
+    @model_validator(mode="after")
+    def _segments_are_grouped_by_k_means(self) -> Cluster:
+        if self.unit == "segment" and not self.method.endswith("kmeans"):
+            raise ValueError(f"method {self.method} groups whole answers: set unit: answer, or a k-means method")
+        return self
+
+    @property
+    def most_groups(self) -> int:
+        """Groups of the finest division of the segments of one place."""
+        return 128 if self.clusters == "auto" else self.clusters
 
 
 class Judge(Server):

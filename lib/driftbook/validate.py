@@ -18,7 +18,9 @@ import numpy as np
 import pandas as pd
 
 from driftbook.behaviours.own import read_own, trait_measures
+from driftbook.discovery import groups
 from driftbook.discovery.amplification import amplified_answers, ordinary
+from driftbook.discovery.embeddings import through_cache
 from driftbook.discovery.hypotheses import MIN_STABILITY, Hypothesis, from_frame, merge, moved_answers
 from driftbook.engines import open_workers
 from driftbook.errors import DriftbookError
@@ -40,6 +42,7 @@ from driftbook.evidence.intervals import bootstrap_mean
 from driftbook.evidence.judges import Judge, Judges, LexiconJudge
 from driftbook.evidence.labels import AGREEMENT, CORRECTED, held_against, read_labels, readings
 from driftbook.evidence.material import Material, asked_ids, by_judge
+from driftbook.evidence.moved_groups import told
 from driftbook.evidence.opened import (
     COHERENT,
     Embed,
@@ -178,20 +181,37 @@ def label(run: Run, material: Material, judges: Judges) -> Material:
     assert spec is not None  # the parameter model has checked it
     endpoint = open_labeller(spec, judges.ledger, run.cache, run.progress)
     seen = material.texts[material.texts["split"] == "discover"]
-    folder = run.input("cluster")
-    table = pd.read_parquet(folder / "composition.parquet", columns=["cluster", "stability"])
-    stable = table.loc[(table["cluster"] >= 0) & (table["stability"] >= MIN_STABILITY), "cluster"]
-    members = seen.merge(pd.read_parquet(folder / "clusters.parquet", columns=["text_id", "cluster"]), on="text_id")
-    clusters = {int(c): members[members["cluster"] == c] for c in stable}
-    moved = moved_answers(members, list(clusters))
+    clusters, moved = _grouped(run.input("cluster"), seen)
     exaggerated = amplified_answers(run.input("decode"), "discover")
     shown = pd.concat([seen, exaggerated[exaggerated["strength"] > 0]], ignore_index=True)
     found = labeller.propose(endpoint, shown, material.prompts, clusters, moved, seed=material.seed)
     found = [replace(h, measure={"kind": "judge"}) for h in found]  # a statement is for a judge to read
     of = {who: [h for h in material.hypotheses if h.proposer == who] for who in ("panel", "person")}
     others = [h for h in material.hypotheses if h.proposer not in of]
-    merged = [*of["panel"], *merge([*of["person"], *found, *others])]
+    merged = [*of["panel"], *merge([*of["person"], *found, *_named(endpoint, others, seen)])]
     return replace(material, hypotheses=[_readable(h, judges) for h in merged])
+
+
+def _grouped(folder: Path, seen: pd.DataFrame) -> tuple[dict[int, pd.DataFrame], dict[tuple[int, int], pd.DataFrame]]:
+    """What a labeller reads apart: the answers in each stable cluster and those that moved between two, or the answers
+    that hold a sentence of each of the groups that moved."""
+    table = pd.read_parquet(folder / "composition.parquet")
+    if "group" in table:
+        holds = pd.read_parquet(folder / "groups.parquet", columns=["text_id", "group"]).drop_duplicates()
+        members = seen.merge(holds, on="text_id")
+        return {int(g): members[members["group"] == g] for g in told(table)["group"].head(12)}, {}
+    stable = table.loc[(table["cluster"] >= 0) & (table["stability"] >= MIN_STABILITY), "cluster"]
+    members = seen.merge(pd.read_parquet(folder / "clusters.parquet", columns=["text_id", "cluster"]), on="text_id")
+    clusters = {int(c): members[members["cluster"] == c] for c in stable}
+    return clusters, moved_answers(members, list(clusters))
+
+
+def _named(endpoint: Any, hypotheses: list[Hypothesis], seen: pd.DataFrame) -> list[Hypothesis]:
+    """The same hypotheses, those about groups of sentences called what the labeller calls them; the measure stays."""
+    about = [h for h in hypotheses if groups.is_group(h)]
+    names = labeller.name_phrases(endpoint, [([], h.measure["examples"]) for h in about]) if about else []
+    called = {h.hypothesis_id: groups.called_by(h, name) for h, name in zip(about, names, strict=True) if name}
+    return [called.get(h.hypothesis_id, h) for h in hypotheses]
 
 
 def _readable(hypothesis: Hypothesis, judges: Judges) -> Hypothesis:
@@ -276,6 +296,9 @@ def count(run: Run, material: Material, judges: Judges) -> list[Outcome]:
     """Every hypothesis whose verdicts are free, tested on a fixed sample (``evidence.counting``)."""
     path = run.input("cluster") / "behaviours.parquet"
     known = pd.read_parquet(path) if path.is_file() else None
+    if groups.wanted(material.hypotheses):
+        read_groups = group_readings(run, material)
+        known = read_groups if known is None else known.merge(read_groups, on="text_id", how="outer")
     alpha, _ = levels(material, judges, run.section.alpha)
     judge = None if judges.tester.paid else judges.tester
     return counting.count(material, run.section, alpha, known, judge)
@@ -284,6 +307,23 @@ def count(run: Run, material: Material, judges: Judges) -> list[Outcome]:
 def doses(material: Material, judges: Judges, found: Sequence[Outcome], alpha: float) -> pd.DataFrame:
     """What every claim shows at each strength of amplification, where that costs nothing."""
     return dose_response(material, found, alpha, None if judges.tester.paid else judges.tester)
+
+
+def group_readings(run: Run, material: Material) -> pd.DataFrame:
+    """Which answers to held-out prompts hold a segment of which group that is claimed, as the cluster stage froze it.
+
+    Raises DriftbookError where the groups of the cluster stage are others than those of the hypotheses.
+    """
+    found = groups.Groups.load(run.input("cluster") / "centres.npz")
+    asked = groups.wanted(material.hypotheses)
+    if {h.measure["group"] for h in material.hypotheses if groups.is_group(h)} != {groups.name_of(found, g) for g in asked}:
+        raise DriftbookError("hypotheses.parquet and centres.npz are of two runs: run the cluster stage again")
+    held = material.paired()[0].query("split != 'discover'")
+    workers = open_workers(run.params.engine, run.params.base)
+    where, device = run.cache / "embeddings", run.params.base.device
+    embed = through_cache(where, **json.loads(found.embedder), device=device, progress=run.progress, workers=workers)
+    prompts = [material.prompts[p].said() for p in asked_ids(held)]
+    return groups.readings(found, asked, held["text_id"].tolist(), held["text"].tolist(), prompts, embed)
 
 
 def bill(material: Material, judges: Judges, section: Validate) -> pd.DataFrame:
@@ -476,19 +516,20 @@ def flagged(
 
 
 def trait_shift(run: Run, claims: pd.DataFrame) -> pd.DataFrame:
-    """Where inside the change shows: shift of each trait in the cluster that a confirmed claim comes from, largest
-    first.
+    """Where inside the change shows: shift of each trait in the cluster that a confirmed claim comes from, or in the
+    group of sentences that it is about, largest first.
 
     Columns: claim, cluster, trait, shift, low, high. Empty where the cluster stage measured none.
     """
     path = run.input("cluster") / "trait_shift.parquet"
     names = ["claim", "cluster", "trait", "shift", "low", "high"]
-    mine = claims.loc[claims["confirmed"] & (claims["cluster"] >= 0), ["text", "cluster"]].rename(
-        columns={"text": "claim"}
-    )
+    good = claims[claims["confirmed"]]
+    of_group = good["measure"].str.extract(r"^group_.*_(\d+)$")[0]
+    mine = pd.DataFrame({"claim": good["text"], "cluster": of_group.fillna(good["cluster"]).astype(int)})
+    mine = mine[mine["cluster"] >= 0]
     if mine.empty or not path.is_file():
         return pd.DataFrame(columns=names)
-    table = mine.merge(pd.read_parquet(path), on="cluster")
+    table = mine.merge(pd.read_parquet(path).rename(columns={"group": "cluster"}), on="cluster")
     return table.sort_values("shift", key=np.abs, ascending=False, kind="stable", ignore_index=True)[names]
 
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from driftbook.behaviours import content, degeneration, form, opening, stance, voice
-from driftbook.behaviours.measure import Measure, pattern_measure, python_measure, words_measure
+from driftbook.behaviours.measure import Measure, group_measure, pattern_measure, python_measure, words_measure
 from driftbook.errors import DriftbookError
 
 FAMILIES = (form, opening, stance, voice, content, degeneration)
 
 _PANEL = {m.name: m for family in FAMILIES for m in family.MEASURES}
-_MAKERS = {"words": words_measure, "pattern": pattern_measure, "python": python_measure}
+_MAKERS = {"words": words_measure, "pattern": pattern_measure, "python": python_measure, "group": group_measure}
 
 
 def panel() -> list[Measure]:

@@ -228,6 +228,22 @@ def python_measure(
     return Measure(name or f"python_{_digest(asked, 'python', 'unit')}", label, unit, family, read, told, spec=asked)
 
 
+def group_measure(
+    name: str, *, label: str, place: str, segments: int | None = None, examples: Sequence[str] = ()
+) -> Measure:
+    """Whether an answer holds a segment of a group (``discovery.groups``), ``examples`` of which are quoted: what an
+    embedder reads, many answers at a time, under ``name``. Reading a single answer raises DriftbookError."""
+
+    def read(text: str, prompt: str) -> float:
+        raise DriftbookError(f"measure {name}: an embedder reads it; use discovery.groups.readings")
+
+    asked = {"kind": "group", "group": name, "label": label, "place": place, "segments": segments}
+    asked["examples"] = list(examples)
+    among = "" if place in ("opener", "closer") or segments is None else f", among at most {segments} that are drawn"
+    told = f"Whether a segment of the answer ({place}{among}) lies in the group."
+    return Measure(name, label, "share", "groups", read, told, next(iter(examples), ""), spec=asked)
+
+
 # ---------------------------------------------------------------------------------------------------------------- words
 
 

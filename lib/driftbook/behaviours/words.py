@@ -12,11 +12,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from functools import cached_property, lru_cache
+from typing import Literal, NamedTuple
 
 import regex
 
 UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ー々〆"
 WORD_CHARACTERS = r"\p{L}\p{M}\p{N}_\u200c\u200d"  # with the joiners of Persian and Indic words
+
+Kind = Literal["prose", "list item", "heading"]
 
 _MARKS = regex.compile(r"(\p{M}{30})\p{M}+")
 _QUOTES = str.maketrans({c: "'" for c in "’‘ʼ＇´"} | {c: '"' for c in "“”„«»"} | {"\u00ad": None, "\ufeff": None})
@@ -28,7 +31,7 @@ WORD = (  # of version 1 of the regex package
 _WORD = regex.compile(f"(?V1){WORD}")
 # The same over ASCII, which most answers are: Python's own engine is twice as fast there.
 _ASCII_WORD = re.compile(r"(?:[a-z]\.){2,}|\w+(?:(?:'(?=[a-z])|(?<=\d)[.,](?=\d))\w+)*", re.ASCII)
-_UNSPACED = regex.compile(rf"[{UNSPACED}]")
+UNSPACED_LETTER = regex.compile(rf"[{UNSPACED}]")
 _LETTERS = re.compile(r"[^\W\d_]+")
 _LETTER = regex.compile(r"\p{L}")
 _FOREIGN = regex.compile(r"(?V1)[\p{L}--\p{Latin}]")
@@ -103,7 +106,7 @@ class Reading:
 
     @cached_property
     def sentences(self) -> list[str]:
-        return [s for line in _lines(self.prose) for s in _split(line)]
+        return [line.text[a:b] for line in _lines(self.prose) for a, b in _split(line.text)]
 
     @cached_property
     def opening(self) -> str:
@@ -133,7 +136,7 @@ class Reading:
     @cached_property
     def spaced(self) -> bool:
         """Whether its words can be told: at most a tenth of its letters are of scripts that write no spaces."""
-        unspaced = 0 if self.text.isascii() else len(_UNSPACED.findall(self.text))
+        unspaced = 0 if self.text.isascii() else len(UNSPACED_LETTER.findall(self.text))
         return not unspaced or 10 * unspaced <= len(_LETTER.findall(self.text))
 
     @cached_property
@@ -199,23 +202,58 @@ def _language(text: str) -> str:
     return py3langid.classify(text)[0]
 
 
-def _lines(text: str) -> list[str]:
+class Line(NamedTuple):
+    """A line without its mark, what it is by its mark, and ``(place in it, offset in the text)`` of each piece that was
+    joined."""
+
+    text: str
+    kind: Kind
+    pieces: list[tuple[int, int]]
+
+    def offset(self, place: int) -> int:
+        """Where in the text the character at ``place`` of the line stands."""
+        at, begins = next(p for p in reversed(self.pieces) if p[0] <= place)
+        return begins + place - at
+
+
+def located(text: str) -> list[tuple[int, int, Kind, str]]:
+    """``(start, end, kind, sentence)`` of every sentence in order: ``text[start:end]`` is the sentence but for the
+    white space where lines were joined. Blocks of code are left out."""
+    even = text.replace("\r\n", " \n").replace("\u2028", "\n").replace("\u2029", "\n")
+    if "```" in even or "~~~" in even:
+        even = FENCE.sub(lambda found: "\n" * len(found[0]), even)
+    found = []
+    for line in _lines(even):
+        for start, end in _split(line.text):
+            found.append((line.offset(start), line.offset(end - 1) + 1, line.kind, line.text[start:end]))
+    return found
+
+
+def _lines(text: str) -> list[Line]:
     """Lines without their marks; a line that goes on in lower case belongs to the one before it."""
-    lines: list[str] = []
-    joins = False
+    lines: list[Line] = []
+    joins, begins = False, 0
     for raw in text.split("\n"):
-        line = _MARKER.sub("", raw, count=1).strip()
+        mark = _MARKER.match(raw).group()
+        line = raw[len(mark) :].strip()
         if _RULE.match(line):
             joins = False
-        elif joins and line[0].islower() and raw.lstrip().startswith(line):
-            lines[-1] += " " + line
         else:
-            lines.append(line)
-            joins = True
+            at = begins + raw.index(line, len(mark))
+            if joins and line[0].islower() and raw.lstrip().startswith(line):
+                last = lines[-1]
+                lines[-1] = Line(f"{last.text} {line}", last.kind, [*last.pieces, (len(last.text) + 1, at)])
+            else:
+                sign = mark.strip()
+                kind: Kind = "heading" if sign.startswith("#") else "list item" if sign.strip(">") else "prose"
+                lines.append(Line(line, kind, [(0, at)]))
+                joins = True
+        begins += len(raw) + 1
     return lines
 
 
-def _split(line: str) -> list[str]:
+def _split(line: str) -> list[tuple[int, int]]:
+    """Where the sentences of a line begin and end."""
     found, start = [], 0
     for end in _END.finditer(line):
         after = line[end.end() :].lstrip()
@@ -224,7 +262,8 @@ def _split(line: str) -> list[str]:
         before = line[start : end.end()]
         if end.group()[0] == "." and (after[0].islower() or _ABBREVIATION.search(before[-12:])):
             continue
-        found.append(before.strip())
+        found.append((start, end.end()))
         start = end.end()
-    rest = line[start:].strip()
-    return [*found, rest] if rest else found
+    found.append((start, len(line)))
+    stripped = [(a + len(line[a:b]) - len(line[a:b].lstrip()), a + len(line[a:b].rstrip())) for a, b in found]
+    return [(a, b) for a, b in stripped if a < b]

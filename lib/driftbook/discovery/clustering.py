@@ -457,7 +457,7 @@ def stability(
     k = clustering.k
     rows = rows or int(np.clip(40 * k, 4000, 20_000))
     rng = np.random.default_rng([seed, 0xB007])
-    chosen, unit = _whole_prompts(content_order(X, keys), prompts, rows, rng)
+    chosen, unit = whole_prompts(content_order(X, keys), prompts, rows, rng)
     points, reference = X[chosen], clustering.labels[chosen]
     drawn = rng.multinomial(unit.max() + 1, np.full(unit.max() + 1, 1 / (unit.max() + 1)), size=bootstraps)
     weights = drawn[:, unit].astype(np.float32)
@@ -475,7 +475,7 @@ def stability(
     return compare_draws(reference, found, weights > 0, clustering.k)
 
 
-def _whole_prompts(
+def whole_prompts(
     order: np.ndarray, prompts: Sequence[str] | None, rows: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """(row indices in content order, prompt number of each) of randomly chosen whole prompts, about ``rows`` rows."""

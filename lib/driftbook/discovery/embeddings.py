@@ -474,13 +474,14 @@ def through_cache(
     instruction: str = "",
     device: str = "auto",
     progress: Callable[[int, str, str], Any] | None = None,
+    workers: Workers | None = None,
 ) -> Embed:
     """``embed`` with the cache in ``folder``; embedder and cache are opened when the first texts come."""
     embedder = lru_cache(maxsize=1)(lambda: Embedder(model, instruction=instruction, device=device))
 
     def vectors(texts: Sequence[str]) -> np.ndarray:
         with EmbeddingCache(folder) as cache:
-            return embed(texts, cache, embedder(), progress).vectors
+            return embed(texts, cache, embedder(), progress, workers=workers).vectors
 
     return vectors
 

@@ -35,18 +35,18 @@ _CLAUSE = re.compile(r"[.!?;:,()\[\]\"“”\n]+")
 class Hypothesis:
     """A claim that the side ``direction`` does what ``text`` says more than the other side does.
 
-    ``cluster`` is -1 for the whole split; ``words`` is the lexicon that a deterministic judge counts; ``evidence``
-    are ids of texts that led to it; ``prompt`` is what a model was asked when it proposed the text. ``measure`` is what
-    the claim is tested on, JSON-able: ``{"kind": "words", "words", "place", "unit"}``, ``{"kind": "panel", "name"}`` or
-    ``{"kind": "judge"}``. Where it is not given, it is the share of answers that hold one of ``words``, and without
-    words a judge's.
+    ``cluster`` is -1 for the whole split; ``words`` is the lexicon that a deterministic judge counts; ``evidence`` are
+    ids of texts that led to it; ``prompt`` is what a model was asked when it proposed the text. ``measure`` is what the
+    claim is tested on, JSON-able: ``{"kind": "words", "words", "place", "unit"}``, ``{"kind": "panel", "name"}``,
+    ``{"kind": "group", "group", "label", "place"}`` or ``{"kind": "judge"}``. Where it is not given, it is the share of
+    answers that hold one of ``words``, and without words a judge's.
     """
 
     text: str
     direction: SideName
     cluster: int = -1
     evidence: tuple[str, ...] = ()
-    proposer: Literal["phrases", "keywords", "amplified", "promoted", "panel", "llm", "person"] = "phrases"
+    proposer: Literal["phrases", "keywords", "groups", "amplified", "promoted", "panel", "llm", "person"] = "phrases"
     words: tuple[str, ...] = ()
     prompt: str | None = None
     measure: Mapping[str, Any] | None = field(default=None, hash=False)

@@ -268,12 +268,13 @@ def text_scores(
     cache: Path,
     progress: Callable[[int], Any] | None = None,
 ) -> pd.DataFrame:
-    """Mean score of every trait over each decoded text, read by replay under the side that wrote it.
+    """Mean score of every trait over each decoded text, or a part of it, read by replay under the side that wrote it.
 
     Scores are in null standard deviations at each trait's chosen layer and site, centred on the base's texts.
 
     Args:
-        texts: ``text_id``, ``side``, ``prompt_id``, ``token_ids``, and ``text`` for a side that answers in words.
+        texts: ``text_id``, ``side``, ``prompt_id``, ``token_ids``, and ``text`` for a side that answers in words; with
+            ``start`` and ``end`` a row is that part of ``text`` alone, and what comes after it is not read.
         prompts: by id.
 
     Returns:
@@ -286,22 +287,24 @@ def text_scores(
     null = torch.from_numpy(np.ascontiguousarray(vectors.null_matrix(points)))
     names = [*vectors.traits, *(f"null {i}" for i in range(null.shape[-1]))]
     probe = Probe(points, torch.cat([traits, null], -1), names, [p[0] for p in points], [])
-    means, ids, base_nulls = [], [], []
+    means, ids, base_nulls, parts = [], [], [], "start" in texts
     for side in pair:
         mine = texts[texts.side == side.name]
         sequences, read = [], []
         for row in mine.itertuples():
             encoded = side.encode(prompts[row.prompt_id])
-            response, thought = [int(t) for t in row.token_ids], 0
-            if side.here:
-                thought = side.model.said(response, encoded).first
-            else:
-                response = read_tokens(side.model, Request(encoded, 0), row.text)
+            response = [int(t) for t in row.token_ids]
+            begin = side.model.said(response, encoded).first if side.here else 0  # what was thought before it
+            if parts or not side.here:
+                asked, thought = Request(encoded, 0), response[:begin]
+                response = thought + read_tokens(side.model, asked, row.text[: row.end] if parts else row.text)
+            if parts:  # a token may reach over the boundary: the part has one at least
+                begin = min(begin + len(read_tokens(side.model, asked, row.text[: row.start])), len(response) - 1)
             # The end token says nothing about the answer.
             response = response[:-1] if len(response) > 1 and response[-1] in side.model.eos_ids else response
-            if response[thought:]:
+            if response[begin:]:
                 sequences.append(TokenSequence(encoded, tuple(response)))
-                read.append((row.text_id, len(encoded) + thought))
+                read.append((row.text_id, len(encoded) + begin))
         rows = capture_replay(side, sequences, probe, cache, progress)
         spoken = [r.projection[begin:] for (_, begin), r in zip(read, rows, strict=True)]
         means += [s.mean(0) for s in spoken]

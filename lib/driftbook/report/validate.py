@@ -38,6 +38,7 @@ CLAIM_COLUMNS = (
 def frozen(claims: pd.DataFrame) -> Table:
     """What is claimed, before a single held-out text is read."""
     caption = "sha256 over claim, measure, judges, margin, alpha and seed."
+    claims = claims.assign(measure=[m if len(m) <= 200 else f"{m[:199]}…" for m in claims["measure"]])
     return Table(claims, "Hypotheses, frozen", caption, max_rows=200)
 
 

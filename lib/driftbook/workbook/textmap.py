@@ -26,6 +26,7 @@ def map_scatter(
     title: str,
     caption: str,
     side: Any = None,
+    sides: Sequence[str] = ("base", "intervention"),
     cluster: Any = None,
     labels: Mapping[int, str] | None = None,
     texts: Sequence[str] | None = None,
@@ -36,7 +37,8 @@ def map_scatter(
     """A map of texts, one point a text: pan, zoom, filter by side, and read the texts of a region by a click or a
     lasso.
 
-    ``x``, ``y`` [n]; ``side`` [n] of "base" / "intervention"; ``cluster`` [n] of ints, -1 is noise; ``labels`` names
+    ``x``, ``y`` [n]; ``side`` [n] of "base" / "intervention", or of the three that ``sides`` names, the last of them
+    grey; ``cluster`` [n] of ints, -1 is noise; ``labels`` names
     clusters on the map; ``texts`` and ``prompts`` [n]. At most ``budget`` characters go into the page: what does not
     fit of the texts is left out by a fixed random choice, and the page says how many it holds. Up to 5,000 points are
     drawn as SVG, more by WebGL.
@@ -64,10 +66,12 @@ def map_scatter(
     }
     side_codes = np.zeros(n, np.uint8)
     if side is not None:
-        names = [s for s in ("base", "intervention") if s in set(map(str, side))]
+        names = [s for s in sides if s in set(map(str, side)) or len(sides) > 2]
         names += sorted(set(map(str, side)) - set(names))
         side_codes = np.array([names.index(str(s)) for s in np.asarray(side, dtype=object)[order]], dtype=np.uint8)
         settings["sides"] = names
+        if len(sides) > 2:
+            settings["grey"] = len(sides) - 1
         blocks["side"] = pack(side_codes.tobytes())
     cluster_codes = np.full(n, -1, np.int32)
     if cluster is not None:
@@ -166,6 +170,8 @@ def _map_figure(
     clusters.
     """
     palette = [BASE, INTERVENTION, *theme()["light"]["palette"][2:7]] if settings["sides"] else [GREY]
+    if settings.get("grey"):
+        palette[settings["grey"]] = GREY
     last = max(len(palette) - 1, 1)
     scale = [[i / last, c] for i, c in enumerate(palette)] if len(palette) > 1 else [[0, GREY], [1, GREY]]
     few = len(x) <= SVG_POINTS

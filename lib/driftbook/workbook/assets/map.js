@@ -86,7 +86,8 @@
       const take = (all) => (shown ? all.constructor.from(shown, (i) => all[i]) : all);
       const hues = theme.palette.slice(0, 6);
       const codes = new Uint8Array(s.n);
-      for (let i = 0; i < s.n; i++) codes[i] = byCluster ? (cluster[i] < 0 ? 6 : rankOf.get(cluster[i]) % 6) : s.sides.length ? side[i] : 6;
+      const hue = (k) => (k === s.grey ? 6 : k);
+      for (let i = 0; i < s.n; i++) codes[i] = byCluster ? (cluster[i] < 0 ? 6 : rankOf.get(cluster[i]) % 6) : s.sides.length ? hue(side[i]) : 6;
       const colours = [...hues, theme.palette[6]];
       const scale = colours.flatMap((c, i) => [[i / 7, c], [(i + 1) / 7, c]]);
       const trace = {
@@ -102,7 +103,7 @@
       const data = [trace];
       if (!byCluster) {
         s.sides.forEach((name, i) => {
-          data.push({ type: "scatter", mode: "markers", x: [null], y: [null], name, marker: { color: colours[i], size: 9, symbol: s.gl ? "circle" : ["circle", "diamond"][i % 2] } });
+          data.push({ type: "scatter", mode: "markers", x: [null], y: [null], name, marker: { color: colours[hue(i)], size: 9, symbol: s.gl ? "circle" : ["circle", "diamond"][i % 2] } });
         });
       }
       const bare = { visible: false, showgrid: false, zeroline: false };
