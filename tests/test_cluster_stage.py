@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from driftbook import cluster as stage
+from driftbook.discovery.hypotheses import COLUMNS
 from driftbook.errors import DriftbookError
+from driftbook.evidence import moved_groups
 from driftbook.parameters import Cluster, load_experiment, validate_cell
 from driftbook.report import cluster as report
 
@@ -356,3 +358,99 @@ def test_scored_texts_are_counted_by_likelihood(result, cache):
     assert "tells 0% of the sides" in report.counted(texts.assign(log_ratio=0.0))
     some = texts.assign(log_ratio=np.where(np.arange(len(texts)) == 0, np.nan, 0.0))
     assert not stage.by_likelihood(some)
+
+
+# sentences
+
+SENTENCES = Cluster(clusters=16, bootstraps=4, exemplars=3, hypotheses=6, trait_shift_texts=20)
+
+
+class Told:
+    """A run that keeps what it is told."""
+
+    section, seed = SENTENCES, 0
+
+    def __init__(self):
+        self.answered, self.headlines = "", []
+
+    def answer(self, text):
+        self.answered = text
+
+    def headline(self, name, *values, **more):
+        self.headlines.append(name)
+
+
+@pytest.fixture(scope="module")
+def sentences(folder, cache):
+    return stage.find(stage.load_texts(folder), SENTENCES, cache, 0, device="cpu")
+
+
+def test_sentences_are_grouped_and_the_planted_verse_is_an_opener_that_moved(sentences):
+    told = sentences.moved.told
+    assert len(told) and set(told["place"]) == {"opener"}
+    top = told.iloc[0]
+    assert top["share_base"] == 0 and 0.1 < top["share_intervention"] <= 1 / 3 and top["typical_base"] == []
+    assert set(re.findall(r"\w+", top["typical_intervention"][0])) <= set(re.findall(r"\w+", VERSE))
+    figures = stage.metrics(sentences)
+    assert figures["moved_groups"] >= figures["told_groups"] == len(told)
+    assert figures["clusters"] == len(sentences.table)
+    assert all(isinstance(v, int | float) for v in figures.values())
+
+
+def test_the_tables_of_sentences_have_the_contracts_columns(sentences, tmp_path):
+    drawn = stage.map_of(sentences, SENTENCES, 0)
+    proposed = stage.proposals(sentences, SENTENCES)
+    stage.save(tmp_path, sentences, map=drawn, exemplars=stage.read(sentences, 3), hypotheses=proposed)
+    columns = {path.stem: pq.read_schema(path).names for path in tmp_path.glob("*.parquet")}
+    assert columns["groups"] == ["text_id", "segment", "place", "start", "end", "group", "distance"]
+    assert columns["map"] == ["text_id", "segment", "x", "y", "group"]
+    assert columns["exemplars"] == ["group", "side", "rank", "text_id", "start", "end", "said"]
+    assert columns["composition"] == list(moved_groups.COLUMNS)
+    members, texts = pd.read_parquet(tmp_path / "groups.parquet"), sentences.texts.set_index("text_id")["text"]
+    segment = sentences.segments.set_index(["text_id", "segment"])["said"]
+    for row in members.head(50).itertuples():
+        assert " ".join(texts[row.text_id][row.start : row.end].split()) == segment[row.text_id, row.segment]
+    assert {"phrases", "groups"} <= set(proposed["proposer"])
+    assert (drawn["group"] >= 0).sum() == len(drawn[drawn["group"].isin(sentences.moved.told["group"])])
+
+
+def shown(grouped):
+    """Everything that the notebook shows of ``grouped``."""
+    run = Told()
+    drawn, read = stage.map_of(grouped, SENTENCES, 0), stage.read(grouped, 3)
+    nothing = pd.DataFrame({"unit": [], "difference": [], "q_value": [], "said": []})
+    run.answer(report.answer(grouped, nothing))
+    report.headlines(run, grouped)
+    figures = [report.first(run, grouped), report.picture(run, grouped, drawn), report.stability_of(run, grouped)]
+    return run, figures, [report.overview(grouped), report.everything(grouped), *report.to_read(grouped, read)]
+
+
+def test_the_report_names_the_groups_and_marks_the_sentence_in_its_answer(sentences):
+    run, (first, picture, _), tables = shown(sentences)
+    top = sentences.moved.told.iloc[0]
+    assert first.best and top["said"] in run.answered and "moved" in first.title
+    assert tables[2].frame["intervention"].str.contains("»").all() and (tables[2].frame["base"] == "").all()
+    assert picture.view.settings["sides"] == list(report.SAYS_MORE)
+    assert run.headlines[0] == "groups of sentences that moved"
+
+
+def test_answers_without_a_group_are_told_as_that(sentences, cache):
+    few = stage.find(sentences.texts.head(6), SENTENCES, cache, 0, device="cpu")
+    run, _, tables = shown(few)
+    assert len(few.table) == 0 and "None of 0 groups" in run.answered and len(tables) == 2
+    assert list(stage.proposals(few, SENTENCES).columns) == list(COLUMNS)
+
+
+def test_what_is_read_again_stays_within_the_budget_and_covers_groups_and_sides(sentences):
+    sample = stage.segment_sample(sentences, 20, 10**6, 0)
+    sizes = sample.groupby(["cluster", "side"]).size()
+    assert (len(sample) == 20 and sizes.max() - sizes.min() <= 1) or len(sizes) == 1
+    small = stage.segment_sample(sentences, 20, int(sample["cost"].head(5).sum()), 0)
+    assert len(small) == 5 and small["cost"].sum() <= sample["cost"].head(5).sum()
+    assert (sample["end"] > sample["start"]).all()
+
+
+def test_methods_for_whole_answers_are_refused_for_sentences():
+    with pytest.raises(ValueError, match="set unit: answer"):
+        Cluster(method="hdbscan")
+    assert Cluster(unit="answer", method="hdbscan").method == "hdbscan"

@@ -37,7 +37,10 @@ DATA = {
     "traits": ["vectors.safetensors", "vectors.json"],
     "capture": ["tokens.parquet", "projections.safetensors", "dynamics.parquet"],
     "decode": ["prompts.parquet", "divergence.parquet", "texts.parquet", "rounds.parquet"],
-    "cluster": ["clusters.parquet", "composition.parquet", "map.parquet", "exemplars.parquet", "hypotheses.parquet"],
+    "cluster": [
+        *("groups.parquet", "centres.npz", "composition.parquet"),
+        *("map.parquet", "exemplars.parquet", "hypotheses.parquet"),
+    ],
     "validate": ["verdicts.parquet", "claims.parquet", "ledger.parquet"],
 }
 
@@ -97,8 +100,8 @@ def test_the_stages_fit_together(tree):
     assert set(texts.side) == {"base", "intervention"} and texts.text_id.is_unique
     prompts = pd.read_parquet(out / "decode/data/prompts.parquet")
     assert set(texts.prompt_id) <= set(prompts.prompt_id) and set(prompts.split) == {"discover", "screen", "validate"}
-    clusters = pd.read_parquet(out / "cluster/data/clusters.parquet")
-    assert set(clusters.text_id) == set(texts[texts.split == "discover"].text_id)
+    members = pd.read_parquet(out / "cluster/data/groups.parquet")
+    assert set(members.text_id) <= set(texts[texts.split == "discover"].text_id)
     proposed = pd.read_parquet(out / "cluster/data/hypotheses.parquet")
     claims = pd.read_parquet(out / "validate/data/claims.parquet")
     assert set(proposed.hypothesis_id) <= set(claims.hypothesis_id)
@@ -180,7 +183,7 @@ def in_jupyter(tree: Path, name: str, parameters: dict[str, object], again: str 
         ("traits", "read_contrasts"),
         ("capture", "capture_live"),
         ("decode", "decode_rounds"),
-        ("cluster", "embed_texts"),
+        ("cluster", "stage.find"),
         ("validate", ""),
     ],
 )
@@ -202,7 +205,8 @@ def test_the_starting_notebook_walks_through_an_experiment(tree):
     small = {"prompts": "params/prompts/smoke.jsonl", "count": 16, "max_new_tokens": 8, "scenarios": 8, "clusters": 3}
     shown = in_jupyter(tree, "start", small)
     titles = [d["text/plain"] for d in shown]
-    for said in ("Layer ", "The first answers", "The two models part most on", " clusters ", "The claim wins on"):
+    parts = ("Layer ", "The first answers", "The two models part most on", "groups of sentences", "The claim wins on")
+    for said in parts:
         assert any(said in title for title in titles), said
     cells = nbformat.read(tree / "notebooks/start.ipynb", as_version=4).cells
     assert len(cells) <= 24

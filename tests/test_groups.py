@@ -93,7 +93,8 @@ def embed(texts):
     rows = []
     for text in texts:
         words = text.lower().replace("?", "").replace("!", "").replace(".", "").split()
-        noise = np.random.default_rng(zlib.crc32(text.encode())).standard_normal(WIDTH) * 0.4
+        noise = np.random.default_rng(zlib.crc32(text.encode())).standard_normal(WIDTH)
+        noise *= 0.0 if "tell" in words else 0.4
         known = [directions[KINDS.index(w)] * 2 for w in words if w in KINDS]
         known += [directions[10 + int(w[5:])] * 3 for w in words if w.startswith("topic")]
         rows.append(noise + sum(known, np.zeros(WIDTH)))

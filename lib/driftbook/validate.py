@@ -316,7 +316,8 @@ def group_readings(run: Run, material: Material) -> pd.DataFrame:
     """
     found = groups.Groups.load(run.input("cluster") / "centres.npz")
     asked = groups.wanted(material.hypotheses)
-    if {h.measure["group"] for h in material.hypotheses if groups.is_group(h)} != {groups.name_of(found, g) for g in asked}:
+    claimed = {h.measure["group"] for h in material.hypotheses if groups.is_group(h)}
+    if claimed != {groups.name_of(found, g) for g in asked}:
         raise DriftbookError("hypotheses.parquet and centres.npz are of two runs: run the cluster stage again")
     held = material.paired()[0].query("split != 'discover'")
     workers = open_workers(run.params.engine, run.params.base)

@@ -53,16 +53,19 @@ def _composition(path: Path) -> str:
     if not path.is_file():
         return ""
     table = read_table(path)
-    table = table[(table["cluster"] >= 0) & table["q"].notna()]
+    sentences = "group" in table
+    known = table["q"].notna() if sentences else (table["cluster"] >= 0) & table["q"].notna()
+    table = table[known]
     if not len(table):
         return ""
+    things = ("groups of sentences", "group", "no group") if sentences else ("clusters", "cluster", "no cluster")
     still = table[table["q"] > 0.05]
     least = [100 * detectable(width / 2, len(table)) for width in table["high"] - table["low"]]
-    sizes = f"{np.median(least):.1f} points in the median cluster, of {max(least):.1f} in the least certain one,"
+    sizes = f"{np.median(least):.1f} points in the median {things[1]}, of {max(least):.1f} in the least certain one,"
     return (
-        f"{len(still)} of {len(table)} clusters did not change their share beyond chance. That does not show them to "
-        f"be alike: a difference between the two shares of {sizes} would have been found four times in five. "
-        f"A change that the embedding does not see, or that splits no cluster, is not found here."
+        f"{len(still)} of {len(table)} {things[0]} did not change their share beyond chance. That does not show them "
+        f"to be alike: a difference between the two shares of {sizes} would have been found four times in five. "
+        f"A change that the embedding does not see, or that moves {things[2]}, is not found here."
     )
 
 

@@ -220,7 +220,8 @@ def _on_scale(entry: Mapping[str, Any], reach: list[float]) -> Headline:
 
 
 def _clusters(a: Path, b: Path) -> dict[str, Any] | None:
-    """The two clusterings on the texts that both hold: adjusted Rand index, and pairs by shared texts."""
+    """The two clusterings of answers on the texts that both hold: adjusted Rand index, and pairs by shared texts. None
+    where sentences were grouped."""
     paths = [e / "cluster" / "data" / "clusters.parquet" for e in (a, b)]
     if not all(p.is_file() for p in paths):
         return None

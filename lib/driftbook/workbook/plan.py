@@ -367,11 +367,15 @@ def _decode_to_validate(experiment: Experiment, root: Path, speeds: Speeds, note
     )
     grouped = max(texts - fixed, 0)
     shifted = cluster.trait_shift_texts * decode.most_tokens if cluster.trait_shift else 0
+    if cluster.unit == "segment":
+        shifted = min(shifted, cluster.trait_shift_tokens)
     # Mini-batch k-means of 50,000 x 384 with k = 100: 0.6 s on two cores; one fit per bootstrap on top of the first.
     fitting = 0.6 * grouped / 50_000 * (_k(experiment) / 100) * (1 + cluster.bootstraps)
     clustering = Step(
         "cluster",
-        f"{grouped:,.0f} texts of split discover embedded, {_k(experiment)} clusters, {cluster.bootstraps} bootstraps",
+        f"{grouped:,.0f} texts of split discover embedded{', by sentences' if cluster.unit == 'segment' else ''}, "
+        f"{_k(experiment)} {'groups a place' if cluster.unit == 'segment' else 'clusters'} at most, "
+        f"{cluster.bootstraps} bootstraps",
         0,
         shifted,
         grouped / speeds.embed + shifted / speeds.read + fitting,
