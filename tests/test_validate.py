@@ -551,6 +551,7 @@ def test_an_audit_shows_what_a_blind_screen_has_missed(tmp_path):
 def test_the_trait_shift_of_a_claims_cluster_stands_beside_it(tmp_path):
     run = run_of(tmp_path, texts_of())
     claims = pd.DataFrame({"text": ["a", "b", "c"], "cluster": [2, -1, 3], "confirmed": [True, True, False]})
+    claims = claims.assign(measure="words_x")
     assert stage.trait_shift(run, claims).empty
     shift = pd.DataFrame(
         {"cluster": [2, 2, 3], "trait": ["x", "y", "x"], "shift": [0.1, -0.5, 9.0], "low": 0.0, "high": 0.0}
