@@ -266,7 +266,7 @@ def run_record(stage: str, **changes: Any) -> dict[str, Any]:
             "lines": [
                 "Changed: Hedges: 30% of answers, was 10%.",
                 "52 of 64 behaviours moved by less than 3 points.",
-                "120 prompts, 2 answers a side to each; 1 of 3 claims are confirmed.",
+                "120 prompts, 2 answers of each model to each; 1 of 3 claims are confirmed.",
             ],
             "strongest": ["h0"],
         },
@@ -306,17 +306,28 @@ def claims(experiment: Path, confirmed: tuple[bool, ...] = (True, False, False))
             "auc": 0.66, "auc_low": 0.6, "auc_high": 0.7, "e_value": [1234.5 if sure else 0.4 for sure in confirmed],
             "confirmed": confirmed, "baseline_bow": 0.7, "baseline_embedding": 0.6,
             "explained_by": "",
+            "measure": ["words", "words", "ends_with_question"],
             "flags": "Nothing is left of it when length is held fixed.\nIts texts are less coherent.",
         }
     ).to_parquet(experiment / "validate/data/claims.parquet")  # fmt: skip
+    measures = [
+        {"kind": "words", "words": ["maybe"]},
+        {"kind": "words", "words": ["wait"]},
+        {"kind": "panel", "name": "ends_with_question"},
+    ]
+    frozen = pd.DataFrame({"hypothesis_id": [f"h{i}" for i in range(3)], "measure": list(map(json.dumps, measures))})
+    frozen.to_parquet(experiment / "validate/data/frozen.parquet")
+    read = {0.0: (1.0, 0.0), 0.5: (0.0, 0.0), 1.0: (0.0, 1.0)}  # what both sides show, by who wins
     verdicts = [
         {"hypothesis_id": f"h{i}", "prompt_id": p, "split": "validate", "judge": "lexicon", "x": x}
+        | {"score_base": read[x][0], "score_intervention": read[x][1]}
         for i in range(3)
         for p, x in zip(prompts, rng.choice([0.0, 0.5, 1.0], size=len(prompts)), strict=True)
     ]
     # What the screen saw is no evidence: its prompts may not be shown nor counted.
     verdicts += [
         {"hypothesis_id": "h0", "prompt_id": f"screen-{i}", "split": "screen", "judge": "lexicon", "x": 1.0}
+        | {"score_base": 0.0, "score_intervention": 1.0}
         for i in range(90)
     ]
     pd.DataFrame(verdicts).to_parquet(experiment / "validate/data/verdicts.parquet")
@@ -325,6 +336,7 @@ def claims(experiment: Path, confirmed: tuple[bool, ...] = (True, False, False))
     pd.DataFrame(
         [
             {"text_id": f"{side}-{p}", "side": side, "prompt_id": p, "strength": 0.0, "text": f"{said} {HOSTILE}"}
+            | {"finish_reason": "length" if said[0] == "D" and int(p[1:]) % 2 else "eos"}
             for p in prompts
             for side, said in (("base", "Do it now."), ("intervention", "Maybe wait; I am not sure."))
         ]

@@ -21,7 +21,8 @@ from driftbook.parameters import EngineSpec, Experiment, ModelSpec, load_experim
 from driftbook.prompts import Prompt, PromptSet
 from driftbook.sections import DECODERS, KINDS, WORKERS, of_kind
 from driftbook.store import ShardStore
-from driftbook.workbook import frontpage, keys, plan
+from driftbook.workbook import keys, plan
+from driftbook.workbook.claims import names_of
 from driftbook.workers import OPENED
 from models import generated, requests_for, saved
 
@@ -106,11 +107,10 @@ def test_everything_that_asks_for_the_kind_asks_the_class(noise, root):
     assert keys.upstream(experiment, "decode") == () and keys.input_files(experiment, "decode", root) == []
     size = plan.model_size(experiment.base, root)
     assert "two models" in plan._memory(experiment, size)[0][0]
-    title = frontpage._title(resolved(experiment, "decode"), "x")
-    assert title == "How did smollm2-135m-instruct change with noise of 0.5 standard deviations on its weights?"
-    assert (
-        frontpage._title({"base": {"model": "m"}, "intervention": {"kind": "gone"}}, "x") == "How did m change by gone?"
-    )
+    said = "with noise of 0.5 standard deviations on its weights"
+    assert experiment.intervention.title("m") == f"How did m change {said}?"
+    assert names_of(resolved(experiment, "decode")) == ("smollm2-135m-instruct", f"smollm2-135m-instruct, {said}")
+    assert names_of({"base": {"model": "m"}, "intervention": {"kind": "gone"}}) == ("m", "m, changed")
 
 
 def test_a_new_kind_goes_through_decode_and_divergence(noise, base, tmp_path):

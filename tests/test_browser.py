@@ -129,13 +129,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         made["failed"] = render_stage(pages.run(broken, [], monkeypatch, status="failed", failure=failure, answer=""))
         for name, coefficient in (("quickstart", 0.5), ("other", 0.9)):
             made[name] = render_experiment(pages.experiment(outputs / name, monkeypatch, coefficient))
+        made["answers"] = outputs / "quickstart/answers.html"
         pages.claims(outputs / "other", confirmed=(False, False, True))
         made["compare"] = render_compare(outputs / "quickstart", outputs / "other", outputs / "compare.html")
         made["outputs"] = render_outputs(outputs)
     return made
 
 
-PAGES = ("plots", "readers", "failed", "quickstart", "compare", "outputs")
+PAGES = ("plots", "readers", "failed", "quickstart", "answers", "compare", "outputs")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -493,6 +494,61 @@ def test_at_most_four_figures_hold_webgl(browser, tmp_path: Path, monkeypatch) -
     browser.js("document.querySelector('.db-figure').scrollIntoView()")
     browser.wait("document.querySelector('.db-figure').dataset.state === 'live'")
     assert browser.complaints() == []
+
+
+# ------------------------------------------------------------------------------------------------------- answers, terms
+
+PAIRS = "document.querySelectorAll('.db-list .db-pair')"
+
+
+def find(browser: Browser, name: str, value: Any) -> int:
+    """Set a field of the answers browser; how many pairs it then finds."""
+    browser.js(
+        """const field = document.querySelector('.db-find').elements[arguments[0]];
+           if (field.type === 'checkbox') field.checked = arguments[1]; else field.value = arguments[1];
+           field.dispatchEvent(new Event('input', {bubbles: true}));""",
+        name,
+        value,
+    )
+    return int(re.match(r"[\d,]+", browser.js("return document.querySelector('.db-found').textContent"))[0])
+
+
+def test_answers_are_searched_filtered_and_paged(browser, site) -> None:
+    browser.open(site["answers"])
+    browser.wait("document.documentElement.dataset.ready === '1'")
+    assert browser.js(f"return {PAIRS}.length") == 20
+    assert find(browser, "text", "about P007?") == 1
+    marked = browser.js("return [...document.querySelectorAll('.db-list mark')].map((m) => m.textContent)")
+    assert marked == ["about p007?"]
+    assert find(browser, "text", "") == 120 and find(browser, "split", "0") == 120
+    shows = find(browser, "claim", "1")
+    assert 0 < shows < 120 and find(browser, "differing", True) == shows
+    assert browser.js("return document.querySelector('.db-list mark').textContent") == "Maybe"
+    first = browser.js(f"return {PAIRS}[0].textContent")
+    browser.js("document.querySelector('.db-turn button[data-by=\"1\"]').click()")
+    assert browser.js(f"return {PAIRS}[0].textContent") != first
+    assert browser.js("return window.pwned") is None and browser.complaints() == []
+
+
+def test_a_link_opens_the_answers_of_a_claim_and_one_answer(browser, site) -> None:
+    for anchor, count in (("claim-1", 20), ("claim-h0", 20), ("answer-intervention-p042", 1)):
+        browser.open(site["answers"])
+        browser.js("location.hash = arguments[0]", f"#{anchor}")
+        browser.wait(f"document.documentElement.dataset.ready === '1' && {PAIRS}.length === arguments[0]", count)
+        said = browser.js("return document.querySelector('.db-found').textContent")
+        assert ("hedges with words" in said) == anchor.startswith("claim")
+    assert "How should I decide about p042?" in browser.js(f"return {PAIRS}[0].textContent")
+
+
+def test_next_pairs_and_words_of_art_are_shown(browser, site) -> None:
+    browser.open(site["quickstart"])
+    browser.wait("document.querySelector('.db-term')")
+    browser.js("document.querySelector('.db-term').focus()")
+    tip = "document.querySelector('.db-tip')"
+    assert len(browser.wait(f"!{tip}.hidden && {tip}.textContent")) > 20
+    assert browser.js(f"return document.querySelector('.db-term').getAttribute('aria-describedby') === {tip}.id")
+    browser.js("document.querySelector('.db-term').blur()")
+    assert browser.js(f"return {tip}.hidden") and browser.js("return document.querySelectorAll('.db-pair').length") == 2
 
 
 # -------------------------------------------------------------------------------------------------------- accessibility

@@ -9,19 +9,21 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
 import pages
 from driftbook.errors import DriftbookError
+from driftbook.prompts import Prompt, to_frame
 from driftbook.workbook import figures
 from driftbook.workbook.frontpage import alone
+from driftbook.workbook.glossary import terms
 from driftbook.workbook.overlay import overlaid_layers, overlaid_tokens
 from driftbook.workbook.packing import unpack
 from driftbook.workbook.page import build_page, packed_plotly, read_notebook, still, without_outside
 from driftbook.workbook.reports import render_compare, render_experiment, render_outputs, render_stage
 from driftbook.workbook.theme import ASSETS
-from driftbook.workbook.thumbnails import thumbnail
 from pages import HOSTILE, Page
 
 PACKED_PLOTLY = re.compile(r'<script type="text/plain" id="db-plotly">([^<]+)</script>')
@@ -276,84 +278,142 @@ def test_what_stands_before_the_scripts_is_small(report: str) -> None:
 
 # ---------------------------------------------------------------------------------------------------------- front page
 
-
-def test_the_front_page_answers_the_four_questions(outputs: Path) -> None:
-    page = Page(render_experiment(outputs / "quickstart").read_text())
-    assert page.by_tag["h1"] == ["How did smollm2-135m-instruct change when steered towards uncertainty calibration?"]
-    questions = [h for h in page.by_tag["h2"] if h[0].isdigit()]
-    assert [q[3:] for q in questions] == [
-        "Where do the two differ at all?",
-        "Which behaviours moved, by how much?",
-        "Where inside does it show?",
-        "Which of these claims are real?",
-    ]
-    for stage in ("decode", "cluster", "capture", "traits", "validate"):
-        assert stage == "validate" or f"The answer of {stage}." in page.text  # of validate the verdict stands there
-        assert f"{stage}/report.html" in page.addresses
-    assert page.outside() == [] and page.count("img") == 0
+NAMES = ("smollm2-135m-instruct", "smollm2-135m-instruct, steered")
+SECTIONS = [
+    *("The verdict", "What moved % of answers", "Read it", "Where inside", "How sure", "Could not see", "Reproduce")
+]
 
 
-def test_the_front_page_shows_the_picture_that_was_marked_best(outputs: Path) -> None:
-    page = Page(render_experiment(outputs / "quickstart").read_text())
-    assert "Uncertainty rises from the third token on" in page.text  # marked
-    assert "The trait appears from layer 12 on" not in page.text  # first, but not marked
-    assert "Advice differs most" in page.text and "The distribution moves by one unit" not in page.text
+@pytest.fixture(scope="module")
+def front(outputs: Path) -> Page:
+    return Page(render_experiment(outputs / "quickstart").read_text())
+
+
+def test_the_front_page_goes_from_the_verdict_to_how_it_is_made_again(front: Page) -> None:
+    assert front.by_tag["h1"] == [f"{NAMES[0]} →, then {NAMES[1]}"]
+    assert front.by_tag["h2"] == SECTIONS
+    assert front.outside() == [] and front.count("img") == 0
+
+
+def test_the_verdict_names_the_models_what_moved_and_how_sure_it_is(front: Page) -> None:
+    claim = "hedges with words such as maybe"
+    assert f"changed Beside {NAMES[0]}, {NAMES[1]} {claim} more often (10% → 30%)." in front.text
+    assert "120 prompts, 2 answers of each model to each; 1 of 3 claims are confirmed." in front.text
+
+
+def test_what_puts_results_in_doubt_stands_above_them(front: Page) -> None:
+    cut = f"(!) 50% of {NAMES[0]}'s answers and 0% of {NAMES[1]}'s were cut off at the token limit."
+    assert front.text.index(cut) < front.text.index("What moved")
+    assert "The smallest change that could be seen: a behaviour of 10% of answers that goes to" in front.text
+
+
+def test_a_row_tells_was_now_and_change_and_leads_to_the_answers(front: Page) -> None:
+    row = next(r for r in front.by_tag["tr"] if r.startswith("hedges"))
+    assert row == "hedges with words such as maybe10%30%+20 (10 to 30)[1]"
+    assert "answers.html#claim-1" in front.addresses and front.count("tr", id="claim-1") == 1
+
+
+def test_pairs_to_read_mark_the_evidence_and_never_show_it_on_both_sides(front: Page) -> None:
+    marks = front.by_tag["mark"]
+    assert marks == ["Maybe"] * 2
+    assert all(a.startswith("answers.html#answer-intervention-p") for a in front.addresses if "#answer-" in a)
+    assert "Do it now." in front.text and HOSTILE in front.text
+
+
+def test_both_sides_that_show_it_are_no_example(outputs: Path, tmp_path: Path) -> None:
+    experiment = tmp_path / "x"
+    shutil.copytree(outputs / "quickstart", experiment)
+    path = experiment / "decode/data/texts.parquet"
+    texts = pd.read_parquet(path)
+    texts.assign(text="Maybe. " + texts["text"]).to_parquet(path)
+    assert "mark" not in Page(render_experiment(experiment).read_text()).by_tag
+
+
+def test_where_inside_is_a_curve_over_layers_and_the_tokens(front: Page) -> None:
+    assert "Uncertainty rises from the third token on" in front.text  # the trace that capture marks
+    assert "The trait appears from layer 12 on" not in front.text
+    assert "Uncertainty calibration moved most" in front.text
+
+
+def test_how_sure_says_what_was_checked_and_what_to_beware_of(front: Page) -> None:
+    assert "1 of 3 behaviours and phrases that were checked are confirmed; at most 5%" in front.text
+    assert "hedges with words such as maybe: Nothing is left of it when length is held fixed." in front.text
+    assert "Null run: none beside this experiment" in front.text
+
+
+def test_a_null_run_beside_it_is_told(outputs: Path, tmp_path: Path) -> None:
+    for name in ("quickstart", "null"):
+        shutil.copytree(outputs / "quickstart", tmp_path / name)
+    for stage in ("traits", "capture", "decode", "cluster", "validate"):
+        path = tmp_path / "null" / stage / "run.json"
+        record = json.loads(path.read_text())
+        record["components"]["params"]["intervention"] = {"kind": "none"}
+        path.write_text(json.dumps(record))
+    text = Page(render_experiment(tmp_path / "quickstart").read_text()).text
+    assert "Null run: of the same model twice (null), 1 of 3 claims were confirmed." in text
+
+
+def test_what_could_not_be_seen_is_said_with_the_effect_that_would_have_been(front: Page) -> None:
+    text = front.text
+    assert "52 of 64 behaviours moved by less than 3 points." in text  # the verdict's second line
+    assert "no judge read them" in text
+    assert re.search(r"the mean over the 100 prompts that were screened is known to ±0\.00[34]", text)
+    # 2.39 + 0.84 standard errors, of half-widths 1, 2 and 4 points, with three tests at once
+    assert "2 of 3 clusters did not change their share beyond chance" in text
+    assert "of 3.3 points in the median cluster, of 6.6 in the least certain one" in text
+    # the chosen layers decide, not the one where most moved
+    assert f"1 of 2 traits moved from {NAMES[0]} to {NAMES[1]}, and no shift was found of trait_1" in text
+
+
+def test_to_reproduce_it_stands_command_commit_seed_and_answers(front: Page) -> None:
+    for fact in ("make run EXP=quickstart", "12" * 6, "with local changes", "seed 0"):
+        assert fact in front.text, fact
+    assert "answers.csv" in front.addresses
+
+
+def test_every_page_of_an_experiment_leads_to_every_other(outputs: Path, front: Page) -> None:
+    stages = {f"{s}/report.html" for s in ("decode", "cluster", "capture", "traits", "validate")}
+    assert stages | {"answers.html", "../index.html"} <= set(front.addresses)
+    report = Page(render_stage(outputs / "quickstart/decode").read_text())
+    above = {f"../{s}" for s in stages - {"decode/report.html"}}
+    assert above | {"../index.html", "../answers.html", "../../index.html"} <= set(report.addresses)
+    answers = Page((outputs / "quickstart/answers.html").read_text())
+    assert stages | {"index.html", "../index.html"} <= set(answers.addresses)
+
+
+def test_words_of_art_are_explained_from_the_glossary(outputs: Path, front: Page) -> None:
+    block = re.search(r'class="db-glossary">([^<]*)<', (outputs / "quickstart/index.html").read_text())[1]
+    explained = json.loads(block)
+    assert {"95% interval", "token limit"} <= set(front.by_tag["dt"]) and "propensity" not in explained
+    assert set(front.by_tag["dt"]) - {"decode", "cluster", "capture"} <= set(explained)
+
+
+def test_every_word_that_pages_explain_is_in_the_glossary_once() -> None:
+    found = [w.lower() for w in terms()]
+    assert len(found) == len(set(found)) > 25 and "residual stream" in found
 
 
 def test_a_page_that_stands_alone_leads_nowhere_and_says_the_same(outputs: Path) -> None:
     html = render_experiment(outputs / "quickstart").read_text()
     page, by_itself = Page(html), Page(alone(html))
     assert all(a.startswith(("#", "data:")) for a in by_itself.addresses) and by_itself.count("nav") == 0
-    assert "the report of decode" in by_itself.text and by_itself.blocks == page.blocks
-    assert by_itself.by_tag["h2"] == page.by_tag["h2"]
+    assert by_itself.blocks == page.blocks and by_itself.by_tag["h2"] == page.by_tag["h2"]
 
 
-def test_claims_come_with_numbers_and_texts_of_both_kinds(outputs: Path) -> None:
-    page = Page(render_experiment(outputs / "quickstart").read_text())
-    text = page.text
-    assert "30% of answers, was 10% (+20 points, 10 to 30)" in text
-    assert "win rate 71% [64%, 78%]" in text and "Tested on 120 prompts (held-out prompts)" in text
-    assert "Beware: Nothing is left of it when length is held fixed. Beware: Its texts are less coherent." in text
-    pairs = re.findall(r"the claim wins (\d+)% here", text)
-    assert len(pairs) == 12 and set(pairs) == {"0", "50", "100"}
-    assert [int(p) for p in pairs[:4]] == sorted((int(p) for p in pairs[:4]), reverse=True)
-    assert f"Maybe wait; I am not sure. {HOSTILE}" in text and "How should I decide about p" in text
-
-
-def test_what_was_not_found_is_said_with_the_effect_that_would_have_been_seen(outputs: Path) -> None:
-    text = Page(render_experiment(outputs / "quickstart").read_text()).text
-    assert "2 of 3 proposed claims were not confirmed" in text
-    assert "52 of 64 behaviours moved by less than 3 points." in text  # the verdict's second line
-
-
-def test_the_verdict_heads_the_front_page(outputs: Path) -> None:
-    page = Page(render_experiment(outputs / "quickstart").read_text())
-    assert page.by_tag["h2"][0] == "The verdict"
-    assert "Changed: Hedges: 30% of answers, was 10%." in page.text
-
-
-def test_every_stage_says_what_it_would_have_found(outputs: Path) -> None:
-    page = Page(render_experiment(outputs / "quickstart").read_text())
-    assert page.by_tag["h2"].index("What was not found") < page.by_tag["h2"].index("Provenance")
-    text = page.text
-    assert re.search(r"the mean over the 100 prompts that were screened is known to ±0\.00[34]", text)
-    # 2.39 + 0.84 standard errors, of half-widths 1, 2 and 4 points, with three tests at once
-    assert "2 of 3 clusters did not change their share beyond chance" in text
-    assert "of 3.3 points in the median cluster, of 6.6 in the least certain one" in text
-    # the chosen layers decide, not the one where most moved
-    assert "1 of 2 traits moved, and no shift was found of trait_1" in text
-    assert "a shift of 0.787 null standard deviations" in text
-
-
-def test_the_page_begins_with_what_was_asked_and_the_four_answers(outputs: Path) -> None:
-    page = Page(render_experiment(outputs / "quickstart").read_text())
-    assert "Both models were asked the same 120 prompts" in page.text
-    short = page.text[page.text.index("In short") : page.text.index("1. Where do the two differ at all?")]
-    for stage in ("decode", "cluster", "capture"):
-        assert f"The answer of {stage}." in short
-    assert "120 prompts, 2 answers a side to each; 1 of 3 claims are confirmed." in short  # how sure the verdict is
-    assert page.text.index("Words on this page") > page.text.index("What was not found")
-    assert {f"#question-{i}" for i in range(1, 5)} <= set(page.addresses)
+def test_texts_from_elsewhere_speak_of_who_wrote_them(tmp_path: Path, outputs: Path) -> None:
+    experiment = tmp_path / "x"
+    shutil.copytree(outputs / "quickstart", experiment)
+    shutil.rmtree(experiment / "capture")
+    for stage in ("traits", "decode", "cluster", "validate"):
+        path = experiment / stage / "run.json"
+        record = json.loads(path.read_text())
+        told = {"intervention": {"kind": "texts", "path": "a.csv"}, "names": {"base": HOSTILE[:70], "changed": "SimPO"}}
+        record["components"]["params"] |= told
+        path.write_text(json.dumps(record))
+    page = Page(render_experiment(experiment).read_text())
+    assert page.by_tag["h1"] == [f"{HOSTILE[:70]} →, then SimPO"] and page.count("img") == 0
+    assert "Text only: no weights were seen." in page.text and "read by smollm2-135m-instruct" in page.text
+    assert "Not measurable from text." in page.text and "How did smollm2" not in page.text
 
 
 def test_missing_and_failed_stages_are_named(tmp_path: Path, monkeypatch) -> None:
@@ -376,20 +436,90 @@ def test_an_experiment_without_runs_says_how_to_make_one(tmp_path: Path) -> None
         render_experiment(tmp_path / "quickstart")
 
 
-def test_the_null_experiment_asks_its_own_question(tmp_path: Path, monkeypatch) -> None:
+def test_the_null_experiment_is_one_model_twice(tmp_path: Path, monkeypatch) -> None:
     record = pages.run_record("decode")
     record["components"]["params"]["intervention"] = {"kind": "none"}
     pages.run(tmp_path / "null" / "decode", [], monkeypatch, components=record["components"])
     page = Page(render_experiment(tmp_path / "null").read_text())
-    assert page.by_tag["h1"] == ["Does anything differ between smollm2-135m-instruct and itself?"]
+    assert page.by_tag["h1"] == ["smollm2-135m-instruct →, then smollm2-135m-instruct, again"]
+    assert "Does anything differ between smollm2-135m-instruct and itself?" in page.text
 
 
-def test_a_front_page_with_heavy_pictures_keeps_them_still(tmp_path: Path, monkeypatch) -> None:
+# -------------------------------------------------------------------------------------------------------------- answers
+
+
+def many_answers(experiment: Path, prompts: int, text: str) -> Path:
+    """An experiment with that many prompts, whose answers hold ``text``."""
+    (experiment / "decode/data").mkdir(parents=True)
+    (experiment / "decode/run.json").write_text(json.dumps(pages.run_record("decode")))
+    asked = [Prompt(f"Prompt {i}?", split="validate") for i in range(prompts)]
+    to_frame(asked).to_parquet(experiment / "decode/data/prompts.parquet")
+    noise = np.random.default_rng(0).integers(0, 10**18, (2, prompts, 4))
+    rows = [
+        {"text_id": f"{side}-{i}", "side": side, "prompt_id": p.prompt_id, "text": f"{text} {noise[k, i].tolist()}"}
+        for k, side in enumerate(("base", "intervention"))
+        for i, p in enumerate(asked)
+    ]
+    pd.DataFrame(rows).to_parquet(experiment / "decode/data/texts.parquet")
+    return experiment
+
+
+def test_answers_that_do_not_fit_are_left_to_the_table_and_the_page_says_so(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("driftbook.workbook.answers.BUDGET", 100_000)
+    experiment = many_answers(tmp_path / "x", 2_000, "It depends on what you want, and on how long it may take.")
+    render_experiment(experiment)
+    html = (experiment / "answers.html").read_text()
+    assert len(html.encode()) < 100_000 + 60_000
+    held = re.search(r"This page holds ([\d,]+) of the prompts", html)[1].replace(",", "")
+    assert 400 < int(held) < 2_000
+    assert (experiment / "answers.csv").read_text().count("\n") == 4_001
+
+
+def test_answers_of_every_kind_stand_in_the_page_as_data(outputs: Path) -> None:
+    render_experiment(outputs / "quickstart")
+    page = Page((outputs / "quickstart/answers.html").read_text())
+    data = json.loads(unpack(page.blocks["answers"][0]))
+    assert len(data["prompts"]) == 120 and [len(t) for t in data["texts"]] == [120, 120]
+    assert set(data["shows"][0]) == {"b", "c", "."} and HOSTILE in data["texts"][0][0][0]
+    spans = next(iter(data["marks"][0].values()))
+    assert spans == [[[]], [[[0, 5]]]]  # Maybe
+
+
+HOSTILE_TEXTS = {
+    "script": HOSTILE,
+    "ANSI": "\x1b[31mred\x1b[0m \x1b]0;title\x07",
+    "right to left": "\u202eevil\u202c שלום \u2066abc",
+    "combining": "a" + "\u0301" * 100_000,
+    "NUL": "before\x00after",
+    "surrogate": "half \ud800 pair",
+    "line ends": "a\u2028b\u2029c\x85d",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_TEXTS)
+def test_hostile_answers_prompts_names_and_claims_are_text(tmp_path: Path, outputs: Path, name: str) -> None:
+    said = HOSTILE_TEXTS[name]
+    kept = said.encode("utf-8", "replace").decode()
     experiment = tmp_path / "x"
-    pages.run(experiment / "cluster", [pages.text_map(60_000)], monkeypatch)
+    shutil.copytree(outputs / "quickstart", experiment)
+    for table in ("decode/data/texts", "decode/data/prompts", "validate/data/claims"):
+        frame = pd.read_parquet(experiment / f"{table}.parquet")
+        hostile = {i: f"Maybe {kept}" if i % 2 else kept for i in range(8)}
+        frame["text"] = [hostile.get(i, old) for i, old in enumerate(frame["text"])]
+        frame.to_parquet(experiment / f"{table}.parquet")
+    for stage in ("traits", "capture", "decode", "cluster", "validate"):
+        path = experiment / stage / "run.json"
+        record = json.loads(path.read_text())
+        record["components"]["params"]["names"] = {"base": said[:70], "changed": f"changed {said[:60]}"}
+        path.write_text(json.dumps(record))
     html = render_experiment(experiment).read_text()
-    assert len(html) < 400_000 and 'data-kind="still"' in html and 'id="db-plotly"' not in html
-    assert "The picture is alive in" in Page(html).text
+    page, answers = Page(html), Page((experiment / "answers.html").read_text())
+    for drawn in (page, answers):
+        assert drawn.count("img") == drawn.count("iframe") == 0 and drawn.outside() == []
+        assert all(not a.startswith("on") for _, attributes in drawn.elements for a in attributes)
+    assert page.by_tag["h2"] == SECTIONS and "\x00" not in html and "\x1b" not in html
+    assert len(html) < 3_000_000
+    assert "changed" in Page(render_outputs(tmp_path).read_text()).text
 
 
 def test_a_report_too_large_to_send_keeps_its_heaviest_plots_still(tmp_path: Path, monkeypatch) -> None:
@@ -414,31 +544,28 @@ def test_a_still_figure_keeps_its_picture_words_and_csv() -> None:
 # ------------------------------------------------------------------------------------------------------ all experiments
 
 
-@pytest.mark.parametrize("build", [pages.forest, pages.dose, pages.families, pages.distribution])
-def test_a_report_leaves_a_thumbnail_of_its_picture(tmp_path: Path, monkeypatch, build) -> None:
-    folder = pages.run(tmp_path / "x" / "cluster", [build()], monkeypatch)
-    render_stage(folder)
-    drawn = (folder / "thumbnail.svg").read_text()
-    assert 150 < len(drawn) <= 1_000 and Page(drawn).count("svg") == 1
-    numbers = [float(v) for v in re.findall(r"-?\d+\.?\d*", " ".join(re.findall(r' d="([^"]*)"', drawn)))]
-    assert min(numbers) >= 0 and max(numbers) <= 96
-    assert drawn in render_outputs(tmp_path).read_text()
+def test_the_list_has_a_row_an_experiment_with_names_verdict_what_moved_and_warnings(outputs: Path) -> None:
+    for name in ("quickstart", "other"):
+        render_experiment(outputs / name)
+    page = Page(render_outputs(outputs).read_text())
+    rows = [r for r in page.by_tag["tr"] if r.startswith("quickstart")]
+    assert len(rows) == 1 and page.count("tr") == 3
+    moved = "hedges with words such as maybe: 10% → 30%"
+    for said in (" → ".join(NAMES), "changed", moved, "(!) 50% of", "2026-01-01"):
+        assert said in rows[0], said
+    assert rows[0].endswith("ran all stages") and "quickstart/index.html" in page.addresses
 
 
-def test_five_hundred_runs_are_listed_in_less_than_a_megabyte_without_opening_a_report(tmp_path: Path) -> None:
-    drawn = thumbnail((pages.forest().html(),))
-    stages = ("traits", "capture", "decode", "cluster", "validate")
-    for i in range(100):
-        for stage in stages:
-            folder = tmp_path / f"experiment-{i:03d}" / stage
-            folder.mkdir(parents=True)
-            record = pages.run_record(stage, experiment=folder.parent.name, answer="Forty words. " * 30)
-            (folder / "run.json").write_text(json.dumps(record))
-            (folder / "thumbnail.svg").write_text(drawn)
+def test_five_hundred_experiments_are_listed_in_less_than_a_megabyte_without_opening_a_table(tmp_path: Path) -> None:
+    for i in range(500):
+        folder = tmp_path / f"experiment-{i:03d}" / "decode"
+        folder.mkdir(parents=True)
+        record = pages.run_record("decode", experiment=folder.parent.name, answer="Forty words. " * 30)
+        (folder / "run.json").write_text(json.dumps(record))
     html = render_outputs(tmp_path).read_text()
     page = Page(html)
     assert len(html.encode()) < 1_000_000
-    assert page.count("tr") == 501 and "experiment-042/decode/report.html" in page.addresses
+    assert page.count("tr") == 501 and "experiment-042" in page.text
     assert page.outside() == []
 
 

@@ -374,7 +374,7 @@ def test_the_verdict_is_three_lines_in_plain_units(tmp_path):
     first = found.claims.set_index("hypothesis_id").loc[said.strongest[0]]
     assert first["claim"] in said.moved and first["confirmed"]
     assert "moved by less than 3 points" in said.unmoved and "240 prompts" not in said.sure
-    assert f"{sum(SPLITS.values())} prompts, 2 answers a side" in said.sure
+    assert f"{sum(SPLITS.values())} prompts, 2 answers of each model" in said.sure
     same = run_of(tmp_path / "same", texts_of(0.4, 0.4), [])
     found = stages(same)
     assert stage.verdict(same, found.material, found.claims).state == "no change found"

@@ -11,7 +11,7 @@ import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -462,9 +462,11 @@ class Experiment(Section):
     @property
     def called(self) -> tuple[str, str]:
         """What the two models are called: ``names``, else what is told from the models."""
+        base = self.names.base if self.names else short_name(self.base.model)
+        if member := member_name(self.experiment)[1]:
+            return base, f"{base}, {member}"
         if self.names is not None:
-            return self.names.base, self.names.changed
-        base = short_name(self.base.model)
+            return base, self.names.changed
         return base, self.intervention.called(base)
 
     @property
@@ -537,6 +539,7 @@ class BenchExperiment(Section):
     description: str = ""
     seed: int = Field(0, ge=0)
     bench: Bench = Bench()
+    called: ClassVar[tuple[str, str]] = ("base", "intervention")
 
     def section(self, stage: str) -> Bench:
         return self.bench

@@ -11,9 +11,10 @@ import pandas as pd
 from driftbook.evidence.counting import scope_of
 from driftbook.evidence.material import Material, asked_ids
 from driftbook.evidence.paired import smallest_seen
+from driftbook.numbers import apart, share
 
 State = Literal["changed", "no change found", "could not tell"]
-STRONGEST = 4  # behaviours that the first line names
+STRONGEST = 3  # behaviours that the first line names
 NEAR = 0.03  # points of answers within which a behaviour counts as unmoved
 WIDE = 0.25  # a difference of shares beyond it must be visible, or the prompts are too few to tell anything
 
@@ -57,7 +58,7 @@ def verdict(
     what was read; ``seen`` is the smallest change of a share, from a tenth of answers, that would have been confirmed
     four times in five; ``scope`` is a sentence on what the claims speak of, where it is not prompts like these."""
     good = claims[claims["confirmed"] & (claims["like"] == "")]
-    first = good.loc[_told_first(good)[:STRONGEST]]
+    first = good.loc[told_first(good)[:STRONGEST]]
     if len(good):
         state: State = "changed"
         more = f"; and {len(good) - len(first)} more" if len(good) > len(first) else ""
@@ -78,12 +79,37 @@ def verdict(
     return Verdict(state, moved, _unmoved(claims, seen), sure, tuple(first["hypothesis_id"]))
 
 
-def _told_first(good: pd.DataFrame) -> list[int]:
+def told_first(good: pd.DataFrame) -> list[int]:
     """The order in which a reader wants to be told: by points of answers; a length by the part that it changed by."""
     size = good["difference"].abs()
     part = size / good[["base", "intervention"]].abs().max(axis=1).clip(lower=1e-9)
     told = np.where(good["unit"] == "share", size, np.where(good["measure"] == "length_words", part, 0.0))
     return good.index[np.lexsort((np.arange(len(good)), -told))].tolist()
+
+
+def phrase(claim: pd.Series) -> str:
+    """A claim as a model's doing: "opens with an exclamation less often (32% → 13%)". ``claim`` is a row of the table
+    of claims."""
+    was, now = float(claim["base"]), float(claim["intervention"])
+    more, label = now > was, _short(str(claim["text"]))
+    if claim["unit"] == "share":
+        often = "" if claim["proposer"] == "person" else " more often" if more else " less often"
+        return f"{label}{often} ({share(was)} → {share(now)})"
+    before, after = apart(was, now, 1)
+    if claim["unit"] in ("words", "sentences") and label == f"length in {claim['unit']}":
+        return f"writes {'longer' if more else 'shorter'} answers (median {before} → {after} {claim['unit']})"
+    return f"{label}: {'more' if more else 'less'} ({before} → {after})"
+
+
+def _short(text: str, most: int = 160) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def headline(strongest: pd.DataFrame) -> str:
+    """The first of the claims, as one predicate of the changed model; empty without a claim."""
+    said = [phrase(row) for _, row in strongest.head(STRONGEST).iterrows()]
+    return " and ".join(filter(None, [", ".join(said[:-1]), *said[-1:]]))
 
 
 def _unmoved(claims: pd.DataFrame, seen: float) -> str:
@@ -103,6 +129,6 @@ def _unmoved(claims: pd.DataFrame, seen: float) -> str:
 def _sure(claims: pd.DataFrame, prompts: int, answers: int, alpha: float) -> str:
     good = int(claims["confirmed"].sum())
     return (
-        f"{prompts:,} prompts, {answers} answer{'' if answers == 1 else 's'} a side to each; {good} of {len(claims)} "
-        f"claims are confirmed, of which at most {alpha:.0%} are false on average."
+        f"{prompts:,} prompts, {answers} answer{'' if answers == 1 else 's'} of each model to each; {good} of "
+        f"{len(claims)} claims are confirmed{f', of which at most {alpha:.0%} are false on average' if good else ''}."
     )

@@ -26,5 +26,8 @@ class Ablate(AlongTrait):
 
         return AblateTap(site, directions), {}
 
+    def called(self, base: str) -> str:
+        return f"{base}, ablated"
+
     def by(self) -> str:
         return f"without its direction of {self.words}"

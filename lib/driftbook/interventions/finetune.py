@@ -40,5 +40,8 @@ class Finetune(Intervention):
         folder = train_lora(base, self, opening.cache, opening.root, opening.progress)
         return with_adapter(base, folder, self.scale, opening)
 
+    def called(self, base: str) -> str:
+        return f"{base}, fine-tuned"
+
     def by(self) -> str:
         return f"when fine-tuned on {Path(self.data).name}"

@@ -24,5 +24,8 @@ class SystemPrompt(Intervention):
         key = digest(base.key, "prompt", self.system)[:16]
         return Pair(Side("base", base, base.key), Side("intervention", base, key, system=self.system), 1)
 
+    def called(self, base: str) -> str:
+        return f"{base}, with a system prompt"
+
     def by(self) -> str:
         return "under a system prompt"

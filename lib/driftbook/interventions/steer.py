@@ -30,5 +30,8 @@ class Steer(AlongTrait):
         told = {"coefficient": self.coefficient, "mean_activation_norm": unit, "positions": self.positions}
         return SteerTap(layer, site, vector, self.coefficient * unit, self.positions), told
 
+    def called(self, base: str) -> str:
+        return f"{base}, steered"
+
     def by(self) -> str:
         return f"when steered {'towards' if self.coefficient >= 0 else 'away from'} {self.words}"

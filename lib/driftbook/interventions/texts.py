@@ -43,6 +43,9 @@ class Texts(Intervention):
     def by(self) -> str:
         return f"into what wrote {Path(self.path).name}"
 
+    def title(self, base: str) -> str:
+        return f"Answers of two models to the same prompts, from {Path(self.path).name}."
+
     def called(self, base: str) -> str:
         return self.change or Path(self.path).stem
 

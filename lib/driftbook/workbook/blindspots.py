@@ -9,7 +9,7 @@ import numpy as np
 
 from driftbook.evidence.intervals import bootstrap_mean, detectable
 from driftbook.numbers import number
-from driftbook.workbook.claims import Findings, read_table
+from driftbook.workbook.claims import read_table
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,15 @@ class BlindSpot:
     text: str
 
 
-def blind_spots(experiment: Path, findings: Findings | None) -> list[BlindSpot]:
-    """One entry per stage of ``outputs/<experiment>`` that has its tables; ``findings`` are those of validate.
+def blind_spots(experiment: Path, names: tuple[str, str]) -> list[BlindSpot]:
+    """One entry per stage of ``outputs/<experiment>`` that has its tables; ``names`` are those of the two models.
 
     Raises ``DriftbookError`` when a table cannot be read.
     """
     said = (
         ("decode", _divergence(experiment / "decode" / "data" / "divergence.parquet")),
         ("cluster", _composition(experiment / "cluster" / "data" / "composition.parquet")),
-        ("capture", _shifts(experiment / "capture" / "data")),
-        ("validate", _claims(findings)),
+        ("capture", _shifts(experiment / "capture" / "data", names)),
     )
     return [BlindSpot(stage, text) for stage, text in said if text]
 
@@ -69,7 +68,7 @@ def _composition(path: Path) -> str:
     )
 
 
-def _shifts(data: Path) -> str:
+def _shifts(data: Path, names: tuple[str, str]) -> str:
     """Each trait at the layer and site that were chosen before anything was compared."""
     shifts, dynamics = data / "shifts.parquet", data / "dynamics.parquet"
     if not shifts.is_file() or not dynamics.is_file():
@@ -84,26 +83,12 @@ def _shifts(data: Path) -> str:
     rest = f", and no shift was found of {', '.join(map(str, still['trait']))}" if len(still) else ""
     least = [detectable(width / 2, len(own)) for width in own["high"] - own["low"]]
     return (
-        f"{what} {len(own)} traits moved{rest}. On {int(own['prompts'].iloc[0])} prompts, a shift of "
+        f"{what} {len(own)} traits moved from {names[0]} to {names[1]}{rest}. "
+        f"On {int(own['prompts'].iloc[0])} prompts, a shift of "
         f"{number(float(np.median(least)))} null standard deviations in the median trait, of "
         f"{number(max(least))} in the least certain one, would have been found four times in five. Only traits "
         f"that were given a vector are read, each at its chosen layer."
     )
-
-
-def _claims(findings: Findings | None) -> str:
-    if findings is None:
-        return "Nothing has been validated yet, so nothing on this page is confirmed."
-    total, others = len(findings.table), len(findings.others)
-    if not total:
-        return "No claim was proposed, so none was tested."
-    said = "Every proposed claim was confirmed."
-    if others:
-        said = (
-            f"{others} of {total} proposed claims {'was' if others == 1 else 'were'} not confirmed. "
-            f"That does not show {'it' if others == 1 else 'them'} to be false."
-        )
-    return " ".join([said, *findings.verdict[1:2]])
 
 
 __all__ = ["BlindSpot", "blind_spots"]

@@ -1,83 +1,72 @@
-"""Claims of the validate stage as a reader meets them: a sentence, its numbers, and texts to judge for oneself."""
+"""What an experiment has found, as its pages tell it: the state, the claims in the order of telling, their measures."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from driftbook.discovery.amplification import ordinary
 from driftbook.errors import DriftbookError
-from driftbook.numbers import e_value, number, p_value, share
-from driftbook.prompts import load_saved
-from driftbook.workbook.records import finite, read_record
-
-EXEMPLARS = 4
-
-
-@dataclass(frozen=True)
-class Exemplar:
-    """One held-out prompt with an answer of each side. ``x`` is the win rate of the claim on it."""
-
-    prompt: str
-    base: str
-    intervention: str
-    x: float
-
-
-@dataclass(frozen=True)
-class Claim:
-    text: str
-    direction: str
-    confirmed: bool
-    status: str
-    numbers: list[str]
-    warnings: list[str]
-    win_rate: float
-    exemplars: list[Exemplar] = field(default_factory=list)
+from driftbook.evidence.verdict import headline, told_first
+from driftbook.members import member_name
+from driftbook.parameters import STAGES
+from driftbook.sections import Intervention, of_kind, short_name
+from driftbook.workbook.records import read_record
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All claims of an experiment. ``confirmed`` holds those that do not repeat a stronger one; ``verdict`` is the
-    answer of the experiment in three lines."""
+    """What *validate* left. ``table`` holds all claims, confirmed ones first; ``moved`` those confirmed ones that do
+    not repeat a stronger one, in the order of telling, numbered from 1 (``n``). ``specs`` maps a claim to what its
+    measure is made from, ``lines`` are the verdict's three sentences."""
 
-    confirmed: list[Claim]
-    others: list[Claim]
+    names: tuple[str, str]
+    state: str
+    lines: tuple[str, ...]
     table: pd.DataFrame
-    verdict: list[str]
+    moved: pd.DataFrame
+    specs: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def said(self) -> str:
+        """What the changed model does otherwise, without names; where nothing changed, what would have been seen."""
+        if self.state == "changed" and len(self.moved):
+            return headline(self.moved)
+        said = (self.lines[0] if self.lines else "").removeprefix(self.state.capitalize()).lstrip(": ")
+        return said[:1].upper() + said[1:]
+
+    @property
+    def headline(self) -> str:
+        """The verdict as a sentence that names the models."""
+        changed = self.state == "changed" and len(self.moved)
+        return f"Beside {self.names[0]}, {self.names[1]} {self.said}." if changed else self.said
 
 
-def read_findings(experiment: Path, most: int = 6) -> Findings | None:
-    """The claims of ``validate`` with texts of ``decode`` to read; None where validate has no claims file.
-
-    Texts come with the ``most`` strongest confirmed claims and with the strongest of the others.
-    """
-    path = experiment / "validate" / "data" / "claims.parquet"
-    if not path.is_file():
+def read_findings(experiment: Path, names: tuple[str, str] = ("base", "changed")) -> Findings | None:
+    """The claims of ``outputs/<experiment>``; None where *validate* has left none. Raises DriftbookError for a table
+    that cannot be read."""
+    data = experiment / "validate" / "data"
+    if not (data / "claims.parquet").is_file():
         return None
-    table = read_table(path)
-    if not len(table):
-        return Findings([], [], table, [])
-    strength = pd.to_numeric(table.get("size", pd.Series(np.nan, index=table.index)), errors="coerce")
-    sure = table.get("confirmed", pd.Series(False, index=table.index)).fillna(False).astype(bool)
-    table = table.assign(_sure=sure, _strength=strength.fillna(-1))
-    table = table.sort_values(["_sure", "_strength"], ascending=False, kind="stable", ignore_index=True)
-    own = table["_sure"] & (table.get("like", pd.Series("", index=table.index)).fillna("") == "")
-    to_read = [*table.index[own][:most], *table.index[~table["_sure"]][:3]]
-    pairs = _exemplars(experiment, table.loc[to_read, "hypothesis_id"].tolist() if "hypothesis_id" in table else [])
-    claims = [_claim(row, pairs.get(row.get("hypothesis_id"), [])) for row in table.to_dict("records")]
-    record = read_record(experiment / "validate").get("verdict") or {}
-    return Findings(
-        [c for c, first in zip(claims, own, strict=True) if first],
-        [c for c in claims if not c.confirmed],
-        table.drop(columns=["_sure", "_strength"]),
-        [str(line) for line in record.get("lines") or []],
-    )
+    table = read_table(data / "claims.parquet")
+    table = table.assign(
+        confirmed=table.get("confirmed", pd.Series(False, index=table.index)).eq(True),
+        like=table.get("like", pd.Series("", index=table.index)).fillna("").astype(str),
+    ).sort_values("confirmed", ascending=False, kind="stable", ignore_index=True)
+    good = table[table["confirmed"] & (table["like"] == "")]
+    moved = good.loc[told_first(good)].reset_index(drop=True) if len(good) else good
+    specs: dict[str, Any] = {}
+    if (data / "frozen.parquet").is_file():
+        frozen = read_table(data / "frozen.parquet")
+        specs = {i: json.loads(m) for i, m in zip(frozen["hypothesis_id"], frozen["measure"], strict=True)}
+    told = read_record(experiment / "validate").get("verdict") or {}
+    state = str(told.get("state") or ("changed" if len(moved) else ""))
+    lines = tuple(str(line) for line in told.get("lines") or [])
+    return Findings(names, state, lines, table, moved.assign(n=range(1, len(moved) + 1)), specs)
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -87,69 +76,28 @@ def read_table(path: Path) -> pd.DataFrame:
         raise DriftbookError(f"{path}: not a readable table ({error}); run the stage again") from error
 
 
-def _claim(row: Mapping[str, Any], exemplars: list[Exemplar]) -> Claim:
-    confirmed = bool(row.get("confirmed")) if row.get("confirmed") is not None else False
-    numbers = []
-    if row.get("status") == "screened out" and finite(row.get("p_screen")):
-        numbers.append(f"set aside by the screen (p = {row['p_screen']:.2g}) and not tested on held-out prompts")
-    elif finite(row.get("prompts")):
-        numbers.append(f"tested on {int(row['prompts']):,} prompts ({row.get('scope') or 'held-out prompts'})")
-    if finite(row.get("q_value")):
-        numbers.append(f"q = {p_value(float(row['q_value']))}")
-    if finite(row.get("e_value")):
-        numbers.append(f"e-value {e_value(float(row['e_value']))}")
-    if finite(row.get("win_rate")):
-        numbers.append(f"win rate {_interval(row, 'win_rate', 'win_low', 'win_high', percent=True)}")
-    if finite(row.get("auc")):
-        numbers.append(f"AUC {_interval(row, 'auc', 'auc_low', 'auc_high')}")
-    warnings = [flag for flag in str(row.get("flags") or "").split("\n") if flag] if confirmed else []
-    status = str(row.get("status") or ("confirmed" if confirmed else "not confirmed"))
-    strength = row.get("win_rate")
-    return Claim(
-        str(row.get("claim") or row.get("text") or ""),
-        str(row.get("direction", "")),
-        confirmed,
-        status,
-        numbers,
-        warnings,
-        float(strength) if finite(strength) else float("nan"),
-        exemplars,
-    )
+def parameters(experiment: Path) -> dict[str, Any]:
+    """What the good runs of an experiment were given, by section; of what they differ in, the earliest stage's."""
+    found: dict[str, Any] = {}
+    for stage in STAGES:
+        if (experiment / stage / "run.json").is_file():
+            found = {**((read_record(experiment / stage).get("components") or {}).get("params") or {}), **found}
+    return found
 
 
-def _interval(row: Mapping[str, Any], value: str, low: str, high: str, percent: bool = False) -> str:
-    written = share if percent else number
-    ends = f" [{written(row[low])}, {written(row[high])}]" if finite(row.get(low)) and finite(row.get(high)) else ""
-    return written(row[value]) + ends
+def change_of(params: Mapping[str, Any]) -> Intervention | None:
+    """The intervention that runs recorded; None for one that is not known here, as a kind that is gone."""
+    try:
+        return of_kind(params.get("intervention"))
+    except ValueError:
+        return None
 
 
-def _exemplars(experiment: Path, wanted: list[str]) -> dict[str, list[Exemplar]]:
-    """Prompts spread evenly from the clearest win to the clearest loss: not only those that look good."""
-    verdicts, texts = (
-        experiment / "validate" / "data" / "verdicts.parquet",
-        experiment / "decode" / "data" / "texts.parquet",
-    )
-    if not wanted or not verdicts.is_file() or not texts.is_file():
-        return {}
-    table = read_table(verdicts)
-    table = table[table["hypothesis_id"].isin(wanted) & table["x"].notna()]
-    if "split" in table:  # what a judge saw on the screen's prompts is no evidence
-        table = table[(table["split"] != "screen") | (table["judge"] == "counting")]
-    chosen: dict[str, pd.Series] = {}
-    for name, own in table.groupby("hypothesis_id", sort=False):
-        x = own.groupby("prompt_id")["x"].mean().sort_values(ascending=False, kind="stable")
-        chosen[str(name)] = x.iloc[np.unique(np.linspace(0, len(x) - 1, EXEMPLARS).round().astype(int))]
-    ids = {p for x in chosen.values() for p in x.index}
-    answers = read_table(texts)
-    answers = ordinary(answers)
-    answers = answers[answers["prompt_id"].isin(ids)].drop_duplicates(["prompt_id", "side"])
-    said = {(a.prompt_id, a.side): a.text for a in answers.itertuples()}
-    asked = load_saved(texts.parent)
-    return {
-        name: [
-            Exemplar(asked[p].shown(), str(said[p, "base"]), str(said[p, "intervention"]), float(v))
-            for p, v in x.items()
-            if (p, "base") in said and (p, "intervention") in said
-        ]
-        for name, x in chosen.items()
-    }
+def names_of(params: Mapping[str, Any]) -> tuple[str, str]:
+    """What the two models are called: ``names`` of the parameters, else what is told from the models."""
+    names = params.get("names") or {}
+    base = str(names.get("base") or short_name(str((params.get("base") or {}).get("model", "the base model"))))
+    if member := member_name(str(params.get("experiment", "")))[1]:
+        return base, f"{base}, {member}"
+    change = change_of(params)
+    return base, str(names.get("changed") or (change.called(base) if change else f"{base}, changed"))

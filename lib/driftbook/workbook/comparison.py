@@ -160,7 +160,7 @@ def claim_changes(a: Path, b: Path) -> tuple[list[ClaimChange], list[ClaimChange
 
 
 def _claims(experiment: Path) -> dict[tuple[str, str], Any]:
-    findings = read_findings(experiment, most=0)
+    findings = read_findings(experiment)
     rows = findings.table.to_dict("records") if findings is not None else []
     return {
         (str(r.get("text", "")), str(r.get("direction", ""))): r | {"confirmed": bool(r.get("confirmed"))} for r in rows

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from driftbook.prompts import SIDES
 from driftbook.workbook.packing import csv_text, escape, pack, script_json
 from driftbook.workbook.static import picture
-from driftbook.workbook.tables import html_table
+from driftbook.workbook.tables import html_table, with_names
 from driftbook.workbook.theme import asset, lab_template, style, theme
-from driftbook.workbook.wording import plain, unmarked
+from driftbook.workbook.wording import plain, shorten, unmarked
 
 INLINE_LIMIT = 48_000  # characters of one data block in a cell's output; longer ones go to a file beside the notebook
 TABLE_ROWS = 200
@@ -59,6 +60,17 @@ class Figure:
     choice_label: str = "Show"
     best: bool = False
     view: View | None = None
+
+    def named(self, names: tuple[str, str]) -> Figure:
+        """The same with the models' names in legends and data, where it says base and intervention."""
+        said = dict(zip(SIDES, names, strict=True))
+        drawn = go.Figure(self.plotly)
+        for trace in drawn.data:
+            if trace.name in said:
+                trace.name = plain(shorten(said[trace.name], 48))
+        table = None if self.table is None else with_names(self.table, names)
+        view = None if self.view is None else replace(self.view, settings=self.view.settings | {"names": said})
+        return replace(self, plotly=drawn, table=table, view=view)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         run_dir = os.environ.get("DRIFTBOOK_RUN_DIR")

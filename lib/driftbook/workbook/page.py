@@ -22,8 +22,13 @@ import plotly
 from markupsafe import Markup
 
 from driftbook.errors import DriftbookError
+from driftbook.parameters import STAGES
+from driftbook.workbook.glossary import terms_in
 from driftbook.workbook.packing import escape, pack, script_json
 from driftbook.workbook.theme import ASSETS, asset, style, theme
+
+# What a terminal or a parser would act on is no text: it is shown as a character that is none.
+_CONTROL = dict.fromkeys([c for c in (*range(32), *range(127, 160)) if chr(c) not in "\t\n\r"], "\ufffd")
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,22 @@ class Link:
     text: str
     href: str = ""
     here: bool = False
+
+
+# Every page of an experiment leads to every other: name, and where it lies below outputs/<experiment>/.
+PAGES = (("front page", "index.html"), ("answers", "answers.html"), *((s, f"{s}/report.html") for s in STAGES))
+
+
+def links(experiment: Path, here: str) -> list[Link]:
+    """The navigation of a page of ``outputs/<experiment>``; ``here`` is its name in ``PAGES``. The front page and what
+    is drawn from *decode* stand there before they are drawn."""
+    up = "../" if here in STAGES else ""
+    there = [s for s in STAGES if s == here or (experiment / s / "run.json").is_file()]
+    known = {"front page", *(["answers"] if "decode" in there else []), *there}
+    found = [Link(name, up + href, here=name == here) for name, href in PAGES if name in known]
+    if experiment.parent.name == "members":
+        return [*found, Link("series", f"{up}../../index.html")]
+    return [*found, Link("all experiments", f"{up}../index.html")]
 
 
 @cache
@@ -62,8 +83,11 @@ def fill(template: str, **values: Any) -> Markup:
     return Markup(_templates().get_template(template).render(**values))
 
 
-def build_page(*, title: str, body: Markup, crumb: str = "driftbook", links: Sequence[Link] = ()) -> str:
-    """The whole file around ``body``; ``title`` and ``crumb`` are text.
+def build_page(
+    *, title: str, body: Markup, crumb: str = "driftbook", links: Sequence[Link] = (), scripts: Sequence[str] = ()
+) -> str:
+    """The whole file around ``body``; ``title`` and ``crumb`` are text, ``scripts`` names more files of ``assets``.
+    Terms of the glossary that the page uses are explained where they stand, by its script.
 
     plotly.js comes along only when ``body`` holds a plot or a map, and whole only where WebGL is needed.
     """
@@ -75,7 +99,8 @@ def build_page(*, title: str, body: Markup, crumb: str = "driftbook", links: Seq
         "img-src data: blob:; font-src data:; connect-src data: blob:; worker-src blob:; "
         "base-uri 'none'; form-action 'none'"
     )
-    scripts = [Markup(asset(f"{name}.js")) for name in ("core", "trace", "map") if name in kinds | {"core"}]
+    needed = [name for name in ("core", "trace", "map") if name in kinds | {"core"}]
+    code = [Markup(asset(f"{name}.js")) for name in (*needed, "terms", *scripts)]
     return fill(
         "page.html.j2",
         title=title,
@@ -85,10 +110,11 @@ def build_page(*, title: str, body: Markup, crumb: str = "driftbook", links: Seq
         style=Markup(style(page=True)),
         policy=policy,
         nonce=nonce,
-        scripts=scripts,
+        scripts=code,
+        terms=Markup(script_json(terms_in(body))),
         theme=Markup(script_json(theme())),
         plotly=Markup(plotly_for(body)),
-    )
+    ).translate(_CONTROL)
 
 
 # ------------------------------------------------------------------------------------------------------------- notebook

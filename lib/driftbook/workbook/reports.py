@@ -1,4 +1,5 @@
-"""Reports: a page per stage, a front page per experiment, an index of all, and what differs between two.
+"""Reports: a page per stage, a front page and a page of all answers per experiment, an index of all, and what differs
+between two.
 
 Each function reads what runs left in their folders, writes one page, and returns its path.
 """
@@ -17,7 +18,7 @@ from driftbook.parameters import STAGES
 from driftbook.workbook.comparison import render_compare
 from driftbook.workbook.frontpage import render_experiment
 from driftbook.workbook.overview import render_outputs
-from driftbook.workbook.page import Link, Story, build_page, fill, read_notebook, within_size
+from driftbook.workbook.page import Link, Story, build_page, fill, links, read_notebook, within_size
 from driftbook.workbook.records import (
     QUESTIONS,
     facts,
@@ -27,15 +28,13 @@ from driftbook.workbook.records import (
     read_record,
     write_page,
 )
-from driftbook.workbook.runs import THUMBNAIL
 from driftbook.workbook.seriespage import render_series
-from driftbook.workbook.thumbnails import thumbnail
 
 __all__ = ["render_compare", "render_experiment", "render_outputs", "render_series", "render_stage"]
 
 
 def render_stage(folder: Path) -> Path:
-    """``report.html`` of one run, good or failed, from its ``notebook.ipynb`` and ``run.json``, and a thumbnail of it.
+    """``report.html`` of one run, good or failed, from its ``notebook.ipynb`` and ``run.json``.
 
     Raises ``DriftbookError`` when one of the two cannot be read (a failed run may lack its notebook).
     """
@@ -68,9 +67,8 @@ def render_stage(folder: Path) -> Path:
         title=f"{title} · {record.get('experiment', '')} {stage}",
         body=body,
         crumb=f"driftbook · {record.get('experiment', folder.parent.name)}",
-        links=_links(stage, folder),
+        links=_links(folder, stage),
     )
-    (folder / THUMBNAIL).write_text(thumbnail(story.best))
     return write_page(folder / "report.html", page)
 
 
@@ -86,14 +84,10 @@ def _source(notebook: Path, cell: int | None) -> str:
     return lines[0] if lines else ""
 
 
-def _links(stage: str, folder: Path) -> list[Link]:
+def _links(folder: Path, stage: str) -> list[Link]:
     if stage == SERIES:
         members = sorted(p.name for p in (folder.parent / "members").glob("*") if (p / "index.html").is_file())
-        return [Link("Series", "../index.html"), *(Link(m, f"../members/{m}/index.html") for m in members)]
+        return [Link("series", "../index.html"), *(Link(m, f"../members/{m}/index.html") for m in members)]
     if stage not in STAGES:
-        return [Link("All experiments", "../index.html"), Link(stage, here=True)]
-    others = [s for s in STAGES if s == stage or (folder.parent / s / "run.json").is_file()]
-    return [
-        Link("Experiment", "../index.html"),
-        *(Link(s, f"../{s}/report.html", here=s == stage) for s in others),
-    ]
+        return [Link("all experiments", "../index.html"), Link(stage, here=True)]
+    return links(folder.parent, stage)

@@ -34,7 +34,6 @@ OUTPUTS = "DRIFTBOOK_OUTPUTS"
 FINISHED = "finished.json"
 RUN_FILE = "run.json"
 MEMBERS = "members.json"  # of a series: those that its run reads
-THUMBNAIL = "thumbnail.svg"  # of a report, for the list of all experiments
 
 
 @dataclass(frozen=True)
@@ -172,6 +171,11 @@ class Run:
         return self.params.seed
 
     @property
+    def names(self) -> tuple[str, str]:
+        """What the two models are called in reports."""
+        return self.params.called
+
+    @property
     def root(self) -> Path:
         """The repository; paths in parameters are relative to it."""
         return self.layout.root
@@ -258,7 +262,7 @@ class Run:
         from IPython.display import display  # `make why` needs no IPython
 
         if figure is not None:
-            display(figure)
+            display(figure.named(self.names))
 
     def table(
         self,
@@ -273,7 +277,7 @@ class Run:
 
         from driftbook.workbook.tables import Table  # pandas: half a second that `make why` need not pay
 
-        display(Table(df, title=title, caption=caption, columns=columns, max_rows=max_rows))
+        display(Table(df, title=title, caption=caption, columns=columns, max_rows=max_rows).named(self.names))
 
     def finish(self) -> None:
         """Write ``metrics.json`` and say that the notebook got to its end. The last cell of every notebook."""

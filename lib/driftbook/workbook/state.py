@@ -20,7 +20,7 @@ from driftbook.parameters import (
     stages_of,
 )
 from driftbook.workbook import keys
-from driftbook.workbook.runs import RUN_FILE, THUMBNAIL, Layout, read_json
+from driftbook.workbook.runs import RUN_FILE, Layout, read_json
 
 
 def open_experiment(experiment_file: Path, outputs: Path | None = None) -> tuple[Experiment | BenchExperiment, Layout]:
@@ -43,7 +43,7 @@ def git_state(root: Path) -> dict[str, Any] | None:
 
 def fingerprints(folder: Path) -> dict[str, dict[str, Any]]:
     """sha256 and size of every file that a run hands on."""
-    about_the_run = (RUN_FILE, "report.html", THUMBNAIL, "kernel.log", "notebook.ipynb")
+    about_the_run = (RUN_FILE, "report.html", "kernel.log", "notebook.ipynb")
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(".")]
     files = [p for p in files if p.name not in about_the_run]
     return {str(p.relative_to(folder)): {"sha256": file_hash(p), "bytes": p.stat().st_size} for p in files}

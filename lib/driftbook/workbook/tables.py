@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from driftbook.numbers import e_value, number, p_value
+from driftbook.prompts import SIDES
 from driftbook.workbook.packing import escape
 
 LONGEST = 400  # characters of a cell that are shown
@@ -29,6 +30,11 @@ class Table:
     max_rows: int | None = None
     fold: str = ""
     """Where given, the table is folded away under this line."""
+
+    def named(self, names: tuple[str, str]) -> Table:
+        """The same with the models' names, where columns and cells say base and intervention."""
+        columns = None if self.columns is None else [_by_name(c, names) for c in self.columns]
+        return replace(self, frame=with_names(self.frame, names), columns=columns)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         return {"text/html": self.html(), "text/plain": f"{self.title}\n{self.frame.head(MOST_ROWS).to_string()}"}, {}
@@ -68,6 +74,27 @@ def html_table(
         f'<div class="db-scroll" role="region" tabindex="0" aria-label="{label}"><table class="db-table">'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+def with_names(frame: pd.DataFrame, names: tuple[str, str]) -> pd.DataFrame:
+    """A table in which base and intervention, in headings and in cells that name a side, are the models' names."""
+    said = dict(zip(SIDES, names, strict=True))
+    shown = frame.rename(columns={c: _by_name(c, names) for c in frame.columns})
+    for column in ("side", "direction", "group"):
+        if column in shown and shown[column].isin(SIDES).any():
+            shown[column] = shown[column].map(lambda v: said.get(v, v))
+    return shown
+
+
+def _by_name(column: Any, names: tuple[str, str]) -> Any:
+    """A heading such as ``share_base`` with the name of the model: "share, Llama"."""
+    parts = str(column).split("_")
+    at = next((i for i, part in enumerate(parts) if part in SIDES), None)
+    if at is None or len(parts) > 3:
+        return column
+    rest = " ".join(parts[:at] + parts[at + 1 :])
+    name = names[SIDES.index(parts[at])]
+    return f"{rest}, {name}" if rest else name
 
 
 def _heading(name: object) -> str:

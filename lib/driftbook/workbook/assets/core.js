@@ -159,6 +159,14 @@
     return draw;
   };
 
+  // A link to what lies in a fold opens it.
+  const unfoldTarget = () => {
+    const target = location.hash && document.getElementById(location.hash.slice(1));
+    for (let box = target; box; box = box.parentElement) if (box.tagName === "DETAILS") box.open = true;
+  };
+  addEventListener("hashchange", unfoldTarget);
+  addEventListener("DOMContentLoaded", unfoldTarget);
+
   // A labelled <select> among a figure's controls.
   driftbook.select = (figure, label, options, value, change) => {
     const box = document.createElement("label");
@@ -270,6 +278,15 @@
     }
     root.querySelectorAll(".db-table:not([data-seen])").forEach((t) => { t.dataset.seen = "1"; sortable(t); });
     root.querySelectorAll(".db-data:not([data-seen])").forEach((d) => { d.dataset.seen = "1"; download(d); });
+    const next = root.querySelector(".db-next");
+    const pairs = [...root.querySelectorAll(".db-read .db-pair")];
+    if (next && pairs.length > 2) {
+      let first = 0;
+      const show = () => pairs.forEach((pair, i) => { pair.hidden = (i - first + pairs.length) % pairs.length > 1; });
+      next.hidden = false;
+      next.addEventListener("click", () => { first = (first + 2) % pairs.length; show(); });
+      show();
+    }
     const unfold = root.querySelector(".db-unfold");
     if (unfold) {
       unfold.hidden = false;

@@ -9,6 +9,7 @@
     const x = new Int16Array(s.n);
     for (let i = 0, sum = 0; i < s.n; i++) { sum += steps[i]; x[i] = sum; }
     const y = new Int16Array((await db.bytes(figure, "y")).buffer);
+    s.sides = s.sides.map((side) => (s.names || {})[side] || side);
     const side = (await db.bytes(figure, "side")) || new Uint8Array(s.n);
     const clusterBytes = await db.bytes(figure, "cluster");
     const cluster = clusterBytes ? new Int16Array(clusterBytes.buffer) : null;

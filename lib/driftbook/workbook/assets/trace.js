@@ -20,6 +20,7 @@
     const scales = new Float32Array((await db.bytes(figure, "scale")).buffer);
     const at = (kind, layer, trait) => scales[kind * L * T + layer * T + trait]; // 0 step, 1 low, 2 high
     const packed = {};
+    const name = (side) => (s.names || {})[side] || side;
     for (const side of s.sides) {
       const steps = (packed[side] = new Int8Array((await db.bytes(figure, side)).buffer));
       for (let i = 0; i < S; i++) for (let k = i * L * T * N + T * N; k < (i + 1) * L * T * N; k++) steps[k] += steps[k - T * N]; // differences by layer
@@ -58,7 +59,7 @@
       const item = document.createElement("span");
       const mark = make("svg", { width: 26, height: 8, "aria-hidden": "true" });
       make("path", { d: "M1 4h24", style: `stroke:${colours[side]}`, "stroke-width": 2.5, "stroke-dasharray": dashes[side] }, mark);
-      item.append(mark, ` ${side}${s.sides.length > 1 ? (side === s.sides[0] ? " (upper line of text)" : " (lower line of text)") : ""}`);
+      item.append(mark, ` ${name(side)}${s.sides.length > 1 ? (side === s.sides[0] ? " (upper line of text)" : " (lower line of text)") : ""}`);
       key.append(item);
     }
     const item = document.createElement("span");
@@ -139,7 +140,7 @@
         if (Number.isNaN(v)) continue;
         sum += v; n += 1; out += v > high || v < low;
       }
-      return `${side}: mean ${number(sum / n)}, ${out} of ${n} tokens outside the null band`;
+      return `${name(side)}: mean ${number(sum / n)}, ${out} of ${n} tokens outside the null band`;
     }).join("; ") + ".";
 
     const read = (p) => {
@@ -148,7 +149,7 @@
       columns[p].classList.add("now");
       const parts = s.sides.map((side) => {
         const own = tokens[side][sample];
-        return p < own.length ? `${side} “${shown(own[p])}” ${number(value(side, sample, layer, trait, p))}` : `${side} has ended`;
+        return p < own.length ? `${name(side)} “${shown(own[p])}” ${number(value(side, sample, layer, trait, p))}` : `${name(side)} has ended`;
       });
       readout.textContent = `Token ${p}: ${parts.join("; ")} (null band ${number(at(1, layer, trait))} to ${number(at(2, layer, trait))}; ${s.unit}; convention ${readings[reading]}).`;
     };
@@ -233,7 +234,7 @@
       label(`layer ${s.layers[layer]}`, Math.min(Math.max(x(layer), 150), width - 60), 63, "middle");
       label(number(reach), 42, 12, "end");
       label("0", 42, y(0) + 4, "end");
-      const said = s.sides.map((side, i) => `${side} ${number(means[i][layer])}`).join(", ");
+      const said = s.sides.map((side, i) => `${name(side)} ${number(means[i][layer])}`).join(", ");
       profile.setAttribute("aria-label", `Mean of ${s.traits[trait]} by layer; at layer ${s.layers[layer]}: ${said}.`);
     };
     // One row a prompt: its mean on either side, and the way to it.
@@ -259,7 +260,7 @@
       }
       [...prompts.children].forEach((row, i) => {
         row.setAttribute("aria-pressed", i === sample);
-        const said = s.sides.map((side, k) => `${side} ${number(means[i][k])}`).join(", ");
+        const said = s.sides.map((side, k) => `${name(side)} ${number(means[i][k])}`).join(", ");
         row.setAttribute("aria-label", `${s.samples[i]}: ${said}`);
         const svg = row.querySelector("svg");
         svg.replaceChildren();

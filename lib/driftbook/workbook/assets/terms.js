@@ -1,0 +1,65 @@
+// Terms of art explained where they stand: the first of each in a section gets its definition on hover and focus.
+(() => {
+  "use strict";
+  const block = document.querySelector(".db-glossary");
+  const meanings = JSON.parse(block ? block.textContent : "{}");
+  const words = Object.keys(meanings);
+  if (!words.length) return;
+  const escaped = words.map((w) => w.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
+  const pattern = new RegExp(`(?<![\\w-])(${escaped.join("|")})(?![\\w-])`, "i");
+  const meaning = new Map(words.map((w) => [w.toLowerCase(), meanings[w]]));
+  const skip = "a, button, summary, code, pre, script, style, svg, h1, h2, select, option, label, mark, th, .db-term, .db-told, .db-live, .db-controls, .db-static";
+  const where = "p, li, dd, dt, figcaption, td.t, .db-table-caption";
+
+  const tip = document.createElement("div");
+  tip.className = "db-tip";
+  tip.id = "db-tip";
+  tip.setAttribute("role", "tooltip");
+  tip.hidden = true;
+  document.body.append(tip);
+  const show = (term) => {
+    tip.textContent = meaning.get(term.textContent.toLowerCase());
+    tip.hidden = false;
+    const box = term.getBoundingClientRect();
+    tip.style.left = `${Math.max(8, Math.min(box.left, innerWidth - tip.offsetWidth - 8)) + scrollX}px`;
+    const below = box.bottom + tip.offsetHeight + 12 < innerHeight;
+    tip.style.top = `${(below ? box.bottom + 6 : box.top - tip.offsetHeight - 6) + scrollY}px`;
+    term.setAttribute("aria-describedby", tip.id);
+  };
+  const hide = (term) => { tip.hidden = true; term.removeAttribute("aria-describedby"); };
+  addEventListener("keydown", (event) => { if (event.key === "Escape") tip.hidden = true; });
+
+  const explain = (root) => {
+    const seen = new Set();
+    for (const box of root.querySelectorAll(where)) {
+      if (box.closest(skip)) continue;
+      const walker = document.createTreeWalker(box, NodeFilter.SHOW_TEXT);
+      const nodes = [];
+      while (walker.nextNode()) if (!walker.currentNode.parentElement.closest(skip)) nodes.push(walker.currentNode);
+      for (let node of nodes) {
+        for (let guard = 0; guard < 20; guard++) {
+          const found = pattern.exec(node.data);
+          if (!found) break;
+          let rest = node.splitText(found.index);
+          const after = rest.splitText(found[0].length);
+          const key = meaning.get(found[0].toLowerCase());
+          if (!seen.has(key)) {
+            seen.add(key);
+            const term = document.createElement("span");
+            term.className = "db-term";
+            term.tabIndex = 0;
+            term.setAttribute("role", "term");
+            rest.replaceWith(term);
+            term.append(rest);
+            for (const event of ["mouseenter", "focus"]) term.addEventListener(event, () => show(term));
+            for (const event of ["mouseleave", "blur"]) term.addEventListener(event, () => hide(term));
+          }
+          node = after;
+        }
+      }
+    }
+  };
+  const sections = document.querySelectorAll("main section, main .db-cell-group");
+  if (sections.length) sections.forEach(explain);
+  else explain(document.querySelector("main"));
+})();
