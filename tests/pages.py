@@ -347,6 +347,7 @@ def found_tables(experiment: Path, coefficient: float) -> None:
     """What the stages before validate hand on, as far as the front page reads it."""
     rng = np.random.default_rng(2)
     js = pd.DataFrame({"prompt_id": [f"p{i:03d}" for i in range(100)], "js": 0.1 + rng.normal(0, 0.02, 100)})
+    js["unit"] = js["prompt_id"]
     js.to_parquet(experiment / "decode/data/divergence.parquet")
     half = np.array([0.01, 0.02, 0.04])
     composition = pd.DataFrame({"cluster": [0, 1, 2], "difference": [0.09, 0.0, -0.01], "q": [0.001, 0.7, 0.4]})

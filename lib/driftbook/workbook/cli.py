@@ -250,7 +250,7 @@ def _import(args: argparse.Namespace, layout: Layout) -> int:
     write(table, args.to)
     for what, number in sorted(counts.items(), key=lambda c: c[0].startswith("left out")):
         print(f"{what}: {number:,}")
-    print(f"{args.to}\nintervention: {{kind: texts, path: {args.to}}}")
+    print(f"{args.to}\nnames: {{base: THE FIRST, changed: THE OTHER}}\nintervention: {{kind: texts, path: {args.to}}}")
     return 0
 
 
