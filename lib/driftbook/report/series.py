@@ -141,7 +141,7 @@ def multiples(run: Run, read: pd.DataFrame, first: pd.DataFrame) -> Figure | Non
         ]  # fmt: skip
         column, row = number % COLUMNS, number // COLUMNS
         left, top = column / COLUMNS + (0.05 if column else 0), 1 - row / rows
-        right, bottom = (column + 1) / COLUMNS - 0.01, 1 - (row + 1) / rows + 0.16
+        right, bottom = (column + 1) / COLUMNS - 0.01, 1 - (row + 1) / rows + (0.12 if row + 1 < rows else 0.02)
         layout[f"xaxis{axis}"] = {"domain": [left, right], "anchor": f"y{axis}", "showgrid": False}
         layout[f"yaxis{axis}"] = {"domain": [bottom, top - 0.1], "anchor": f"x{axis}"}
         title = f"{shorten(own['behaviour'].iloc[0], 34)} ({_unit(own['unit'].iloc[0])})"
@@ -297,7 +297,7 @@ def _value(value: float, unit: str) -> str:
 
 
 def _move(value: float, unit: str) -> str:
-    return numbers.points(value) if unit == "share" else numbers.fixed(value, 1, signed=True)
+    return numbers.points(value) if unit == "share" else numbers.fixed(value, 1, signed=True).replace("-", "−")
 
 
 def _unit(unit: str) -> str:
