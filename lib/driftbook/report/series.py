@@ -128,10 +128,11 @@ def multiples(run: Run, read: pd.DataFrame, first: pd.DataFrame) -> Figure | Non
         axis = "" if number == 0 else str(number + 1)
         x, base = floats(own["x"]), own["base"].to_numpy() * scale
         wide, moved = own["band"].to_numpy() * scale, own["difference"].to_numpy() * scale
+        least = -np.inf if own["unit"].iloc[0] == "score" else 0.0
         on = {"xaxis": f"x{axis}", "yaxis": f"y{axis}", "showlegend": False, "hoverinfo": "skip"}
         none = {"mode": "lines", "line": {"width": 0}} | on
         traces += [
-            go.Scatter(x=x, y=floats(base - wide), **none),
+            go.Scatter(x=x, y=floats(np.maximum(base - wide, least)), **none),
             go.Scatter(x=x, y=floats(base + wide), fill="tonexty", fillcolor=band(GREY), **none),
             go.Scatter(x=x, y=floats(base + own["low"] * scale), **none),
             go.Scatter(x=x, y=floats(base + own["high"] * scale), fill="tonexty", fillcolor=band(INTERVENTION), **none),
