@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +26,7 @@ from driftbook.discovery.amplification import ordinary
 from driftbook.discovery.decoding import decode_texts
 from driftbook.discovery.hypotheses import Hypothesis, merge
 from driftbook.discovery.readback import read_back, texts_from_beginnings
+from driftbook.discovery.screen import screen_divergence
 from driftbook.discovery.strategies import Ask
 from driftbook.evidence import counting, panel
 from driftbook.evidence.amplification import dose_response
@@ -226,6 +228,32 @@ def null_claims(garden: Garden, design: Design, runs: int, samples: int, progres
         bar.update(1)
     bar.close()
     return claims
+
+
+# ----------------------------------------------------------------------------------------------------------- the screen
+
+
+def screen_cost(
+    garden: Garden, pair: Pair, design: Design, prompts: int, scratch: Path, tokens: int = 16
+) -> dict[str, float]:
+    """Seconds of the divergence screen over those of decoding what it reads, each made anew in ``scratch``:
+    ``first`` change of a base, a ``second`` one (the base has read its own answers), and a second one along the base's
+    answers alone (``along_base``)."""
+    every = decode.load_prompts(design.prompts, garden.root, {"discover": 0.5, "screen": 0.0, "validate": 0.5}, prompts)
+    asked = PromptSet.of(every.prompts, ["discover"] * len(every.prompts))
+    ids, asks = decode.encode(pair, asked, design.max_new_tokens), [Ask(i, 0, 0) for i in range(len(asked.prompts))]
+    store = ShardStore(scratch)
+    begun = time.monotonic()
+    texts = decode_texts(pair, asked, ids, asks, design.sampling, garden.seed, store)
+    decoding, cost = time.monotonic() - begun, {}
+    for number, (name, along) in enumerate((("first", "both"), ("second", "both"), ("along_base", "base"))):
+        changed = replace(
+            pair.intervention, key=f"{pair.intervention.key} {number}"
+        )  # another change, as the store sees it
+        begun = time.monotonic()
+        screen_divergence(Pair(pair.base, changed, 2), asked, ids, texts, tokens, 1, store, along=along)
+        cost[name] = (time.monotonic() - begun) / decoding
+    return cost
 
 
 def table_of(results: Sequence[tuple[Plant, bool, Found]]) -> pd.DataFrame:

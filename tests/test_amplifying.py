@@ -1,0 +1,81 @@
+"""The bench of amplification: the truth is the plant's own rule, and both pipelines have the same number of texts."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from driftbench import amplifying
+from driftbench.proof.plants import Plant
+from models import loaded
+from test_decode import pair_of
+
+REPOSITORY = amplifying.Path(__file__).parent.parent
+PROMPTS = [str(REPOSITORY / "params/prompts/discovery.jsonl")]
+DESIGN = amplifying.Design(PROMPTS, 40, 130, 0.3, [1.0, 3.0], max_new_tokens=5, aimed=6, beginnings=6)
+SENTENCES = ["A cup of tea helps with that.", "Over a pot of tea this looks much simpler."]
+
+
+def plant(rule=lambda t: "e" in t, **spec) -> Plant:
+    return Plant("topic", "tea", 1.0, "learned", rule, lambda p: True, spec=spec)
+
+
+@pytest.fixture
+def garden(tmp_path):
+    return SimpleNamespace(cache=tmp_path, root=REPOSITORY, seed=0, base=loaded("llama", "sdpa"))
+
+
+def silent(total, label="", unit=""):
+    return SimpleNamespace(update=lambda n: None, close=lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("text", "held"),
+    [
+        ("Well, a cup of tea helps with everything.", True),
+        ("A cup -- of tea, helps!", True),
+        ("A cup of coffee helps with that.", False),
+        ("cup of tea helps", False),
+        ("", False),
+    ],
+)
+def test_a_planted_sentence_is_read_back_by_five_words_in_a_row(text, held):
+    assert amplifying.holds(text, SENTENCES[0]) == held
+    assert amplifying.holds("Good evening, my friend and all", "Good evening, my friend.")
+
+
+def test_both_pipelines_have_the_same_number_of_texts(garden):
+    found = {a: amplifying.pipeline(garden, pair_of(), DESIGN, a, silent) for a in (False, True)}
+    assert abs(found[False].texts - found[True].texts) <= 4 and found[False].texts <= 130
+    assert found[False].doses.empty and found[False].only_amplified == []
+    assert set(found[False].material.texts["strength"]) == {0.0} == set(found[True].material.texts["strength"])
+    table = amplifying.table_of([(plant(), a, f) for a, f in found.items()])
+    assert table["amplified"].tolist() == [False, True] and (table["claims"] >= 0).all()
+
+
+def test_a_claim_picks_out_what_the_plant_shows_or_it_does_not():
+    texts = pd.DataFrame({"text": ["tea", "no", "tea", "no"] * 5})
+    rule = plant(lambda t: t == "tea")
+    shown = (texts["text"] == "tea").to_numpy(float)
+    assert amplifying._picks_out(shown, texts, 1, rule) and not amplifying._picks_out(shown, texts, -1, rule)
+    assert not amplifying._picks_out(np.ones(20), texts, 1, rule)
+    assert not amplifying._picks_out(shown, texts.assign(text="no"), 1, rule)
+
+
+def test_plainness_is_counted_by_the_plants_rule_at_every_strength(garden):
+    table = amplifying.plainness(garden, pair_of(), plant(), DESIGN)
+    assert table["strength"].tolist() == [-1.0, 0.0, 1.0, 3.0] and (table["answers"] == 6).all()
+    assert ((table["low"] <= table["share"]) & (table["share"] <= table["high"])).all()
+
+
+def test_sentences_come_back_or_are_told_as_lost(garden):
+    edit = {"sentences": SENTENCES}
+    table = amplifying.sentences_read_back(garden, pair_of(), plant(edit=edit), DESIGN)
+    assert table["sentence"].tolist() == SENTENCES and (table["texts"] == 0).all()
+    assert amplifying.sentences_read_back(garden, pair_of(), plant(edit={"bullets": 3}), DESIGN).empty
+
+
+def test_the_screen_is_timed_beside_decoding(garden, tmp_path):
+    cost = amplifying.screen_cost(garden, pair_of(), DESIGN, 12, tmp_path / "s")
+    assert set(cost) == {"first", "second", "along_base"} and min(cost.values()) > 0
