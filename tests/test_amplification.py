@@ -19,7 +19,7 @@ from driftbook.parameters import Cluster, load_experiment
 from driftbook.report import decode as report
 from driftbook.report import validate as validate_report
 from driftbook.store import ShardStore
-from driftbook.workbook.claims import read_findings
+from driftbook.workbook import examples
 from models import fresh
 from planted import FILLER, HYPOTHESES, run_of, texts_of
 from test_decode import PROMPTS, pair_of
@@ -76,18 +76,13 @@ def test_whoever_counts_or_tests_reads_ordinary_answers_alone(tmp_path):
 
 
 def test_answers_to_read_beside_claims_are_ordinary_ones(tmp_path):
-    run = material_of(tmp_path / "x", {3.0: 1.0})
-    found = stages(run)
-    (tmp_path / "x" / "decode" / "data").mkdir()
+    material_of(tmp_path, {3.0: 1.0})
+    (tmp_path / "decode" / "data").mkdir()
     for name in ("texts", "prompts"):
-        (tmp_path / "x" / "decode" / f"{name}.parquet").rename(tmp_path / "x" / "decode" / "data" / f"{name}.parquet")
-    data = tmp_path / "x" / "validate" / "data"
-    data.mkdir(parents=True)
-    (data.parent / "run.json").write_text("{}")
-    validate.write(data, found.frozen, found.screening, found.outcomes, found.claims, found.judges, run.section)
-    shown = [e for c in read_findings(tmp_path / "x").confirmed for e in c.exemplars]
-    plain = set(ordinary(pd.read_parquet(tmp_path / "x" / "decode" / "data" / "texts.parquet"))["text"])
-    assert shown and all(e.intervention in plain for e in shown)
+        (tmp_path / "decode" / f"{name}.parquet").rename(tmp_path / "decode" / "data" / f"{name}.parquet")
+    every = pd.read_parquet(tmp_path / "decode" / "data" / "texts.parquet")
+    shown = examples.Material(tmp_path, None).texts
+    assert set(shown["text_id"]) == set(ordinary(every)["text_id"]) < set(every["text_id"])
 
 
 def test_a_strength_that_breaks_the_text_is_not_read(tmp_path):

@@ -22,6 +22,7 @@ from driftbook.evidence.material import Material, by_judge
 from driftbook.evidence.outcomes import Outcome
 from driftbook.evidence.paired import paired_test
 from driftbook.evidence.wins import mean_by
+from driftbook.numbers import fixed
 
 LEVEL = 0.1  # of alpha that claims about amplified answers may spend, beside those about ordinary ones
 DOSES = (
@@ -95,8 +96,6 @@ def fold(strength: float) -> str:
 
 
 def _told(row: pd.Series) -> str:
-    scale = 100 if row["unit"] == "share" else 1
-    digits = 0 if row["unit"] == "share" else 1
-    return (
-        f"{describe(row['value'], row['unit'])} ({scale * row['low']:.{digits}f} to {scale * row['high']:.{digits}f})"
-    )
+    scale, digits = (100, 0) if row["unit"] == "share" else (1, 1)
+    low, high = (fixed(scale * row[end], digits) for end in ("low", "high"))
+    return f"{describe(row['value'], row['unit'])} ({low} to {high})"
