@@ -17,8 +17,8 @@ LIB = Path(__file__).parent.parent / "lib"
 
 # From the ground up: a module imports from its own floor and those below. The longest name that fits decides.
 FLOORS = {
-    "ground": "errors hashes numbers workers store replies ledger chat prompts prompt_files text_tables "
-    "discovery.splits sections members stage exchange behaviours.words",
+    "ground": "errors files conversations hashes numbers workers store replies ledger chat prompts prompt_files "
+    "text_tables discovery.splits sections members stage exchange behaviours.words",
     "statistics": "auc evidence.dynamics evidence.eprocess evidence.intervals evidence.levels evidence.multiplicity "
     "evidence.paired evidence.shifts evidence.swaps evidence.wins discovery.two_sample",
     "models": "models parameters interventions engines processes scale",

@@ -228,7 +228,7 @@ def test_long_responses_are_cut_and_counted_and_long_prompts_refused(spec, tmp_p
     [
         ("d.jsonl", '{"prompt": "a"}', "d.jsonl:1: expected"),
         ("d.jsonl", '{"prompt": "a", "response": ""}', "a turn is empty"),
-        ("d.jsonl", '\n{"prompt": ', "d.jsonl:2: not valid JSON"),
+        ("d.jsonl", '\n{"prompt": ', "d.jsonl:2: not JSON"),
         ("d.jsonl", '{"messages": [{"role": "user", "content": "a"}]}', "with an assistant turn"),
         ("d.txt", "\n \n", "holds no document"),
         ("d.csv", "a,b", "a .txt or .jsonl file is needed"),

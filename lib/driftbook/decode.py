@@ -49,7 +49,10 @@ def load_prompts(
     given: Sequence[Prompt] | None = None,
 ) -> PromptSet:
     """The prompts of the files that the patterns name, or those ``given``, split as ``splits.prompt_set`` does."""
-    return prompt_set(read_prompts(list(patterns), root) if given is None else given, shares, limit)
+    read = read_prompts(list(patterns), root) if given is None else given
+    chosen = prompt_set(read, shares, limit)
+    chosen.unreadable = getattr(read, "unreadable", [])
+    return chosen
 
 
 def encode(
@@ -298,6 +301,8 @@ def write(run: Run, prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]], p
     run.metric("model_loads", pair.model_loads)
     run.metric("prompts", len(prompts))
     run.metric("prompts_that_differ", prompts.units)
+    if prompts.unreadable:
+        run.metric("prompts_unreadable", len(prompts.unreadable))
     run.metric("texts_scored", int(decoded.texts.log_ratio.notna().sum()))
     if "told" in decoded.divergence:
         run.metric("told_mean", float(decoded.divergence.told.mean()))

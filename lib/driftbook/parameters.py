@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 import driftbook.engines  # noqa: F401 (registers what the section engine can name)
 from driftbook.errors import DriftbookError, ParameterError, PromptError
+from driftbook.files import yaml_tree
 from driftbook.interventions import NoIntervention
 from driftbook.members import NAME, SERIES, Member, Members, member_name, repeated
 from driftbook.prompt_files import files_beside, read_prompts
@@ -663,12 +664,15 @@ def _read_file(path: Path, root: Path) -> tuple[Experiment | BenchExperiment, Wh
 def read_section(path: Path, model: type[S], root: Path) -> tuple[S, Where]:
     """A YAML file as ``model`` holds it, and what says where in the file a key stands. Raises ``ParameterError``."""
     shown = _shown(path, root)
-    tree = _compose(path, shown)
+    try:
+        tree, values = yaml_tree(path, shown)
+    except DriftbookError as error:
+        raise ParameterError(str(error)) from None
 
     def where(keys: tuple[str | int, ...]) -> str:
         return f"{shown}:{_line(tree, keys)}: "
 
-    return _validated(model, yaml.safe_load(path.read_text(encoding="utf-8")), where, root), where
+    return _validated(model, values, where, root), where
 
 
 def validate_cell(stage: str, namespace: dict[str, Any]) -> Experiment | BenchExperiment:
@@ -795,36 +799,6 @@ def _meant_key(key: str, siblings: list[str], parents: list[str | int], model: t
 def _shown(path: Path, root: Path) -> str:
     resolved_path = path.resolve()
     return str(resolved_path.relative_to(root.resolve()) if resolved_path.is_relative_to(root.resolve()) else path)
-
-
-def _compose(path: Path, shown: str) -> yaml.Node | None:
-    """The YAML tree with its line numbers. ``ParameterError`` for bad YAML and for a key that is written twice."""
-    try:
-        tree = yaml.compose(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ParameterError(f"{shown}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ParameterError(f"{shown}:{line}: not valid YAML: {error.problem or error.context}") from None
-    except yaml.YAMLError as error:
-        raise ParameterError(f"{shown}: not valid YAML: {error}") from None
-    _refuse_twice(tree, shown, ())
-    return tree
-
-
-def _refuse_twice(node: yaml.Node | None, shown: str, keys: tuple[str, ...]) -> None:
-    if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.value in seen:
-                dotted = ".".join((*keys, key.value))
-                raise ParameterError(f"{shown}:{line}: {dotted}: is written twice (first in line {seen[key.value]})")
-            seen[key.value] = line
-            _refuse_twice(value, shown, (*keys, key.value))
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_twice(item, shown, keys)
 
 
 def _line(tree: yaml.Node | None, keys: tuple[str | int, ...]) -> int:

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import glob
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from driftbook.errors import PromptError
+from driftbook.errors import DriftbookError, PromptError
+from driftbook.files import Kept, Row, collected, csv_rows, json_rows, parsed_json, read_table, read_text, yaml_tree
 from driftbook.prompts import Prompt
 
-COLUMNS = ("messages", "prompt", "question", "text")
+COLUMNS = ("messages", "conversations", "prompt", "question", "text")
 """Columns that hold the prompt, by preference: where ``prompt`` or ``question`` stand beside ``text``, ``text`` is
 something else (the bare statement in model-written evals, the passage or the answer elsewhere)."""
 
-OPTIONS = ("column", "family", "min_confidence", "system", "config", "revision")
-SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv")
+OPTIONS = ("column", "family", "min_confidence", "system", "unreadable", "config", "revision")
+SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".yml", ".yaml")
 
 
 class PromptList(list[Prompt]):
     """Prompts in reading order, and what the reading left out.
 
     ``duplicates`` has a pair (source that was dropped, source that was kept) for every prompt that stood there twice.
+    ``unreadable`` says of the rows that were left out what is wrong with them, as far as ``#unreadable=`` allows any.
     ``files`` are the sources that were read, in order.
     """
 
     def __init__(self, prompts: Iterable[Prompt] = ()) -> None:
         super().__init__()
         self.duplicates: list[tuple[str, str]] = []
+        self.unreadable: list[str] = []
         self.files: list[str] = []
         first: dict[str, str] = {}
         for prompt in prompts:
@@ -48,6 +49,7 @@ def read_prompts(patterns: list[str], root: Path) -> PromptList:
 
     A pattern is a path or glob relative to ``root``, or ``hf:owner/name:split:column``. Options follow a ``#``, joined
     by ``&``: ``column=NAME`` (where the prompt stands), ``family=NAME``, ``min_confidence=0.8`` (model-written evals),
+    ``unreadable=3`` (rows that may be left out because they cannot be read; default: none),
     ``system=FILE`` (a text before every prompt), and ``config=`` and ``revision=`` for Hugging Face datasets. The
     formats are described in docs/prompts.md. A prompt without a family of its own gets the file's stem.
 
@@ -59,6 +61,7 @@ def read_prompts(patterns: list[str], root: Path) -> PromptList:
     found: list[Prompt] = []
     seen: set[tuple[str, str]] = set()
     files: list[str] = []
+    unreadable: list[str] = []
     for pattern in patterns:
         target, options = _options(pattern)
         if target.startswith("hf:"):
@@ -73,14 +76,16 @@ def read_prompts(patterns: list[str], root: Path) -> PromptList:
             if key in seen:  # the same file by two patterns is one file, not a set of duplicates
                 continue
             seen.add(key)
-            found += _with_system(read_file(path, _display(path, root), options), pattern, options, root)
+            read = read_file(path, _display(path, root), options)
+            unreadable += read.unreadable
+            found += _with_system(read, pattern, options, root)
             files.append(_display(path, root))
     prompts = PromptList(found)
-    prompts.files = files
+    prompts.files, prompts.unreadable = files, unreadable
     return prompts
 
 
-def read_file(path: Path, label: str | None = None, options: dict[str, str] | None = None) -> list[Prompt]:
+def read_file(path: Path, label: str | None = None, options: dict[str, str] | None = None) -> Kept[Prompt]:
     """The prompts of one file, duplicates included, by the reader that its suffix and content ask for.
 
     ``label`` stands for the path in sources and messages. Raises PromptError as ``read_prompts`` does.
@@ -89,23 +94,31 @@ def read_file(path: Path, label: str | None = None, options: dict[str, str] | No
     if path.suffix.lower() not in SUFFIXES:
         kind = f"{path.suffix!r}" if path.suffix else "a name without suffix"
         raise PromptError(f"{label}: prompts are read from {', '.join(SUFFIXES)}, not from {kind}")
+    family = options.get("family", path.stem)
     try:
-        content = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise PromptError(f"{label}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
-    # only \n ends a line: splitlines() would also cut at U+2028 and others that may stand inside a JSON string
-    content = content.replace("\r\n", "\n")
+        return _prompts_from_rows(_rows(path, label), label, family, options)
+    except PromptError:
+        raise
+    except DriftbookError as error:
+        raise PromptError(str(error)) from None
+
+
+def _rows(path: Path, label: str) -> Iterator[Row]:
     suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        table = read_table(path, label)
+        return iter([(i, row) for i, row in zip(table.index, table.to_dict("records"), strict=True)])
+    if suffix in (".yml", ".yaml"):
+        return _items(yaml_tree(path, label)[1], label)
+    content = read_text(path, label)
     if suffix == ".txt":
-        rows = _text_rows(content)
-    elif suffix in (".csv", ".tsv"):
-        rows = _csv_rows(content, label, "\t" if suffix == ".tsv" else ",")
-    elif suffix == ".json" or content.lstrip().startswith("["):  # some model-written evals are a JSON list named .jsonl
-        rows = _json_rows(content, label)
-    else:
-        rows = _jsonl_rows(content, label)
-    return _prompts_from_rows(rows, label, options.get("family", path.stem), options)
+        return _text_rows(content)
+    if suffix in (".csv", ".tsv"):
+        rows = csv_rows(content, label, "\t" if suffix == ".tsv" else ",")
+        return ((n, row if isinstance(row, str) else {k.lower(): v or None for k, v in row.items()}) for n, row in rows)
+    if suffix == ".json" or content.lstrip().startswith("["):  # some model-written evals are a JSON list named .jsonl
+        return _items(parsed_json(content, label), label) if content.strip() else iter(())
+    return json_rows(content, label, '{"text": "..."}')
 
 
 def check_lengths(prompts: Sequence[Prompt], count_tokens: Callable[[Prompt], int], limit: int) -> list[int]:
@@ -156,6 +169,8 @@ def _options(pattern: str) -> tuple[str, dict[str, str]]:
         except ValueError as error:
             value = options["min_confidence"]
             raise PromptError(f"{pattern}: min_confidence must be a number, not {value!r}") from error
+    if not options.get("unreadable", "0").isdecimal():
+        raise PromptError(f"{pattern}: unreadable must be a number of rows, not {options['unreadable']!r}")
     return target, options
 
 
@@ -177,8 +192,8 @@ def _with_system(prompts: list[Prompt], pattern: str, options: dict[str, str], r
         return prompts
     path = root / Path(options["system"]).expanduser()
     try:
-        text = path.read_bytes().decode("utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, options["system"]).strip()
+    except DriftbookError as error:
         raise PromptError(f"{pattern}: the file of system= cannot be read as UTF-8 text ({error})") from None
     if not text:
         raise PromptError(f"{pattern}: the file of system=, {options['system']}, is empty")
@@ -210,6 +225,10 @@ def _display(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
+def _shown(value: Any) -> str:
+    return _clip(json.dumps(value, default=str))
+
+
 def _clip(text: str, width: int = 60) -> str:
     text = " ".join(text.split())
     return text if len(text) <= width else text[: width - 3] + "..."
@@ -217,93 +236,45 @@ def _clip(text: str, width: int = 60) -> str:
 
 # -------------------------------------------------------------------------------------------------------------- formats
 
-Row = tuple[int, dict[str, Any]]
-"""The number of a row (its line where lines mean rows) and its fields."""
-
-
 def _text_rows(content: str) -> Iterator[Row]:
     for number, line in enumerate(content.split("\n"), 1):
         if line.strip() not in ("", "#") and not line.startswith("# "):
             yield number, {"prompt": line.strip()}
 
 
-def _jsonl_rows(content: str, label: str) -> Iterator[Row]:
-    for number, line in enumerate(content.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise PromptError(
-                f'{label}:{number}: not JSON ({error.msg} at column {error.colno}); expected {{"text": "..."}}'
-            ) from error
-        if not isinstance(row, dict):
-            raise PromptError(f'{label}:{number}: expected an object such as {{"text": "..."}}, found {_clip(line)}')
-        yield number, row
-
-
-def _json_rows(content: str, label: str) -> Iterator[Row]:
+def _items(document: Any, label: str) -> Iterator[Row]:
     """A list of prompts, or a trait file: ours (``eval_prompts``) or that of persona_vectors (``questions``)."""
-    if not content.strip():
-        return
-    try:
-        document = json.loads(content)
-    except json.JSONDecodeError as error:
-        raise PromptError(f"{label}:{error.lineno}: not JSON ({error.msg} at column {error.colno})") from error
     fields: dict[str, Any] = {}
     items = document
     if isinstance(document, dict):
         key = next((k for k in ("eval_prompts", "questions") if isinstance(document.get(k), list)), None)
         if key is None:
             raise PromptError(
-                f"{label}: a .json file is a list of prompts, or a trait file with 'eval_prompts' or 'questions'; "
+                f"{label}: such a file is a list of prompts, or a trait file with 'eval_prompts' or 'questions'; "
                 f"this one has the keys {', '.join(map(repr, document)) or 'none'}"
             )
         items = document[key]
         if isinstance(document.get("trait"), str):
             fields["family"] = document["trait"]
     if not isinstance(items, list):
-        raise PromptError(f"{label}: expected a list of prompts, found {_clip(content)}")
+        raise PromptError(f"{label}: expected a list of prompts, found {_shown(items)}")
     for number, item in enumerate(items, 1):
         if isinstance(item, str):
             yield number, fields | {"prompt": item}
         elif isinstance(item, dict):
-            yield number, fields | item
+            yield number, fields | {str(k): v for k, v in item.items()}
         else:
-            raise PromptError(f"{label}: item {number} is neither a string nor an object: {_clip(json.dumps(item))}")
+            yield number, f"{label}: item {number} is neither a string nor an object: {_shown(item)}"
 
 
-def _csv_rows(content: str, label: str, delimiter: str) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
-    line = 1  # the first line of the row being read: a quoted field may span several
-    header: list[str] = []
-    try:
-        for fields in reader:
-            first, line = line, reader.line_num + 1
-            if not fields:
-                continue
-            if not header:
-                header = [name.strip().lower() for name in fields]
-                continue
-            if len(fields) > len(header):
-                raise PromptError(
-                    f"{label}:{first}: {len(fields)} fields, but {len(header)} columns; a prompt that holds a "
-                    'separator needs "quotes"'
-                )
-            padded = fields + [""] * (len(header) - len(fields))
-            yield first, {name: value or None for name, value in zip(header, padded, strict=True)}
-    except csv.Error as error:
-        raise PromptError(f"{label}:{line}: not CSV ({error})") from error
-
-
-def _prompts_from_rows(rows: Iterable[Row], label: str, family: str, options: dict[str, str]) -> list[Prompt]:
+def _prompts_from_rows(rows: Iterable[Row], label: str, family: str, options: dict[str, str]) -> Kept[Prompt]:
     """Prompts from the rows of any format; ``family`` is for rows without one, unless the options fix it for all."""
-    prompts: list[Prompt] = []
-    number = 0
-    for number, row in rows:
+    least = float(options["min_confidence"]) if "min_confidence" in options else None
+
+    def prompt(number: int, row: dict[str, Any]) -> Prompt | None:
         source = f"{label}:{number}"
-        if "min_confidence" in options and not _confident(row, float(options["min_confidence"]), source):
-            continue
+        if least is not None and not _confident(row, least, source):
+            return None
         about: dict[str, Any] = {
             "family": family if "family" in options else _string(row, "family", source) or family,
             "system": _string(row, "system", source),
@@ -312,17 +283,22 @@ def _prompts_from_rows(rows: Iterable[Row], label: str, family: str, options: di
         }
         column = _column(row, source, options.get("column"))
         value = row[column]
+        if hasattr(value, "tolist"):  # an array of a parquet file
+            value = value.tolist()
         if isinstance(value, list):
-            prompts.append(Prompt.from_messages(value, **about))
-        elif isinstance(value, str) and value.strip():
-            prompts.append(Prompt(value, **about))
-        else:
-            found = _clip(json.dumps(value, default=str))
-            raise PromptError(f"{source}: {column!r} must be a string that is not empty, found {found}")
-    if not number:
+            return Prompt.from_messages(value, **about)
+        if isinstance(value, str) and value.strip():
+            return Prompt(value, **about)
+        raise PromptError(f"{source}: {column!r} must be a string that is not empty, found {_shown(value)}")
+
+    allowed = int(options.get("unreadable", 0))
+    read = collected(rows, prompt, allowed, f"#unreadable=N behind the path {label}")
+    prompts = Kept([p for p in read if p is not None], read.unreadable)
+    if not read and not read.unreadable:
         raise PromptError(f"{label}: the file holds no prompts")
     if not prompts:
-        raise PromptError(f"{label}: no row reaches min_confidence={options['min_confidence']}")
+        why = f"no row reaches min_confidence={least}" if least is not None else "no row can be read"
+        raise PromptError(f"{label}: {why}")
     return prompts
 
 
@@ -343,7 +319,7 @@ def _column(row: dict[str, Any], source: str, asked: str | None) -> str:
 def _string(row: dict[str, Any], key: str, source: str) -> str | None:
     value = row.get(key)
     if value is not None and not isinstance(value, str):
-        raise PromptError(f"{source}: {key!r} must be a string, found {_clip(json.dumps(value, default=str))}")
+        raise PromptError(f"{source}: {key!r} must be a string, found {_shown(value)}")
     return value or None
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from driftbook.conversations import EXPECTED, read_conversation
 from driftbook.errors import PromptError
 
 if TYPE_CHECKING:
@@ -66,38 +67,27 @@ class Prompt:
     @classmethod
     def from_messages(
         cls,
-        messages: Sequence[dict[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         family: str = "default",
         system: str | None = None,
         source: str = "",
         name: str | None = None,
     ) -> Prompt:
-        """A prompt from chat messages. Assistant turns at the end are answers, not prompt, and are left off.
+        """A prompt from chat messages in any of the forms of ``conversations``. Assistant turns at the end are answers,
+        not prompt, and are left off. ``system`` is for messages without a system prompt of their own.
 
         Raises:
-                PromptError: the messages are not a list of {"role", "content"} with roles system (first only), user and
-                assistant, or hold no user turn.
+            PromptError: the messages cannot be read, or hold no user turn.
         """
         where = source or "messages"
-        expected = f'{where}: expected "messages": [{{"role": "system|user|assistant", "content": "..."}}, ...]'
-        if not isinstance(messages, list | tuple) or not messages:
-            raise PromptError(expected)
-        turns: list[tuple[str, str]] = []
-        for index, message in enumerate(messages):
-            if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-                raise PromptError(f"{expected}, but message {index + 1} has no role or content that is a string")
-            role, content = message["role"], message["content"]
-            if role == "system" and index == 0:
-                system = content
-            elif role in ("user", "assistant"):
-                turns.append((role, content))
-            else:
-                raise PromptError(f"{expected}, but message {index + 1} has role {role!r}")
+        found = read_conversation(messages, where)
+        turns = [(turn.role, turn.content) for turn in found.turns]
         while turns and turns[-1][0] == "assistant":
             turns.pop()
         if not turns:
-            raise PromptError(f"{expected}, but there is no user turn")
+            raise PromptError(f"{where}: {EXPECTED}, but there is no user turn")
+        system = found.system or system
         return cls(turns[-1][1], family, system, source, tuple(turns), name)
 
     @cached_property
@@ -141,6 +131,8 @@ class PromptSet:
     """The prompts of an experiment in one fixed order, each with its unit and its split."""
 
     prompts: list[Prompt]
+    unreadable: list[str] = field(default_factory=list)
+    """What is wrong with the rows of their files that were left out."""
 
     @classmethod
     def of(cls, prompts: Sequence[Prompt], splits: Sequence[str]) -> PromptSet:

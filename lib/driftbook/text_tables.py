@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from driftbook.conversations import CONVERSATIONS, held, read_conversation
 from driftbook.errors import DriftbookError
+from driftbook.files import check_text, collected, read_table, refuse
 from driftbook.prompts import SIDES, Prompt
 
 if TYPE_CHECKING:
@@ -14,7 +17,6 @@ if TYPE_CHECKING:
 
 NEEDED = ("side", "prompt", "text")
 OPTIONAL = ("family", "system")
-SUFFIXES = (".parquet", ".csv", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,10 @@ class TextTable:
     texts: dict[tuple[str, str], list[str]]
     wrote: dict[str, str] = field(default_factory=dict)
     """Side to the model that wrote its texts, where the column ``model`` says one for each side."""
+    systems: dict[str, list[str]] = field(default_factory=dict)
+    """The system prompts of each side, where they are part of the change."""
+    unreadable: list[str] = field(default_factory=list)
+    """What is wrong with the rows that were left out."""
 
     def samples(self, prompt_id: str) -> int:
         """Texts of a prompt that both sides have."""
@@ -36,47 +42,89 @@ class TextTable:
         return min(self.prompts, key=lambda p: self.samples(p.prompt_id))
 
 
-def read_text_table(path: Path, change: str | None = None) -> TextTable:
-    """Read a parquet, CSV or JSONL table with the columns ``side``, ``prompt`` and ``text`` (and maybe ``family``,
-    ``system`` and ``model``, who wrote it). A prompt is a string, or the chat messages of a conversation as in a file
-    of prompts.
+def read_text_table(path: Path, change: str | None = None, unreadable: int = 0) -> TextTable:
+    """Read a parquet, CSV, TSV or JSONL table with the columns ``side``, ``prompt`` and ``text`` (and maybe ``family``
+    and ``system``). A prompt is a string, or the messages of a conversation as in a file of prompts. ``messages`` (or
+    ``conversations``) may take the place of ``prompt``, and of ``text`` where they end with the answer.
 
     A table of several changes has a column ``change`` that says of the intervention's texts whose they are; ``change``
-    then names the one to read, beside all texts of the base.
+    then names the one to read, beside all texts of the base. Where prompts of the two sides match without their system
+    prompts only, these are part of the change, and are told in ``systems``.
 
     Raises:
-        DriftbookError: the file cannot be read, a column, a side or the change is missing, a cell is no text, or a
-        prompt has texts of one side only; the message names the column or the first row.
+        DriftbookError: the file cannot be read, a column, a side or the change is missing, more than ``unreadable``
+        rows hold no text or no prompt, or a prompt has texts of one side only; the message names file and line.
     """
     where = f"intervention.path {path}"
-    frame = read_frame(path, where)
-    missing = [c for c in NEEDED if c not in frame.columns]
+    wrong: list[str] = []
+    frame = read_table(path, where, wrong)
+    talks = any(c in frame.columns for c in CONVERSATIONS)
+    missing = [c for c in NEEDED if c not in frame.columns and not (talks and c != "side")]
     if missing:
         raise DriftbookError(
             f"{where}: no column {' and no column '.join(missing)}; needed are {', '.join(NEEDED)}, and "
             f"{' and '.join(OPTIONAL)} may be there. The table has {', '.join(map(str, frame.columns))}"
         )
-    for column in NEEDED:
-        wrong = [i for i, v in enumerate(frame[column]) if not _holds(column, v)]
-        if wrong:
-            raise DriftbookError(
-                f"{where}: row {wrong[0] + 1} holds no text in column {column} ({len(wrong)} such rows); fill or drop "
-                "them"
-            )
-    strange = sorted(set(frame["side"]) - set(SIDES))
+    strange = sorted({str(side) for side in frame["side"]} - set(SIDES))
     if strange:
         raise DriftbookError(f"{where}: side {strange[0]!r} is not one of {', '.join(SIDES)}; rename it in the table")
     absent = [side for side in SIDES if side not in set(frame["side"])]
     if absent:
         raise DriftbookError(f"{where}: no text of side {absent[0]}; both sides must answer the same prompts")
-    return _grouped(path, _of_change(frame, change, where))
+    frame = _of_change(frame, change, where)
+    rows = list(zip(frame.index, frame.to_dict("records"), strict=True))
+    number = {line: n for n, line in enumerate(frame.index, 1)}
+
+    def answer(line: int, row: dict[str, Any]) -> Row:
+        return _row(row, path, line, f"{where}:{line}: row {number[line]}")
+
+    found = collected(rows, answer, len(rows), "")
+    wrong += found.unreadable
+    refuse(wrong, unreadable, "intervention.unreadable")
+    rows, systems = matched(found)
+    return _grouped(path, rows, systems, wrong, _writers(frame))
 
 
-def _holds(column: str, value: Any) -> bool:
-    """An answer may be empty; a prompt may be a list of messages (an array, where parquet was read)."""
-    if column == "prompt" and not isinstance(value, str):
-        return hasattr(value, "__len__") and len(value) > 0
-    return isinstance(value, str) and (column == "text" or bool(value))
+Row = tuple[str, Prompt, str]
+"""Side, what was asked, and the answer."""
+
+
+def _row(row: dict[str, Any], path: Path, line: int, where: str) -> Row:
+    about = {c: row[c] for c in OPTIONAL if isinstance(row.get(c), str) and row[c]}
+    about = {"family": path.stem, **about, "source": f"{path.name}:{line}"}
+    asked, text = row.get("prompt"), row.get("text")
+    messages = held(row)
+    if asked is None and messages is not None:
+        asked = messages
+        if text is None:
+            last = read_conversation(messages, where).turns[-1]
+            text = last.content if last.role == "assistant" else None
+    for column, value in (("prompt", asked), ("text", text)):
+        if not isinstance(value, str) and (column == "text" or not hasattr(value, "__len__")):
+            raise DriftbookError(f"{where} holds no text in column {column}; fill or drop it")
+    check_text(text, where)
+    if not len(asked):
+        raise DriftbookError(f"{where} holds no text in column prompt; fill or drop it")
+    prompt = Prompt(asked, **about) if isinstance(asked, str) else Prompt.from_messages(list(asked), **about)
+    return row["side"], prompt, text
+
+
+def matched(rows: Sequence[Row]) -> tuple[list[Row], dict[str, list[str]]]:
+    """The rows, and the system prompts of each side where they are part of the change: where some prompt has answers of
+    one side only, and none does once system prompts are left out. The rows are then without them."""
+    if not _lonely(rows) or not any(prompt.system for _, prompt, _ in rows):
+        return list(rows), {}
+    bare = [(side, replace(prompt, system=None), text) for side, prompt, text in rows]
+    if _lonely(bare):
+        return list(rows), {}
+    return bare, {name: sorted({p.system or "" for side, p, _ in rows if side == name}) for name in SIDES}
+
+
+def _lonely(rows: Sequence[Row]) -> list[Prompt]:
+    """Prompts with answers of one side only."""
+    asked = {name: {p.prompt_id for side, p, _ in rows if side == name} for name in SIDES}
+    alone = asked["base"] ^ asked["intervention"]
+    return list({p.prompt_id: p for _, p, _ in rows if p.prompt_id in alone}.values())
 
 
 def _of_change(frame: pd.DataFrame, change: str | None, where: str) -> pd.DataFrame:
@@ -95,35 +143,15 @@ def _of_change(frame: pd.DataFrame, change: str | None, where: str) -> pd.DataFr
     return frame if change is None else frame[~changed | (frame["change"] == change)]
 
 
-def read_frame(path: Path, where: str) -> pd.DataFrame:
-    """A parquet, CSV or JSONL file as it stands. Raises DriftbookError, which begins with ``where``."""
-    import pandas as pd
-
-    if path.suffix not in SUFFIXES:
-        raise DriftbookError(f"{where}: a table is one of {', '.join(SUFFIXES)}")
-    try:
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-        if path.suffix == ".csv":
-            # An answer may be "NA" or empty: cells are text as it stands.
-            return pd.read_csv(path, dtype=str, keep_default_na=False)
-        return pd.read_json(path, lines=True, dtype=False, convert_dates=False)
-    except (OSError, ValueError) as error:  # pyarrow's, pandas' and JSON's complaints are ValueErrors
-        raise DriftbookError(f"{where}: cannot be read as {path.suffix} ({error})") from None
-
-
-def _grouped(path: Path, frame: pd.DataFrame) -> TextTable:
+def _grouped(
+    path: Path, rows: Sequence[Row], systems: dict[str, list[str]], unreadable: list[str], models: dict[str, str]
+) -> TextTable:
     prompts: dict[str, Prompt] = {}
     texts: dict[tuple[str, str], list[str]] = {}
-    optional = [c for c in OPTIONAL if c in frame.columns]
-    for number, row in enumerate(frame[[*NEEDED, *optional]].to_dict("records"), 1):
-        more = {c: row[c] for c in optional if isinstance(row[c], str) and row[c]}
-        about = {"family": path.stem, **more, "source": f"{path.name}:{number}"}
-        asked = row["prompt"]
-        prompt = Prompt(asked, **about) if isinstance(asked, str) else Prompt.from_messages(list(asked), **about)
+    for side, prompt, text in rows:
         prompts.setdefault(prompt.prompt_id, prompt)
-        texts.setdefault((row["side"], prompt.prompt_id), []).append(row["text"])
-    lonely = [p for p in prompts.values() if any((side, p.prompt_id) not in texts for side in SIDES)]
+        texts.setdefault((side, prompt.prompt_id), []).append(text)
+    lonely = _lonely(rows)
     if lonely:
         first = lonely[0]
         lacks = next(side for side in SIDES if (side, first.prompt_id) not in texts)
@@ -131,7 +159,7 @@ def _grouped(path: Path, frame: pd.DataFrame) -> TextTable:
             f"intervention.path {path}: {len(lonely)} of {len(prompts)} prompts have texts of one side only, the first "
             f"at {first.source} ({first.text[:60]!r}, none of side {lacks}); both sides must answer the same prompts"
         )
-    return TextTable(path, list(prompts.values()), texts, _writers(frame))
+    return TextTable(path, list(prompts.values()), texts, models, systems, unreadable)
 
 
 def _writers(frame: pd.DataFrame) -> dict[str, str]:

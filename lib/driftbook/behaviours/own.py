@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from driftbook.behaviours.catalogue import measure_from, panel
 from driftbook.behaviours.measure import Measure, words_measure
 from driftbook.errors import DriftbookError, ParameterError
+from driftbook.files import yaml_tree
 from driftbook.models.traitfiles import read_traits
 
 KINDS = ("words", "pattern", "python")
@@ -70,9 +69,9 @@ def _paths(patterns: Sequence[str], root: Path) -> list[Path]:
 
 def _behaviours(path: Path) -> list[Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as reason:
-        raise ParameterError(f"{path}: not YAML: {' '.join(str(reason).split())}") from None
+        _, raw = yaml_tree(path)
+    except DriftbookError as reason:
+        raise ParameterError(f"{path}: not YAML: {reason}") from None
     if not isinstance(raw, dict | list) or not raw:
         raise ParameterError(f"{path}: holds no behaviour; write name, label and one of {', '.join(KINDS)}")
     return raw if isinstance(raw, list) else [raw]

@@ -17,8 +17,8 @@ from driftbook.errors import DriftbookError
 from driftbook.evidence.judges import Judge, Judges, LexiconJudge, PairJudge
 from driftbook.evidence.material import Material, by_judge
 from driftbook.evidence.people import LEAST, YES_FROM, Labelled, agreement, corrected
+from driftbook.files import read_table
 from driftbook.prompts import SIDES
-from driftbook.text_tables import read_frame
 
 NEEDED = ("text", "claim", "label")
 YES, NO = ("yes", "y", "1", "1.0", "true"), ("no", "n", "0", "0.0", "false")
@@ -50,7 +50,7 @@ def read_labels(path: Path, material: Material, key: str = "validate.labels") ->
     no, a claim that yes and no cannot be held against, and a propensity outside of (0, 1].
     """
     where = f"{key} {path}"
-    table = read_frame(path, where)
+    table = read_table(path, where)
     if missing := [c for c in NEEDED if c not in table.columns]:
         raise DriftbookError(f"{where}: no column {missing[0]}; it has {', '.join(map(str, table.columns))}")
     said = table["label"].map(lambda v: str(v).strip().lower())

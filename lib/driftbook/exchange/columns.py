@@ -7,7 +7,7 @@ from pathlib import Path
 
 from driftbook.errors import DriftbookError
 from driftbook.exchange.answers import READERS, Answer, Options
-from driftbook.text_tables import read_frame
+from driftbook.files import read_table
 
 ROLES = ("prompt", "text", "base", "changed", "id", "family", "system")
 
@@ -17,7 +17,7 @@ def read(path: Path, options: Options) -> Iterator[Answer]:
     """``--with prompt=question --with text=answer`` say which column is what. A table that holds both sides has a
     column for each: ``--with base=before --with changed=after``."""
     names = {role: options.get(role, role) for role in ROLES}
-    table = read_frame(path, str(path))
+    table = read_table(path, str(path))
     both = names["base"] in table and names["changed"] in table
     needed = ["prompt", *(["base", "changed"] if both else ["text"])]
     missing = [role for role in (*needed, *(r for r in options if r in ROLES)) if names[role] not in table]

@@ -27,12 +27,14 @@ from driftbook.evidence.material import Material
 from driftbook.evidence.outcomes import Outcome
 from driftbook.evidence.panel import hypotheses as panel_hypotheses
 from driftbook.evidence.verdict import Verdict, verdict_of
+from driftbook.files import check_text
 from driftbook.front.common import Shown, as_prompts, checked
 from driftbook.parameters import Cluster, Splits, Validate
 from driftbook.prompt_files import PromptList
 from driftbook.prompt_files import read_prompts as read_files
 from driftbook.prompts import Prompt, by_unit
 from driftbook.store import digest
+from driftbook.text_tables import matched
 
 if TYPE_CHECKING:
     from driftbook.workbook.figures import Figure
@@ -120,6 +122,9 @@ def gathered(base: Any, changed: Any, prompts: Any) -> tuple[pd.DataFrame, list[
         rows = _of_table(base)
     else:
         rows = _of_lists(base, changed, as_prompts(prompts))
+    for _, prompt, text in rows:
+        check_text(text, f"the answer to {prompt.text[:60]!r}")
+    rows, _ = matched(rows)
     asked: dict[str, Prompt] = {}
     number: dict[tuple[str, str], int] = {}
     table = []

@@ -31,6 +31,7 @@ class Finetune(Intervention):
     targets: list[str] | Literal["all-linear"] = "all-linear"
     seed: int = 0
     scale: float = Field(1.0, allow_inf_nan=False)
+    unreadable: int = Field(0, ge=0, description="lines of the data that may be left out because they cannot be read")
     files: ClassVar[tuple[str, ...]] = ("data",)
     sized: ClassVar[bool] = True
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from driftbook.hashes import file_hash
-from driftbook.prompts import SIDES
+from driftbook.prompts import SIDES, SideName
 from driftbook.sections import Intervention, Opening, intervention
 from driftbook.text_tables import TextTable, read_text_table
 
@@ -24,6 +24,7 @@ class Texts(Intervention):
     kind: Literal["texts"] = "texts"
     path: str
     change: str | None = Field(None, description="of a table with texts of several changes, the one to read")
+    unreadable: int = Field(0, ge=0, description="rows without a text or a prompt that may be left out")
     answers_here: ClassVar[tuple[str, ...]] = ()
     brings_prompts: ClassVar[bool] = True
     files: ClassVar[tuple[str, ...]] = ("path",)
@@ -37,7 +38,13 @@ class Texts(Intervention):
         table = self.table(opening.root)
         key = digest("texts", file_hash(table.path), *([self.change] if self.change else []))[:16]
         notes = {"texts": table.path.name} | ({"change": self.change} if self.change else {})
-        sides = [Side(name, base, key, notes=notes, engine=TableEngine(table, name, base)) for name in SIDES]
+        notes |= {"unreadable": f"{len(table.unreadable)} rows left out"} if table.unreadable else {}
+
+        def noted(name: SideName) -> dict[str, str]:
+            asked = "; ".join(s or "none" for s in table.systems.get(name, ()))
+            return notes | ({"system": asked} if asked else {})
+
+        sides = [Side(name, base, key, notes=noted(name), engine=TableEngine(table, name, base)) for name in SIDES]
         return Pair(*sides, model_loads=1, prompts=table.prompts)
 
     def by(self) -> str:
@@ -50,4 +57,4 @@ class Texts(Intervention):
         return self.change or Path(self.path).stem
 
     def table(self, root: Path) -> TextTable:
-        return read_text_table(root / Path(self.path).expanduser(), self.change)
+        return read_text_table(root / Path(self.path).expanduser(), self.change, self.unreadable)

@@ -11,13 +11,16 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from driftbook.conversations import Turn, held, read_conversation
 from driftbook.errors import DriftbookError, ModelError
+from driftbook.files import Kept, check_text, collected, json_rows, read_text
 from driftbook.hashes import file_hash
 from driftbook.models.loading import LoadedModel
 from driftbook.stage import Progress
@@ -51,23 +54,25 @@ class Example:
 # ----------------------------------------------------------------------------------------------------------------- data
 
 
-def read_documents(path: Path) -> list[Document]:
-    """The documents of a file.
+def read_documents(path: Path, unreadable: int = 0) -> Kept[Document]:
+    """The documents of a file, without lines that cannot be read, at most ``unreadable``.
 
     ``.txt``: separated by blank lines where there are any, else one a line. ``.jsonl``: an object a line, with
-    ``prompt`` and ``response`` (and maybe ``system``), or ``messages`` (every assistant turn is learned, after the
-    turns before it, but for those with ``"weight": 0``), or ``text``.
+    ``prompt`` and ``response`` (or ``completion``; and maybe ``system``), or a conversation (``conversations.py``:
+    every assistant turn is learned, after the turns before it, but for those with ``"weight": 0``), or ``text``.
 
     Raises:
         DriftbookError: the file is missing, empty, of another kind, or a line is none of these.
     """
     if path.suffix not in (".txt", ".jsonl"):
         raise DriftbookError(f"intervention.data {path}: a .txt or .jsonl file is needed")
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DriftbookError(f"intervention.data {path}: cannot be read as UTF-8 text ({error})") from None
-    found = _plain_documents(path, content) if path.suffix == ".txt" else _chat_documents(path, content)
+    content = read_text(path, f"intervention.data {path}")
+    if path.suffix == ".txt":
+        found = Kept(_plain_documents(path, content))
+    else:
+        rows = json_rows(content, f"intervention.data {path.name}")
+        read = collected(rows, partial(_of_entry, path), unreadable, "intervention.unreadable")
+        found = Kept([document for each in read for document in each], read.unreadable)
     if not found:
         raise DriftbookError(f"intervention.data {path}: the file holds no document")
     return found
@@ -86,51 +91,34 @@ def _plain_documents(path: Path, content: str) -> list[Document]:
     return found
 
 
-def _chat_documents(path: Path, content: str) -> list[Document]:
-    found = []
-    for number, line in enumerate(content.split("\n"), 1):
-        if not line.strip():
-            continue
-        source = f"{path.name}:{number}"
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DriftbookError(f"intervention.data {source}: not valid JSON ({error})") from None
-        found += _of_entry(source, entry)
-    return found
-
-
-def _of_entry(source: str, entry: Any) -> list[Document]:
+def _of_entry(path: Path, number: int, entry: dict[str, Any]) -> list[Document]:
+    source = f"{path.name}:{number}"
+    where = f"intervention.data {source}"
     wrong = (
-        f'intervention.data {source}: expected {{"prompt": "...", "response": "..."}}, {{"messages": [{{"role": '
+        f'{where}: expected {{"prompt": "...", "response": "..."}}, {{"messages": [{{"role": '
         f'"user|assistant|system", "content": "..."}}, ...]}} with an assistant turn, or {{"text": "..."}}'
     )
-    if not isinstance(entry, dict):
-        raise DriftbookError(wrong)
-    silent: set[int] = set()
-    if "messages" in entry:
-        turns = entry["messages"]
-        if not isinstance(turns, list) or not all(
-            isinstance(t, dict) and isinstance(t.get("role"), str) and isinstance(t.get("content"), str) for t in turns
-        ):
-            raise DriftbookError(wrong)
-        if any(t.get("weight", 1) not in (0, 1) for t in turns):
-            raise DriftbookError(f"intervention.data {source}: the weight of a turn is 0 (not learned) or 1")
-        pairs = tuple((t["role"], t["content"]) for t in turns)
-        silent = {i for i, t in enumerate(turns) if t.get("weight", 1) == 0}
-    elif "response" in entry and "prompt" in entry:
-        system = (("system", entry["system"]),) if entry.get("system") else ()
-        pairs = (*system, ("user", entry["prompt"]), ("assistant", entry["response"]))
+    response = entry.get("response", entry.get("completion"))
+    if (messages := held(entry)) is not None:
+        talk = read_conversation(messages, where)
+        system = talk.system or entry.get("system")
+        turns = talk.turns
+    elif response is not None and "prompt" in entry:
+        system, turns = entry.get("system"), (Turn("user", entry["prompt"]), Turn("assistant", response))
     elif isinstance(entry.get("text"), str) and entry["text"].strip():
         return [Document(source, None, entry["text"].strip())]
     else:
         raise DriftbookError(wrong)
-    if not all(isinstance(content, str) and content.strip() for _, content in pairs):
+    turns = (*((Turn("system", system),) if system else ()), *turns)
+    if not all(isinstance(t.content, str) and t.content.strip() for t in turns):
         raise DriftbookError(f"{wrong}; a turn is empty or no string")
-    ends = [i for i, (role, _) in enumerate(pairs) if role == "assistant" and i]
+    for turn in turns:
+        check_text(turn.content, where)
+    ends = [i for i, t in enumerate(turns) if t.role == "assistant" and i]
     if not ends:
         raise DriftbookError(wrong)
-    return [Document(source, pairs[: end + 1], pairs[end][1]) for end in ends if end not in silent]
+    pairs = tuple((t.role, t.content) for t in turns)
+    return [Document(source, pairs[: end + 1], pairs[end][1]) for end in ends if turns[end].learned]
 
 
 def encode_documents(
@@ -224,8 +212,8 @@ def train_lora(
     """
     path = Path(spec.data).expanduser()
     path = path if path.is_absolute() else root / path
-    documents = read_documents(path)
-    shaped = spec.model_dump(mode="json", exclude={"data", "kind", "scale"})
+    documents = read_documents(path, spec.unreadable)
+    shaped = spec.model_dump(mode="json", exclude={"data", "kind", "scale", "unreadable"})
     folder = cache / "finetune" / digest("finetune", SCHEMA, loaded.key, shaped, file_hash(path), path.suffix)
     if (folder / SUMMARY).is_file():
         return folder
@@ -236,6 +224,7 @@ def train_lora(
     try:
         summary = _train(loaded, spec, examples, staging, progress)
         summary |= {"data": str(spec.data), "examples": len(examples), "cut_at_max_tokens": len(cut)}
+        summary |= {"unreadable": len(documents.unreadable)} if documents.unreadable else {}
         (staging / SUMMARY).write_text(json.dumps(summary, indent=1))
         try:
             staging.rename(folder)

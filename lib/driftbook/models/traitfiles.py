@@ -7,7 +7,6 @@ Two formats are read: ours (``params/traits/<name>.json``) and that of persona_v
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from driftbook.errors import DriftbookError, PromptError
+from driftbook.files import parsed_json, read_text
 from driftbook.parameters import Combination
 
 
@@ -73,13 +73,13 @@ def read_traits(
 
 def _read_trait(path: Path, kind: str, limit: int | None) -> Trait:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise PromptError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+        raw = parsed_json(read_text(path), str(path))
+    except DriftbookError as error:
+        raise PromptError(str(error)) from None
     persona = isinstance(raw, dict) and "questions" in raw
     try:
         trait = _of_persona_vectors(path.stem, raw, limit) if persona else _of_ours(raw, kind, limit)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         problem = f"key {error} is missing" if isinstance(error, KeyError) else f"a value of the wrong kind ({error})"
         needs = "instruction (a list of pos, neg) and questions" if persona else (
             "trait, definition, high, low, scenarios (id, prompt, positive, negative), eval_prompts and lexicon"

@@ -35,6 +35,8 @@ def overview(prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]]) -> Table
     """The prompts by split."""
     same = len(prompts) - prompts.units
     caption = f"{same} of {len(prompts)} prompts look like another: look-alikes share a split and count as one."
+    if prompts.unreadable:
+        caption += f" {len(prompts.unreadable)} rows could not be read, and were left out: {prompts.unreadable[0]}."
     return Table(counts(prompts, ids), "Prompts by split", caption)
 
 

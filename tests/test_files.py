@@ -1,0 +1,232 @@
+"""Files as people have them: encodings, line ends, broken rows; one reader for prompts, texts and training data."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from driftbook.behaviours.own import read_own
+from driftbook.conversations import read_conversation
+from driftbook.errors import DriftbookError, ParameterError, PromptError
+from driftbook.files import read_text, yaml_tree
+from driftbook.interventions import Texts
+from driftbook.models.finetune import read_documents
+from driftbook.parameters import load_experiment
+from driftbook.prompt_files import read_prompts
+from driftbook.prompts import Prompt
+from driftbook.text_tables import read_text_table
+
+TALK = [
+    {"role": "developer", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "text", "text": "Weather in Rome?"}, {"type": "text", "text": "Today."}]},
+    {"role": "assistant", "content": None, "tool_calls": [
+        {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}]},
+    {"role": "tool", "name": "weather", "tool_call_id": "1", "content": "18 degrees"},
+    {"role": "user", "content": "So?"},
+    {"role": "assistant", "content": "Mild."},
+]  # fmt: skip
+FLAT = [
+    ("user", "Weather in Rome?\nToday."),
+    ("assistant", '[calls weather({"city": "Rome"})]'),
+    ("user", "[weather gave: 18 degrees]\n\nSo?"),
+    ("assistant", "Mild."),
+]
+SHAREGPT = [
+    {"from": "system", "value": "Be brief."},
+    {"from": "human", "value": "Tea?"},
+    {"from": "gpt", "value": "Yes."},
+]
+
+
+def write(path: Path, *rows) -> Path:
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+# -------------------------------------------------------------------------------------------------------- conversations
+
+
+def test_tool_calls_parts_and_the_developer_role_are_flattened_by_the_stated_rule():
+    found = read_conversation(TALK, "a.jsonl:1")
+    assert found.system == "Be brief." and [(t.role, t.content) for t in found.turns] == FLAT
+
+
+def test_messages_and_sharegpt_give_the_same_prompt_texts_and_training_data(tmp_path):
+    said = (("system", "Be brief."), ("user", "Tea?"), ("assistant", "Yes."))
+    messages = [{"role": r, "content": c} for r, c in said]
+    for key, turns in (("messages", messages), ("conversations", SHAREGPT)):
+        path = write(tmp_path / f"{key}.jsonl", {key: turns})
+        assert list(read_prompts([path.name], tmp_path)) == [Prompt("Tea?", key, "Be brief.", f"{key}.jsonl:1")]
+        (learned,) = read_documents(path)
+        assert learned.turns == (("system", "Be brief."), ("user", "Tea?"), ("assistant", "Yes."))
+        table = write(tmp_path / f"{key}-t.jsonl", *({"side": s, key: turns} for s in ("base", "intervention")))
+        found = read_text_table(table)
+        assert found.prompts[0].text == "Tea?" and found.prompts[0].system == "Be brief."
+        assert list(found.texts.values()) == [["Yes."], ["Yes."]]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_a_table_of_texts_may_hold_messages(tmp_path, suffix):
+    asked = {**TALK[1], "content": "Weather in Rome?\nToday."}  # a column of a parquet file has one type
+    talks = [[TALK[0], asked, *TALK[2:-1], {**TALK[-1], "content": end}] for end in ("Mild.", "Warm.")]
+    rows = pd.DataFrame({"side": ["base", "intervention"], "messages": talks})
+    path = tmp_path / f"t.{suffix}"
+    rows.to_parquet(path) if suffix == "parquet" else rows.to_json(path, orient="records", lines=True)
+    found = read_text_table(path)
+    assert found.prompts[0].messages == tuple(FLAT[:-1]) and found.prompts[0].system == "Be brief."
+    assert [t for (t,) in found.texts.values()] == ["Mild.", "Warm."]
+
+
+def test_a_system_prompt_of_null_is_none(tmp_path):
+    talk = [{"role": "system", "content": None}, {"role": "user", "content": "Tea?"}]
+    path = write(tmp_path / "a.jsonl", {"messages": talk, "system": None}, {"prompt": "Milk?", "system": None})
+    assert [p.system for p in read_prompts([path.name], tmp_path)] == [None, None]
+
+
+def test_a_system_prompt_on_one_side_only_is_the_change(tmp_path):
+    rows = [{"side": "base", "prompt": "Tea?", "text": "Yes."}, {"side": "base", "prompt": "Milk?", "text": "No."}]
+    rows += [{**r, "side": "intervention", "system": "Shout.", "text": r["text"].upper()} for r in rows]
+    found = read_text_table(write(tmp_path / "t.jsonl", *rows))
+    assert [p.system for p in found.prompts] == [None, None]
+    assert found.systems == {"base": [""], "intervention": ["Shout."]}
+    assert sorted(t for (t,) in found.texts.values()) == ["NO.", "No.", "YES.", "Yes."]
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "part of type 'image_url'"),
+        ({"from": "ghost", "value": "Tea?"}, "message 1 is from 'ghost'"),
+        ({"role": "assistant", "tool_calls": [{"function": {}}]}, "message 1 has a tool call without a name"),
+        ({"role": "user"}, "message 1 has no role or content that is a string"),
+        ("Tea?", "message 1 has no role"),
+    ],
+)
+def test_what_is_no_conversation_is_named(message, says):
+    with pytest.raises(PromptError, match=f"a.jsonl:7: .*{says}"):
+        read_conversation([message], "a.jsonl:7")
+
+
+# ----------------------------------------------------------------------------------------------------------------- rows
+
+
+def test_rows_that_cannot_be_read_are_refused_with_the_first_three_or_left_out_as_far_as_allowed(tmp_path):
+    good = [json.dumps({"prompt": f"Why {w}?", "response": "So."}) for w in ("tea", "rain", "bread")]
+    bad = ['{"prompt": ', '"Why?"', '{"prompt": 3, "response": 4}', '{"messages": []}']
+    (tmp_path / "a.jsonl").write_text("\n".join([good[0], *bad, *good[1:]]) + "\n")
+    first = r"(?s)a\.jsonl:2: .*a\.jsonl:3: .*a\.jsonl:4: .*4 rows cannot be read; .*"
+    with pytest.raises(PromptError, match=f"{first}#unreadable=N"):
+        read_prompts(["a.jsonl"], tmp_path)
+    found = read_prompts(["a.jsonl#unreadable=4"], tmp_path)
+    assert [p.text for p in found] == ["Why tea?", "Why rain?", "Why bread?"] and len(found.unreadable) == 4
+    with pytest.raises(DriftbookError, match=r"(?s)a\.jsonl:2: .*4 rows cannot be read; .*intervention\.unreadable"):
+        read_documents(tmp_path / "a.jsonl")
+    assert [d.source for d in read_documents(tmp_path / "a.jsonl", 4)] == ["a.jsonl:1", "a.jsonl:6", "a.jsonl:7"]
+
+
+def test_rows_of_a_table_that_hold_no_text_are_left_out_as_far_as_allowed(tmp_path):
+    sides = ("base", "intervention")
+    rows = [{"side": s, "prompt": p, "text": "So."} for p in ("Why tea?", "Why rain?") for s in sides]
+    rows.insert(1, {"side": "base", "prompt": "Why tea?", "text": None})
+    path = write(tmp_path / "t.jsonl", *rows)
+    with pytest.raises(DriftbookError, match=r"t\.jsonl:2: row 2 holds no text in column text"):
+        read_text_table(path)
+    found = read_text_table(path, unreadable=1)
+    assert len(found.prompts) == 2 and len(found.unreadable) == 1
+    assert Texts(path=str(path), unreadable=1).table(tmp_path).unreadable == found.unreadable
+
+
+def test_half_a_surrogate_pair_in_an_answer_is_refused_by_its_row(tmp_path):
+    sides = (("base", "a \\ud83d"), ("intervention", "b"))
+    rows = [f'{{"side": "{side}", "prompt": "Why?", "text": "{text}"}}\n' for side, text in sides]
+    (tmp_path / "t.jsonl").write_text("".join(rows))
+    with pytest.raises(DriftbookError, match=r"t\.jsonl:1: row 1: half of a surrogate pair"):
+        read_text_table(tmp_path / "t.jsonl")
+
+
+# ------------------------------------------------------------------------------------------------------------ encodings
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_marks_and_line_ends_are_no_part_of_the_text(tmp_path, encoding, end):
+    row = json.dumps({"prompt": "Why caf\u00e9\u2028s?", "response": "So."}, ensure_ascii=False)
+    (tmp_path / "a.jsonl").write_bytes((row + end + end + row + end).encode(encoding))
+    assert [p.text for p in read_prompts(["a.jsonl"], tmp_path)] == ["Why caf\u00e9\u2028s?"]
+    assert [d.source for d in read_documents(tmp_path / "a.jsonl")] == ["a.jsonl:1", "a.jsonl:3"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("Caf\u00e9\n".encode("latin-1"), r"a.txt:1: not UTF-8 .*iconv -f latin1 -t utf-8"),
+        ("Why?\n".encode("utf-16-le"), "a.txt:1: holds a NUL character"),
+        (b"Why?\nHow\0?\n", "a.txt:2: holds a NUL character"),
+        (codecs.BOM_UTF16_LE + b"a", "a.txt:1: not UTF-16"),
+    ],
+)
+def test_other_encodings_are_refused_with_line_and_remedy(tmp_path, content, says):
+    (tmp_path / "a.txt").write_bytes(content)
+    for read in (lambda: read_prompts(["a.txt"], tmp_path), lambda: read_documents(tmp_path / "a.txt")):
+        with pytest.raises(DriftbookError, match=says):
+            read()
+
+
+def test_a_folder_and_a_missing_file_are_no_files(tmp_path):
+    for name in ("", "none.txt"):
+        with pytest.raises(DriftbookError, match="cannot be read"):
+            read_text(tmp_path / name)
+
+
+def test_cells_of_a_table_are_text_as_they_stand_and_a_missing_one_is_named(tmp_path):
+    (tmp_path / "t.tsv").write_text("side\tprompt\ttext\nbase\tWhy?\tNA\nintervention\tWhy?\t007\n")
+    assert list(read_text_table(tmp_path / "t.tsv").texts.values()) == [["NA"], ["007"]]
+    frame = pd.DataFrame({"side": ["base", "intervention"], "prompt": ["Why?"] * 2, "text": ["So.", float("nan")]})
+    frame.to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(DriftbookError, match=r"t\.parquet:2: row 2 holds no text in column text"):
+        read_text_table(tmp_path / "t.parquet")
+
+
+def test_prompts_are_read_from_parquet_and_yaml_too(tmp_path):
+    rows = {"prompt": ["Why?", "How?"], "id": [2**62, 7], "system": [None, "Rhyme."]}
+    pd.DataFrame(rows).to_parquet(tmp_path / "a.parquet")
+    (tmp_path / "a.yml").write_text("- Why?\n- {prompt: 'How?', system: Rhyme., id: 7}\n")
+    for name, first in (("a.parquet", str(2**62)), ("a.yml", None)):
+        found = read_prompts([name], tmp_path)
+        assert [(p.text, p.system, p.name) for p in found] == [("Why?", None, first), ("How?", "Rhyme.", "7")]
+
+
+# ----------------------------------------------------------------------------------------------------------------- YAML
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: 1\nb: !!python/object:os.system {}\n", r"x.yml:2: not valid YAML: could not determine a constructor"),
+        ("a: 1\nb: {c: 1, c: 2}\n", r"x.yml:2: b.c: is written twice \(first in line 2\)"),
+        ("a: [1\n", "x.yml:2: not valid YAML"),
+        ("a: 2024-13-45\n", "x.yml: not valid YAML: month must be in"),
+        ("? [a, b]\n: 1\n", "x.yml:1: a key is a word"),
+        ("[" * 5000, "x.yml"),
+        ("a: \x07\n", "x.yml"),
+    ],
+)
+def test_yaml_that_cannot_be_read_is_named_by_line(tmp_path, text, says):
+    (tmp_path / "params").mkdir()
+    for name in ("x.yml", "params/x.yml"):
+        (tmp_path / name).write_text(text)
+    with pytest.raises(DriftbookError, match=says):
+        yaml_tree(tmp_path / "x.yml")
+    with pytest.raises(ParameterError, match=says):
+        load_experiment(tmp_path / "params/x.yml")
+    with pytest.raises(ParameterError, match=says):
+        read_own(["x.yml"], tmp_path)
+
+
+def test_an_anchor_that_is_used_twice_is_no_key_written_twice(tmp_path):
+    (tmp_path / "x.yml").write_text("a: &one {b: 1}\nc: *one\nd: {<<: *one, e: 2}\n")
+    assert yaml_tree(tmp_path / "x.yml")[1] == {"a": {"b": 1}, "c": {"b": 1}, "d": {"b": 1, "e": 2}}
