@@ -1,6 +1,7 @@
 """A chat server on this machine that answers by rule and misbehaves on request."""
 
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -55,12 +56,17 @@ class Server:
     @staticmethod
     def statements(body):
         text = body["messages"][1]["content"]
-        lines = text.split("<statements>")[1].split("</statements>")[0].strip().splitlines()
+        lines = text.rpartition("<statements>")[2].split("</statements>")[0].strip().splitlines()
         return [line.split(". The answer ", 1)[1] for line in lines]
+
+    @staticmethod
+    def part(body, name="answer"):
+        """A part of the material, between the marks around it."""
+        return re.search(rf"<{name} (\w+)>\n(.*)\n</{name} \1>", body["messages"][1]["content"], re.DOTALL)[2]
 
     @classmethod
     def rate(cls, body):
-        answer = body["messages"][1]["content"].split("<answer>")[1].split("</answer>")[0]
+        answer = cls.part(body)
         rated = {str(i + 1): "HIGH" if s in answer else "LOW" for i, s in enumerate(cls.statements(body))}
         return json.dumps(rated)
 

@@ -1,4 +1,4 @@
-"""The how-tos for an intervention and for engines of one's own, tried: their code as it stands on the page."""
+"""The how-tos for an intervention, a judge and engines of one's own, tried: their code as it stands on the page."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ import pandas as pd
 import pytest
 import torch
 
-from driftbook import decode, engines
+from driftbook import decode, engines, validate
+from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import DriftbookError, ParameterError
+from driftbook.evidence.opened import open_judge
+from driftbook.judges import Lexicon
+from driftbook.ledger import Ledger
 from driftbook.models.divergence import token_divergence
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.sides import Pair, PairSpec, open_pair, share
 from driftbook.parameters import EngineSpec, Experiment, ModelSpec, load_experiment, resolved
 from driftbook.prompts import Prompt, PromptSet
-from driftbook.sections import DECODERS, KINDS, WORKERS, of_kind
+from driftbook.sections import DECODERS, JUDGES, KINDS, WORKERS, judge_of, of_kind
 from driftbook.store import ShardStore
 from driftbook.workbook import keys, plan
 from driftbook.workbook.claims import names_of
 from driftbook.workers import OPENED
 from models import generated, requests_for, saved
+from planted import run_of
+from planted import texts_of as planted_texts
 
 DOCS = Path(__file__).parent.parent / "docs"
 ASKED = [Prompt(f"Why {s}?") for s in ("tides", "apples", "chess", "violins")]
@@ -39,7 +45,7 @@ def blocks(page: str) -> list[str]:
 @pytest.fixture
 def module(tmp_path, monkeypatch):
     """Writes a module and imports it; it and what it registered are forgotten afterwards."""
-    held = [(registry, set(registry)) for registry in (KINDS, DECODERS, WORKERS)]
+    held = [(registry, set(registry)) for registry in (KINDS, JUDGES, DECODERS, WORKERS)]
     monkeypatch.syspath_prepend(tmp_path / "own")
     (tmp_path / "own").mkdir()
     written = []
@@ -136,6 +142,50 @@ def test_a_name_is_registered_once(noise):
     with pytest.raises(ValueError, match="'noise' is registered already"):
         KINDS.register("noise")(KINDS["none"])
     assert of_kind({"kind": "noise", "size": 1}) == noise(size=1)
+
+
+# ---------------------------------------------------------------------------------------------------------------- judge
+
+
+@pytest.fixture
+def stems(module):
+    (code,) = blocks("add-judge.md")
+    return module("own_stems", code).Stems
+
+
+def test_a_parameter_file_may_name_a_new_judge_and_its_mistakes_are_explained(stems, root):
+    path = root / "params/small.yml"
+    plain_text = path.read_text()
+    path.write_text(plain_text + "validate: {judges: {cheap: {kind: stems, letters: 4}}}\n")
+    experiment = load_experiment(path)
+    assert experiment.validation.judges.cheap == stems(letters=4)
+    assert resolved(experiment, "validate")["validate"]["judges"]["cheap"] == {"kind": "stems", "letters": 4}
+    assert plan._validate(experiment, 100).what.count("cheap, stems: no calls") == 1
+    for wrong, message in {
+        "{kind: stem}": "cheap.kind: there is no 'stem', did you mean 'stems'?; one of lexicon, ",
+        "{kind: stems, leters: 4}": "cheap.leters: unknown key, did you mean 'letters'?",
+        "{kind: stems, letters: 0}": "cheap.letters: input should be greater than or equal to 1 (it is 0)",
+    }.items():
+        path.write_text(plain_text + f"validate: {{judges: {{cheap: {wrong}}}}}\n")
+        with pytest.raises(ParameterError, match=r"params/small\.yml:\d+: validate\.judges\.") as error:
+            load_experiment(path)
+        assert message in str(error.value)
+
+
+def test_a_judge_of_ones_own_goes_through_the_stage_and_is_frozen_with_its_parameters(stems, tmp_path):
+    """Words that the texts hold in other forms are found by their beginnings, and by no whole word."""
+    hedged = [Hypothesis("hedges", "intervention", words=("mightily", "perhapses"), measure={"kind": "judge"})]
+    run = run_of(tmp_path, planted_texts(hedge_changed=0.9), hedged)
+    material, ledger = validate.load(run), Ledger(tmp_path / "a.sqlite", 0.0)
+    frozen, confirmed = [], []
+    for spec in (stems(), stems(letters=8), Lexicon()):
+        judge = open_judge(judge_of(spec.model_dump()), "cheap", material, ledger, tmp_path, tmp_path)
+        judges = validate.Judges(judge, None, ledger)
+        (sealed,) = (r for r in validate.freeze(material, judges, run.section).itertuples() if "judge" in r.measure)
+        (found,) = (o for o in validate.count(run, material, judges) if o.hypothesis.measure == {"kind": "judge"})
+        frozen.append(sealed.frozen)
+        confirmed.append(found.confirmed)
+    assert confirmed == [True, False, False] and len(set(frozen)) == 3
 
 
 # -------------------------------------------------------------------------------------------------------------- engines

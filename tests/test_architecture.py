@@ -20,8 +20,9 @@ FLOORS = {
     "ground": "errors files conversations hashes numbers workers store replies ledger chat prompts prompt_files "
     "text_tables discovery.splits sections members stage exchange behaviours.words",
     "statistics": "auc evidence.dynamics evidence.eprocess evidence.intervals evidence.levels evidence.multiplicity "
-    "evidence.paired evidence.shifts evidence.swaps evidence.wins discovery.two_sample",
-    "models": "models parameters interventions engines processes scale",
+    "evidence.paired evidence.rubrics evidence.shifts evidence.swaps evidence.wins discovery.hypotheses "
+    "discovery.two_sample",
+    "models": "models judges parameters interventions engines processes scale",
     "discovery": "discovery behaviours",
     "evidence": "evidence",
     "stages": "traits capture decode cluster validate series",

@@ -14,9 +14,9 @@ from chat_server import Server
 from driftbook.chat import ChatClient
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import DriftbookError
-from driftbook.evidence.endpoint import EndpointJudge
 from driftbook.evidence.labeller import parse as parse_labeller
 from driftbook.interventions import Endpoint
+from driftbook.judges.endpoint import EndpointJudge
 from driftbook.ledger import Ledger
 from driftbook.models.endpoint import EndpointEngine
 from driftbook.models.sampling import SamplingParams
@@ -176,7 +176,7 @@ NO_ANSWER = {
 @pytest.mark.parametrize("reason", NO_ANSWER)
 def test_what_is_no_answer_is_an_outcome_paid_once_with_its_remedy(path, reason):
     def answer(body):
-        return NO_ANSWER[reason] if "<answer>\nodd" in body["messages"][1]["content"] else Server.rate(body)
+        return NO_ANSWER[reason] if Server.part(body) == "odd" else Server.rate(body)
 
     with Server(answer=answer) as server:
         one = judge(server, path)
@@ -193,8 +193,7 @@ def test_what_is_no_answer_is_an_outcome_paid_once_with_its_remedy(path, reason)
 def test_a_prompt_that_the_server_filters_costs_its_own_answer_and_no_other(path):
     said = {"message": "The response was filtered due to the prompt triggering the content management policy.",
             "code": "content_filter"}  # fmt: skip
-    odd = "<answer>\nodd"
-    with Server(refuse=lambda body: (400, said) if odd in body["messages"][1]["content"] else None) as server:
+    with Server(refuse=lambda body: (400, said) if Server.part(body) == "odd" else None) as server:
         one = judge(server, path)
         with pytest.warns(UserWarning, match="filtered by the server"):
             scores = one.score([*(f"red {i}" for i in range(20)), "odd"], CLAIM)
@@ -397,7 +396,7 @@ def test_a_reply_that_was_cut_before_its_verdict_is_missing_paid_once_and_told(p
 
 def test_a_text_too_long_for_the_server_costs_its_own_answer_and_no_other(path):
     said = {"message": "This model's maximum context length is 4096 tokens.", "code": "context_length_exceeded"}
-    with Server(refuse=lambda body: (400, said) if "odd" in body["messages"][1]["content"] else None) as server:
+    with Server(refuse=lambda body: (400, said) if Server.part(body) == "odd" else None) as server:
         one = judge(server, path)
         with pytest.warns(UserWarning, match="too long for it"):
             scores = one.score(["red", "odd"], CLAIM)

@@ -11,8 +11,8 @@ import pytest
 from driftbook.discovery.hypotheses import moved_answers
 from driftbook.errors import DriftbookError
 from driftbook.evidence.labeller import Reading, pairs_to_show, parse, propose
-from driftbook.evidence.local_chat import LocalChat
 from driftbook.ledger import Ledger
+from driftbook.models.local_chat import LocalChat
 from driftbook.prompts import Prompt
 from driftbook.replies import Answer
 from models import GREEDY, generated, loaded, requests_for

@@ -74,7 +74,7 @@ def test_a_kill_in_the_middle_loses_what_was_under_way_and_no_more(server, tmp_p
         from pathlib import Path
         from driftbook.discovery.hypotheses import Hypothesis
         from driftbook.chat import ChatClient
-        from driftbook.evidence.endpoint import EndpointJudge
+        from driftbook.judges.endpoint import EndpointJudge
         from driftbook.ledger import Ledger
         url, model, path = sys.argv[1:]
         ledger = Ledger(Path(path), 100.0)

@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from driftbook.errors import ParameterError
-from driftbook.parameters import STAGES, Decode, Experiment, Judge, load_experiment, resolved, validate_cell
+from driftbook.judges import Endpoint
+from driftbook.parameters import STAGES, Decode, Experiment, load_experiment, resolved, validate_cell
+from driftbook.sections import judge_of
 
 REPOSITORY = Path(__file__).parent.parent
 GOOD = "experiment: x\ntraits: {files: [params/traits/calm.json]}\ncapture: {prompts: [params/prompts/few.txt]}\n"
@@ -70,7 +72,7 @@ MISTAKES = {
     ),
     "endpoint without model": (
         "validate: {judges: {cheap: {kind: endpoint}}}\n",
-        "kind: endpoint needs model and base_url",
+        "params/x.yml:5: validate.judges.cheap.base_url: is missing",
     ),
     "key written twice": ("seed: 1\nseed: 2\n", "params/x.yml:6: seed: is written twice (first in line 5)"),
     "bad YAML": ("base: [\n", "not valid YAML"),
@@ -92,7 +94,7 @@ MISTAKES = {
         "traits: {files: [params/traits/calm.json], imports: {calm: calm.pt}}\n",
         "traits.imports: calm.pt: there is no such file",
     ),
-    "judge that cannot read": ("traits: {judge: {kind: lexicon}}\n", "judge needs kind: local or endpoint"),
+    "judge that cannot read": ("traits: {judge: {kind: lexicon}}\n", "judge needs a language model, as kind: local"),
 }
 
 
@@ -126,13 +128,35 @@ def test_a_key_in_the_file_is_refused_by_its_shape_and_not_shown(root, secret, f
     key = next(k for k in ("api_key_env", "extra_body", "base_url") if k in fields)
     assert f"params/x.yml:5: {place.split(':')[0]}." in said and f".{key}: " in said and secret not in said
     with pytest.raises(ValueError) as error:  # built by hand, in a notebook
-        Judge(**yaml.safe_load(server))
+        judge_of(yaml.safe_load(server))
     assert secret not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["OPENAI_API_KEY", "hf_token", "KEY2", "my_key_of_the_second_project_2"])
 def test_names_of_variables_are_taken(name):
-    assert Judge(api_key_env=name, base_url="https://h:8000/v1?api-version=2025-01-01").api_key_env == name
+    url = "https://h:8000/v1?api-version=2025-01-01"
+    assert Endpoint(model="m", api_key_env=name, base_url=url).api_key_env == name
+
+
+def test_a_judge_is_exchanged_by_one_word_and_a_key_hides_in_no_other_kind(root):
+    """What belongs to another kind has no effect, as in files of before, where all kinds shared their parameters."""
+    server = "base_url: http://h/v1, model: m, api_key_env: KEY_OF_MINE, per_call: 4, concurrency: 2, rubric: null"
+    path = root / "params/x.yml"
+    for kind in ("lexicon", "embedding", "local"):
+        path.write_text(GOOD + f"validate: {{judges: {{cheap: {{kind: {kind}, {server}}}}}}}\n")
+        cheap = load_experiment(path).validation.judges.cheap
+        assert cheap.kind == kind and not {"base_url", "per_call"} & set(cheap.model_dump())
+    for secret in SECRETS:
+        for field in (f"api_key_env: {secret}", f"base_url: 'http://user:{secret}@h/v1'"):
+            said = refused(root, GOOD + f"validate: {{judges: {{cheap: {{{field}}}}}}}\n")
+            assert "holds what looks like a key" in said and secret not in said
+
+
+def test_the_old_name_of_the_baselines_is_still_read(root):
+    path = root / "params/x.yml"
+    path.write_text(GOOD + "validate: {rivals: false}\n")
+    experiment = load_experiment(path)
+    assert resolved(experiment, "validate")["validate"]["baselines"] is experiment.validation.baselines is False
 
 
 def test_every_mistake_of_a_file_is_said_at_once(root):

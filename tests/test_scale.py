@@ -26,8 +26,9 @@ from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.discovery.strategies import first_round
 from driftbook.engines import open_workers
 from driftbook.errors import DriftbookError, ModelError
-from driftbook.evidence.opened import open_local_judge
+from driftbook.evidence.opened import open_judge
 from driftbook.interventions import Checkpoint, Steer
+from driftbook.judges import Local
 from driftbook.ledger import Ledger
 from driftbook.models import captured, sides
 from driftbook.models.projection import Rows
@@ -35,7 +36,7 @@ from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.sides import Pair, open_pair
 from driftbook.models.vectors import VectorRecord, VectorSet
-from driftbook.parameters import EngineSpec, Judge, ModelSpec
+from driftbook.parameters import EngineSpec, ModelSpec
 from driftbook.store import ShardStore
 from models import assert_same_but_for_rounding, saved
 from test_decode import PROMPTS, content
@@ -202,9 +203,8 @@ def test_replay_embeddings_and_verdicts_are_those_of_this_process(ray, steered, 
 
     def verdicts(cache: Path, workers: scale.RayWorkers | None) -> np.ndarray:
         ledger = Ledger(cache / "answers.sqlite", 0.0)
-        judge = open_local_judge(
-            Judge(kind="local", model=str(folder)), "cheap", ledger, cache, "Rate it.", workers=workers
-        )
+        spec = Local(model=str(folder))
+        judge = open_judge(spec, "cheap", None, ledger, cache, cache, workers=workers, rubric="Rate it.")
         scores = judge.score(texts[:20], claims)
         assert ledger.accounts[judge.name].calls == 40
         return scores

@@ -2,6 +2,7 @@
 null runs."""
 
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,12 +14,12 @@ from chat_server import Server
 from driftbook import validate as stage
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import DriftbookError
-from driftbook.evidence.judges import LexiconJudge
 from driftbook.evidence.opened import open_judge
+from driftbook.judges import Lexicon
 from driftbook.ledger import Ledger
-from driftbook.parameters import Judge as JudgeSpec
 from driftbook.parameters import Validate
 from driftbook.report import validate as report
+from driftbook.sections import judge_of
 from planted import FILLER, HEDGES, HYPOTHESES, SPLITS, run_of, texts_of
 
 
@@ -210,7 +211,7 @@ def test_freezing_seals_everything_that_defines_a_test(tmp_path):
     assert seal() not in set(stage.freeze(stage.load(run), judges, run.section)["frozen"])
     material = replace(material, hypotheses=by_judge(HYPOTHESES[:1]))
     assert len({seal(), seal(Validate(screen_level=0.5))}) == 2
-    judges.cheap.identity["saturation"] = 10
+    judges = replace(judges, cheap=Lexicon(saturation=10))
     assert (
         seal(judges=judges) != stage.freeze(material, stage.open_judges(run, material), run.section)["frozen"].iloc[0]
     )
@@ -260,10 +261,10 @@ class Forgetful:
     """A judge that loses the verdicts of some texts."""
 
     name, paid, identity = "forgetful", True, {"kind": "forgetful"}
-    quote = LexiconJudge.quote
+    quote = Lexicon.quote
 
     def __init__(self, lose):
-        self.lose, self.judge = lose, LexiconJudge()
+        self.lose, self.judge = lose, Lexicon()
 
     def score(self, texts, hypotheses, prompts=None):
         scores = self.judge.score(texts, hypotheses)
@@ -292,7 +293,7 @@ def with_judge(run, judge):
 
 def judged(run):
     """A free judge that screens and a paid one that tests."""
-    return stage.Judges(LexiconJudge(), Oracle("strong"), Ledger(run.cache / "a.sqlite", 1.0))
+    return stage.Judges(Lexicon(), Oracle("strong"), Ledger(run.cache / "a.sqlite", 1.0))
 
 
 def test_a_hypothesis_that_the_judge_cannot_read_is_named(tmp_path):
@@ -387,12 +388,12 @@ class Oracle:
     """A paid judge that sees planted marks; ``favours`` scores single claims by the text alone instead."""
 
     paid = True
-    quote = LexiconJudge.quote
+    quote = Lexicon.quote
 
     def __init__(self, name, favours=None, mode="single"):
         self.name, self.favours, self.mode = name, favours or {}, mode
         self.identity = {"kind": name}
-        self.judge, self.asked = LexiconJudge(), 0
+        self.judge, self.asked = Lexicon(), 0
 
     def score(self, texts, hypotheses, prompts=None):
         self.asked += len(texts) * len(hypotheses)
@@ -445,7 +446,7 @@ def test_a_cheap_judge_that_is_surely_wrong_fools_the_borderline_cascade_and_not
 def test_a_judge_of_pairs_confirms_the_same_claims(tmp_path):
     run = run_of(tmp_path, texts_of(), by_judge(HYPOTHESES))
     ledger = Ledger(run.cache / "a.sqlite", 1.0)
-    found = stages(run, stage.Judges(LexiconJudge(), Oracle("pairs", mode="pair"), ledger))
+    found = stages(run, stage.Judges(Lexicon(), Oracle("pairs", mode="pair"), ledger))
     table = proposed(found.claims)
     assert table["confirmed"].to_dict() == {
         "hedges": True,
@@ -466,7 +467,7 @@ def strong_server(body):
         return json.dumps(
             [{"statement": "hedges its claims", "who": max(counts, key=counts.get), "words": list(HEDGES)}]
         )
-    answer = text.split("<answer>")[1].split("</answer>")[0]
+    answer = Server.part(body)
     hedged = any(h in answer for h in HEDGES)
     rated = ["HIGH" if hedged and "hedges" in s else "LOW" for s in Server.statements(body)]
     return json.dumps({str(i + 1): r for i, r in enumerate(rated)})
@@ -511,7 +512,7 @@ def test_a_model_labeller_without_a_model_says_what_is_missing():
         Validate(labeller="llm")
     with pytest.raises(ValueError, match="labeller_judge"):
         Validate(labeller="llm", labeller_judge={"kind": "lexicon"})
-    with pytest.raises(ValueError, match="nli needs model"):
+    with pytest.raises(ValueError, match=r"judges\.cheap\.model"):
         Validate(judges={"cheap": {"kind": "nli"}})
 
 
@@ -524,11 +525,11 @@ def test_every_kind_of_judge_of_the_parameter_file_opens(tmp_path):
         {"kind": "embedding"},
         {"kind": "endpoint", "model": "m", "base_url": "http://127.0.0.1:9", "rubric": "rubric.txt"},
     ]
-    opened = [open_judge(JudgeSpec(**s), "cheap", material, ledger, run.cache, tmp_path) for s in specs]
+    opened = [open_judge(judge_of(s), "cheap", material, ledger, run.cache, tmp_path) for s in specs]
     assert [j.identity["kind"] for j in opened] == ["lexicon", "embedding", "endpoint"]
     assert opened[2].identity["rubric"] == "Be strict."
     with pytest.raises(DriftbookError, match=r"none\.txt"):
-        gone = JudgeSpec(kind="endpoint", model="m", base_url="http://127.0.0.1:9", rubric="none.txt")
+        gone = judge_of(specs[2] | {"rubric": "none.txt"})
         open_judge(gone, "cheap", material, ledger, run.cache, tmp_path)
 
 
@@ -629,9 +630,9 @@ def test_a_judge_that_sees_examples_and_no_label_is_a_baseline(tmp_path):
     """It answers by a mark that only the changed side leaves, and never learns what is claimed."""
 
     def marked(body):
-        rubric, text = body["messages"][0]["content"], body["messages"][1]["content"]
-        who, statements = "TWO" if "TWO <answer>the mark" in rubric else "ONE", Server.statements(body)
-        answer = text.split("<answer>")[1].split("</answer>")[0].strip()
+        rubric, answer = body["messages"][0]["content"], Server.part(body)
+        who = "TWO" if re.search(r"<TWO \w+>\nthe mark", rubric) else "ONE"
+        statements = Server.statements(body)
         rated = {}
         for i, s in enumerate(statements):
             if s.startswith("was written by"):
@@ -655,7 +656,8 @@ def test_a_judge_that_sees_examples_and_no_label_is_a_baseline(tmp_path):
         asked = [b for b in server.bodies if "was written by" in b["messages"][1]["content"]]
         assert asked and not any("hedges" in str(b) for b in asked)
         discover = set(texts.loc[texts["split"] == "discover", "text"])
-        shown = [p.split("</answer>")[0] for p in asked[0]["messages"][0]["content"].split("<answer>")[1:]]
+        rubric = asked[0]["messages"][0]["content"]
+        shown = [found[2] for found in re.findall(r"<(ONE|TWO) (\w+)>\n(.*?)\n</\1 \2>", rubric, re.DOTALL)]
         assert len(shown) == 8 and set(shown) <= discover
     baselines = stage.baselines(material, length_vectors, {"judge": scores})
     beside = stage.beside_baselines(tested, baselines, 0).set_index("baseline")
@@ -669,7 +671,7 @@ def test_a_judge_that_reads_several_statements_carelessly_is_found_out(tmp_path,
     """Asked about two statements it gives the first one's verdict to both, unless it is a careful one."""
 
     def rate(body):
-        answer = body["messages"][1]["content"].split("<answer>")[1].split("</answer>")[0]
+        answer = Server.part(body)
         holds = [s.split()[-1] in answer for s in Server.statements(body)]
         return json.dumps({str(i + 1): "HIGH" if (holds[0] if shared else h) else "LOW" for i, h in enumerate(holds)})
 

@@ -24,8 +24,8 @@ from driftbook.discovery.strategies import Ask
 from driftbook.evidence import counting, panel
 from driftbook.evidence.amplification import dose_response
 from driftbook.evidence.cascade import silent
-from driftbook.evidence.judges import LexiconJudge
 from driftbook.interventions import NoIntervention
+from driftbook.judges import Lexicon
 from driftbook.ledger import Ledger
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.sides import open_pair
@@ -120,7 +120,7 @@ def null_run(ground: Ground, section: Validate, ledger: Ledger, seed: int) -> pd
     plain = {o.hypothesis.hypothesis_id for o in counted if o.confirmed}
     only = set(doses.loc[doses["confirmed"], "hypothesis_id"]) - plain
     judged = [replace(h, measure={"kind": "judge"}) for h in proposed if h.words]
-    judges = validate.Judges(LexiconJudge(), None, ledger)
+    judges = validate.Judges(Lexicon(), None, ledger)
     tested = validate.holdout_test(replace(material, hypotheses=judged), judges, judged, section, silent)
     bets = validate.outcomes(tested, section)
     rows = []

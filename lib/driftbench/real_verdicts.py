@@ -21,18 +21,18 @@ from driftbook.discovery.decoding import decode_texts
 from driftbook.discovery.strategies import Ask
 from driftbook.errors import DriftbookError
 from driftbook.evidence.intervals import bootstrap_mean, wilson
-from driftbook.evidence.judges import EmbeddingJudge, Judge, LexiconJudge
+from driftbook.evidence.judges import Judge
 from driftbook.evidence.material import Material
-from driftbook.evidence.opened import EMBEDDER, exemplars, open_embedder, open_local_judge
+from driftbook.evidence.opened import open_judge
 from driftbook.evidence.reading import read
 from driftbook.interventions import Steer
+from driftbook.judges import Embedding, Lexicon, Local
 from driftbook.ledger import Ledger
 from driftbook.models.loading import load
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.sides import open_pair
 from driftbook.models.traitfiles import read_traits
 from driftbook.parameters import Decode, ModelSpec, Traits
-from driftbook.parameters import Judge as JudgeSpec
 from driftbook.sections import RESIDUAL_SITES
 from driftbook.store import ShardStore
 
@@ -79,12 +79,8 @@ def material(
 
 def judges(found: Material, cache: Path, ledger: Ledger, progress: Callable[..., Any]) -> dict[str, Judge]:
     """Three judges that run here: by embeddings of exemplars, by the probabilities of the bundled model, by words."""
-    embedding = EmbeddingJudge(open_embedder(cache), exemplars(found), {"model": EMBEDDER})
-    return {
-        "embedding": embedding,
-        "language model": open_local_judge(JudgeSpec(kind="local"), "bench", ledger, cache, progress=progress),
-        "words": LexiconJudge(),
-    }
+    specs = {"embedding": Embedding(), "language model": Local(), "words": Lexicon()}
+    return {name: open_judge(s, "bench", found, ledger, cache, cache, progress) for name, s in specs.items()}
 
 
 def verdicts(found: Material, judge: Judge) -> np.ndarray:

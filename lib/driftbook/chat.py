@@ -23,7 +23,8 @@ from typing import Any, Protocol
 
 from driftbook.errors import DriftbookError
 from driftbook.ledger import Ledger
-from driftbook.replies import Answer, Quote, alternatives, level_probabilities, read_message, request_key
+from driftbook.replies import Answer, alternatives, level_probabilities, read_message, request_key
+from driftbook.sections import Quote
 
 Message = dict[str, str]
 ALTERNATIVES = 5  # likeliest tokens asked for at each place: what every server that gives any allows

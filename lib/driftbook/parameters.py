@@ -14,25 +14,29 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 import driftbook.engines  # noqa: F401 (registers what the section engine can name)
 from driftbook.errors import DriftbookError, ParameterError, PromptError
 from driftbook.files import yaml_tree
 from driftbook.interventions import NoIntervention
+from driftbook.judges import Lexicon
+from driftbook.judges.told import Told
 from driftbook.members import NAME, SERIES, Member, Members, member_name, repeated
 from driftbook.prompt_files import files_beside, read_prompts
 from driftbook.prompts import Prompt
 from driftbook.sections import (
+    JUDGES,
     KINDS,
     AnyIntervention,
+    AnyJudge,
     EngineSpec,
     Intervention,
+    JudgeSpec,
     ModelSpec,
     Names,
     ResidualSite,
     Section,
-    Server,
     short_name,
 )
 
@@ -124,7 +128,7 @@ class Traits(Section):
         "natural", description="answers that the file holds, the model's own under instructions, or both"
     )
     instructed: Instructed = Instructed()
-    judge: Judge | None = Field(
+    judge: AnyJudge | None = Field(
         None, description="filters instructed answers, and measures steered ones for choose: steering"
     )
     budget_usd: float = Field(1.0, ge=0, description="the most that traits.judge may cost in a run")
@@ -136,8 +140,8 @@ class Traits(Section):
 
     @model_validator(mode="after")
     def _judge_reads(self) -> Traits:
-        if self.judge is not None and (self.judge.kind not in ("local", "endpoint") or self.judge.mode != "single"):
-            raise ValueError("judge needs kind: local or endpoint, and mode: single (the lexicon is counted anyway)")
+        if self.judge is not None and not (isinstance(self.judge, Told) and self.judge.mode == "single"):
+            raise ValueError("judge needs a language model, as kind: local or endpoint, and mode: single")
         return self
 
     def names(self, files: list[str]) -> list[str]:
@@ -329,36 +333,9 @@ class Cluster(Section):
         return 128 if self.clusters == "auto" else self.clusters
 
 
-class Judge(Server):
-    """A judge. ``lexicon`` and ``embedding`` run here and cost nothing; ``local`` and ``nli`` are models that run here;
-    ``endpoint``: any OpenAI-compatible server."""
-
-    kind: Literal["lexicon", "embedding", "nli", "local", "endpoint"] = "lexicon"
-    model: str | None = None
-    base_url: str | None = None
-    usd_per_million_input: float = Field(0.0, ge=0)
-    usd_per_million_output: float = Field(0.0, ge=0)
-    per_call: int = Field(1, ge=1, description="hypotheses asked in one call")
-    mode: Literal["single", "pair"] = Field(
-        "single", description="rate one text, or say which of two fits better (both orders)"
-    )
-    rubric: str | None = Field(None, description="file that replaces the judge's instructions")
-    logprobs: bool = Field(True, description="hear the probabilities of the levels where the server gives them")
-    structured: bool = Field(True, description="ask for the form of the reply, where the server knows JSON schemas")
-    max_output_tokens: int = Field(200, ge=1)
-
-    @model_validator(mode="after")
-    def _endpoint_is_complete(self) -> Judge:
-        if self.kind == "endpoint" and not (self.model and self.base_url):
-            raise ValueError("kind: endpoint needs model and base_url")
-        if self.kind == "nli" and not self.model:
-            raise ValueError("kind: nli needs model: a cross-encoder for natural language inference, folder or id")
-        return self
-
-
 class Judges(Section):
-    cheap: Judge = Judge()
-    expensive: Judge | None = None
+    cheap: AnyJudge = Lexicon()
+    expensive: AnyJudge | None = None
 
 
 Unit = Literal["share", "number", "rate", "words", "sentences", "grade", "score"]
@@ -382,7 +359,7 @@ class Validate(Section):
         [], description="files of your own behaviours (YAML), or of traits (their lexicons), counted beside the panel"
     )
     labeller: Literal["phrases", "keywords", "llm"] = Field("phrases", description="keywords: as phrases")
-    labeller_judge: Judge | None = None
+    labeller_judge: AnyJudge | None = None
     hypotheses: list[HandWritten] = []
     judges: Judges = Judges()
     cascade: Literal["screen_then_test", "borderline", "expensive_only"] = "screen_then_test"
@@ -396,7 +373,11 @@ class Validate(Section):
         "of a judge's verdicts: H0 is that it wins on at most 1/2 + margin of the prompts",
     )
     budget_usd: float = Field(5.0, ge=0)
-    rivals: bool = True
+    baselines: bool = Field(
+        True,
+        validation_alias=AliasChoices("baselines", "rivals"),
+        description="compare claims with a bag of words, an embedding classifier, length, and a judge without a label",
+    )
     audit: float = Field(
         0.05, ge=0, le=1, description="share of the verdicts behind the screen that the expensive judge repeats"
     )
@@ -416,13 +397,11 @@ class Validate(Section):
 
     @model_validator(mode="after")
     def _labeller_has_a_model(self) -> Validate:
-        if self.labeller == "llm" and (
-            self.labeller_judge is None or self.labeller_judge.kind not in ("endpoint", "local")
-        ):
-            raise ValueError("labeller: llm needs labeller_judge, a judge of kind endpoint or local")
+        if self.labeller == "llm" and not isinstance(self.labeller_judge, Told):
+            raise ValueError("labeller: llm needs labeller_judge, a language model as kind: local or endpoint")
         return self
 
-    def every_judge(self) -> dict[str, Judge]:
+    def every_judge(self) -> dict[str, JudgeSpec]:
         """The judges that are asked for, by their dotted key inside this section."""
         judges = {
             "judges.cheap": self.judges.cheap,
@@ -722,7 +701,8 @@ def _explain(model: type[Section], values: Any, problem: Any) -> tuple[tuple[str
     if kind == "missing":
         return tuple(keys), f"{dotted}: is missing"
     if kind == "union_tag_not_found":
-        return (*keys, "kind"), f"{dotted}.kind: is missing; one of {', '.join(KINDS)}"
+        tags = context["discriminator"].replace("'", "")
+        return (*keys, "kind"), f"{dotted}.kind: is missing; one of {tags}"
     if kind == "union_tag_invalid":
         tags = [t.strip(" '") for t in context["expected_tags"].split(",")]
         tag = str(context["tag"])
@@ -740,9 +720,9 @@ def _explain(model: type[Section], values: Any, problem: Any) -> tuple[tuple[str
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The classes inside Optional, Annotated, unions and lists; every kind of intervention for their base."""
-    if annotation is Intervention:
-        return list(KINDS.values())
+    """The classes inside Optional, Annotated, unions and lists; every kind of intervention or judge for their base."""
+    if annotation in (Intervention, JudgeSpec):
+        return list((KINDS if annotation is Intervention else JUDGES).values())
     if annotation is Member:
         return [Member, *KINDS.values()]
     if isinstance(annotation, type) and not typing.get_args(annotation):
@@ -849,13 +829,12 @@ def _check_files(experiment: Experiment, root: Path, where: Where) -> None:
         problems += _unmatched([getattr(intervention, key)], ("intervention", key), root, where)
     for key, said in intervention.missing(root).items():
         problems.append(f"{where(('intervention', key))}intervention.{key}: {said}")
-    for key, judge in experiment.validation.every_judge().items():
-        if judge.rubric:
-            problems += _unmatched([judge.rubric], ("validate", *key.split("."), "rubric"), root, where)
+    judges = {("validate", *key.split(".")): judge for key, judge in experiment.validation.every_judge().items()}
+    for keys, judge in (judges | {("traits", "judge"): experiment.traits.judge}).items():
+        for name in judge.files if judge else ():
+            problems += _unmatched([said] if (said := getattr(judge, name)) else [], (*keys, name), root, where)
     if experiment.validation.labels:
         problems += _unmatched([experiment.validation.labels], ("validate", "labels"), root, where)
-    if experiment.traits.judge is not None and experiment.traits.judge.rubric:
-        problems += _unmatched([experiment.traits.judge.rubric], ("traits", "judge", "rubric"), root, where)
     trait = intervention.about
     files = sorted(p.stem for p in expand(experiment.traits.files, root))
     problems += _unmatched(list(experiment.traits.imports.values()), ("traits", "imports"), root, where)

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from driftbook.sections import ThoughtMarks
@@ -50,20 +50,6 @@ class Answer:
         return self.reason == "stop" or (self.reason == "length" and bool(self.text))
 
 
-@dataclass(frozen=True)
-class Quote:
-    """The most that a piece of work may cost: calls to a model and their tokens; ``cached`` calls cost nothing."""
-
-    calls: int = 0
-    cached: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    usd: float = 0.0
-
-    def __add__(self, other: Quote) -> Quote:
-        return Quote(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
-
-
 # ------------------------------------------------------------------------------------------------------------- thought
 
 # Marks around a thought at the beginning of a text: tags (DeepSeek, Qwen, Seed), [THINK] (Magistral), Kimi's, Granite's
@@ -74,7 +60,8 @@ _THOUGHT = re.compile(
     r"|Here(?:'s| is) my thought process:(.*?)(?:Here(?:'s| is) my response:|\Z))",
     re.DOTALL,
 )
-# The template may have written the opening mark into the prompt.
+# The template may have written the opening mark into the prompt: then the end stands without a beginning.
+_OPENS = re.compile(r"<(?:think|thinking|seed:think)>|\[THINK\]|◁think▷")
 _END_OF_THOUGHT = re.compile(r"</(?:think|thinking|seed:think)>|\[/THINK\]|◁/think▷")
 # A message of the harmony format of gpt-oss, which thinks in the channel "analysis" and answers in "final" ...
 _CHANNEL = re.compile(
@@ -116,7 +103,7 @@ def split_thought(text: str, marks: ThoughtMarks | None = None, opened: bool = F
     while match := _THOUGHT.match(rest):
         thoughts.append(next(g for g in match.groups()[1:] if g is not None).strip())
         rest = rest[match.end() :]
-    if not thoughts and (end := _END_OF_THOUGHT.search(text)):
+    if not thoughts and (end := _END_OF_THOUGHT.search(text)) and not _OPENS.search(text, 0, end.start()):
         thoughts, rest = [text[: end.start()].strip()], text[end.end() :]
     if opened and not thoughts:
         return text.strip(), ""

@@ -2,7 +2,7 @@
 
 A kind of intervention is one class in one file of :mod:`driftbook.interventions`: its parameters, how it opens, what it
 can tell and how it is described. A parameter file may name whatever is registered, so a new kind is that file and its
-registration. Engines likewise: see :mod:`driftbook.engines`.
+registration. Judges (:mod:`driftbook.judges`) and engines (:mod:`driftbook.engines`) likewise.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 import typing
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
 from urllib.parse import parse_qsl, urlsplit
@@ -29,10 +29,16 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from driftbook.discovery.hypotheses import Hypothesis
+    from driftbook.evidence.judges import Judge
+    from driftbook.ledger import Ledger
     from driftbook.models.loading import LoadedModel
     from driftbook.models.sides import Pair
     from driftbook.models.vectors import VectorSet
     from driftbook.text_tables import TextTable
+    from driftbook.workers import Workers
 
 T = TypeVar("T")
 
@@ -149,12 +155,9 @@ class Server(Section):
     def _url_without_a_secret(cls, value: str | None) -> str | None:
         if value is None:
             return value
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname:
             raise PydanticCustomError("secret", "is no http:// or https:// address")
-        if "@" in parts.netloc or any(
-            _NAMES_A_SECRET.search(name) or looks_like_a_key(said) for name, said in parse_qsl(parts.query, True)
-        ):
+        if _in_url(value):
             raise PydanticCustomError(
                 "secret", "holds a user, password or key; name the variable that holds the key as api_key_env"
             )
@@ -163,12 +166,24 @@ class Server(Section):
     @field_validator("extra_body", "template_args")
     @classmethod
     def _fields_without_a_secret(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name, said in _leaves(value):
-            if isinstance(said, str) and (_NAMES_A_SECRET.search(name) or looks_like_a_key(said)):
-                raise PydanticCustomError(
-                    "secret", "holds what looks like a key; name the variable that holds it as api_key_env"
-                )
-        return value
+        return refuse_secrets(value)
+
+
+def refuse_secrets(value: dict[str, Any]) -> dict[str, Any]:
+    """The same mapping. Raises PydanticCustomError for what looks like a key in it, without showing it."""
+    for name, said in _leaves(value):
+        if isinstance(said, str) and (_NAMES_A_SECRET.search(name) or looks_like_a_key(said) or _in_url(said)):
+            raise PydanticCustomError(
+                "secret", "holds what looks like a key; name the variable that holds it as api_key_env"
+            )
+    return value
+
+
+def _in_url(text: str) -> bool:
+    """Whether an address holds a user, a password or a key."""
+    parts = urlsplit(text) if "://" in text else urlsplit("")
+    asked = parse_qsl(parts.query, True)
+    return "@" in parts.netloc or any(_NAMES_A_SECRET.search(n) or looks_like_a_key(said) for n, said in asked)
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -183,6 +198,26 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 # -------------------------------------------------------------------------------------------------------- interventions
+
+
+class Kind(Section):
+    """A section whose ``kind`` is registered: a class in a file of its own, with parameters and with what they do."""
+
+    kind: str
+
+    files: ClassVar[tuple[str, ...]] = ()
+    """Parameters that name a file, which must be there."""
+    places: ClassVar[tuple[str, ...]] = ()
+    """Parameters that name a file or a folder, if there is one; what lies there shapes the texts."""
+
+    def inputs(self) -> list[str]:
+        """The files and folders of this disk that it may name."""
+        return [said for name in (*self.files, *self.places) if (said := getattr(self, name))]
+
+
+def registered(kinds: Registry[type[T]]) -> Callable[[type[T]], type[T]]:
+    """A decorator: register a kind under the default of its field ``kind``."""
+    return lambda cls: kinds.register(cls.model_fields["kind"].default)(cls)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -204,14 +239,12 @@ class Opening:
         return self.root / Path(name).expanduser()
 
 
-class Intervention(Section):
+class Intervention(Kind):
     """What was done to the base model: parameters, and everything that is particular to a kind.
 
     A kind has a field ``kind`` with a literal and that default, and is registered by ``@intervention``. All but
     ``open`` and ``by`` have defaults, which are those of a kind that changes how the base computes.
     """
-
-    kind: str
 
     needs_vectors: ClassVar[bool] = False
     """Whether it is made of a trait vector: the traits stage runs before decode then."""
@@ -227,10 +260,6 @@ class Intervention(Section):
     """Whether the sides are meant to be asked differently."""
     sized: ClassVar[bool] = False
     """Whether the change has a size that can be multiplied: a coefficient, the scale of a LoRA."""
-    files: ClassVar[tuple[str, ...]] = ()
-    """Parameters that name a file, which must be there."""
-    places: ClassVar[tuple[str, ...]] = ()
-    """Parameters that name a file or a folder, if there is one; what lies there shapes the texts."""
 
     @abstractmethod
     def open(self, base: LoadedModel, opening: Opening) -> Pair:
@@ -272,10 +301,6 @@ class Intervention(Section):
         """Why what it names cannot be had, as far as that is told without loading it; a series asks before it runs."""
         return ""
 
-    def inputs(self) -> list[str]:
-        """The files and folders of this disk that it may name."""
-        return [getattr(self, name) for name in (*self.files, *self.places)]
-
     def table(self, root: Path) -> TextTable | None:
         """The answers that it brings along, with their prompts. Raises DriftbookError for what is no such table."""
         return None
@@ -292,27 +317,145 @@ class Intervention(Section):
 KINDS: Registry[type[Intervention]] = Registry()
 
 
-def intervention(cls: type[Intervention]) -> type[Intervention]:
-    """Register a kind under the default of its field ``kind``."""
-    return KINDS.register(cls.model_fields["kind"].default)(cls)
+intervention = registered(KINDS)
 
 
-def of_kind(value: Any) -> Intervention:
-    """The intervention that a mapping with ``kind`` describes. Raises as a discriminated union of pydantic does."""
-    if isinstance(value, Intervention):
+def of_kind(value: Any, kinds: Mapping[str, type[Kind]] = KINDS, base: type[Kind] = Intervention) -> Any:
+    """The section that a mapping with ``kind`` describes. Raises as a discriminated union of pydantic does."""
+    if isinstance(value, base):
         return value
     if not isinstance(value, dict):
         raise PydanticKnownError("model_attributes_type")
-    known = {"discriminator": "'kind'", "expected_tags": ", ".join(map(repr, KINDS))}
+    known = {"discriminator": "'kind'", "expected_tags": ", ".join(map(repr, kinds))}
     if "kind" not in value:
-        raise PydanticKnownError("union_tag_not_found", {"discriminator": "'kind'"})
-    if value["kind"] not in KINDS:
+        raise PydanticKnownError("union_tag_not_found", {"discriminator": known["expected_tags"]})
+    if value["kind"] not in kinds:
         raise PydanticKnownError("union_tag_invalid", known | {"tag": str(value["kind"])})
-    return KINDS[value["kind"]].model_validate(value)
+    return kinds[value["kind"]].model_validate(value)
 
 
 #: The field of an experiment: any registered kind, also one that is registered later.
 AnyIntervention = Annotated[SerializeAsAny[Intervention], PlainValidator(of_kind)]
+
+
+# --------------------------------------------------------------------------------------------------------------- judges
+
+
+@dataclass(frozen=True)
+class JudgeOpening:
+    """What a judge may need to open.
+
+    ``role`` stands behind its name in the ledger, ``rubric`` in the place of what it would be told. ``embed`` gives for
+    a model a function from texts to unit vectors; ``exemplars`` for a hypothesis texts that show it, and the other
+    side's answers to the same prompts.
+    """
+
+    role: str
+    ledger: Ledger
+    cache: Path
+    root: Path
+    progress: Callable[[int, str, str], Any] | None = None
+    workers: Workers | None = None
+    rubric: str | None = None
+    embed: Callable[[str], Callable[[Sequence[str]], np.ndarray]] | None = None
+    exemplars: Callable[[Hypothesis], tuple[list[str], list[str]]] | None = None
+
+
+@dataclass(frozen=True)
+class Quote:
+    """The most that a piece of work may cost: calls to a model and their tokens; ``cached`` calls cost nothing."""
+
+    calls: int = 0
+    cached: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    usd: float = 0.0
+
+    def __add__(self, other: Quote) -> Quote:
+        return Quote(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The most that verdicts may take, for the plan: calls to a model (0 where nothing is asked), USD, seconds."""
+
+    calls: int
+    usd: float
+    seconds: float
+
+
+class JudgeSpec(Kind):
+    """A judge: its parameters, and everything that is particular to a kind.
+
+    A kind has a field ``kind`` with a literal and that default, and is registered by ``@judge``. It has ``score`` and
+    is the judge itself, or ``open`` gives what has it (``evidence.judges.Judge``). All else has defaults, which are
+    those of a judge that runs here, costs nothing and is told nothing.
+    """
+
+    version: ClassVar[int] = 1
+    """Raised when the same parameters give other verdicts."""
+    paid: ClassVar[bool] = False
+    """Whether verdicts cost money or minutes, so that a test stops as soon as it can."""
+    told: ClassVar[bool] = False
+    """Whether it is a language model: told in words what to look for, in ``mode`` single or pair (``judges.told``)."""
+    reads_words: ClassVar[bool] = False
+    """Whether it sees nothing of a hypothesis but its words."""
+    resolution: ClassVar[float] = 0.0
+    """The difference of two scores from which on one answer wins altogether; below, in proportion. 0: any wins."""
+
+    @property
+    def name(self) -> str:
+        return self.kind
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that shapes a verdict besides the text and the hypothesis: it is part of what is frozen, and of
+        the key of a stored verdict."""
+        return {**self.model_dump(mode="json"), "version": self.version}
+
+    def open(self, opening: JudgeOpening) -> Judge:
+        """What gives the verdicts. Raises DriftbookError for what cannot be used."""
+        return self
+
+    def score(
+        self, texts: Sequence[str], hypotheses: Sequence[Hypothesis], prompts: Sequence[str] | None = None
+    ) -> np.ndarray:
+        """[texts, hypotheses] in [0, 1], higher where the text shows more of it, NaN where there is no verdict."""
+        raise NotImplementedError(f"judge {self.kind}: neither score nor open is there")
+
+    def quote(
+        self, texts: Sequence[str], hypotheses: Sequence[Hypothesis], prompts: Sequence[str] | None = None
+    ) -> Quote:
+        """What ``score`` would cost at most. Sends nothing."""
+        return Quote()
+
+    def cost(self, texts: int, hypotheses: int, answer_tokens: int) -> Cost:
+        """The same from counts, before there are texts; ``answer_tokens`` of each at most."""
+        return Cost(0, 0.0, texts * hypotheses / CHECKS_PER_S)
+
+
+CHECKS_PER_S = 20_000.0  # texts in which the words of one hypothesis are counted
+JUDGES: Registry[type[JudgeSpec]] = Registry()
+judge = registered(JUDGES)
+
+
+def judge_of(value: Any) -> JudgeSpec:
+    """The judge that a mapping describes, by its ``kind`` or the first one there is.
+
+    Parameters of other kinds have no effect, so that a judge is exchanged by one word; a key among them is refused
+    like everywhere.
+    """
+    if not isinstance(value, dict):
+        return of_kind(value, JUDGES, JudgeSpec)
+    value = {"kind": next(iter(JUDGES)), **value}
+    own = JUDGES[value["kind"]].model_fields if value["kind"] in JUDGES else value
+    elsewhere = {name for kind in JUDGES.values() for name in kind.model_fields} - set(own)
+    refuse_secrets({name: said for name, said in value.items() if name in elsewhere})
+    return of_kind({name: said for name, said in value.items() if name not in elsewhere}, JUDGES, JudgeSpec)
+
+
+#: A field for a judge: any registered kind, also one that is registered later.
+AnyJudge = Annotated[SerializeAsAny[JudgeSpec], PlainValidator(judge_of)]
 
 
 # -------------------------------------------------------------------------------------------------------------- engines

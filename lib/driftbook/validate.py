@@ -39,7 +39,7 @@ from driftbook.evidence.cascade import (
 )
 from driftbook.evidence.claims import beside_baselines, claims_table, share_together
 from driftbook.evidence.intervals import bootstrap_mean
-from driftbook.evidence.judges import Judge, Judges, LexiconJudge
+from driftbook.evidence.judges import Judge, Judges, reads_words
 from driftbook.evidence.labels import AGREEMENT, CORRECTED, held_against, read_labels, readings
 from driftbook.evidence.material import Material, asked_ids, by_judge
 from driftbook.evidence.moved_groups import told
@@ -60,9 +60,9 @@ from driftbook.ledger import Ledger
 from driftbook.models.likelihood import log_likelihood
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sides import open_sides
-from driftbook.parameters import Judge as JudgeSpec
 from driftbook.parameters import Validate
 from driftbook.prompts import by_unit, load_saved
+from driftbook.sections import JudgeSpec
 from driftbook.stage import Run
 
 __all__ = [
@@ -216,7 +216,7 @@ def _named(endpoint: Any, hypotheses: list[Hypothesis], seen: pd.DataFrame) -> l
 
 def _readable(hypothesis: Hypothesis, judges: Judges) -> Hypothesis:
     """The hypothesis on a measure that somebody reads. Raises DriftbookError where nobody does."""
-    if not by_judge(hypothesis) or not isinstance(judges.tester, LexiconJudge):
+    if not by_judge(hypothesis) or not reads_words(judges.tester):
         return hypothesis
     if not hypothesis.words:
         raise DriftbookError(
@@ -251,7 +251,7 @@ def open_judges(run: Run, material: Material) -> Judges:
         judge(expensive, "expensive") if expensive else None,
         ledger,
         open_coherence(*beside) if section.coherence else None,
-        open_unlabelled(*beside) if section.rivals else None,
+        open_unlabelled(*beside) if section.baselines else None,
     )
 
 

@@ -26,14 +26,14 @@ from driftbook.discovery import hypotheses as hypothesis
 from driftbook.discovery import phrases
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.evidence.cascade import silent
-from driftbook.evidence.judges import LexiconJudge
 from driftbook.evidence.multiplicity import bh_adjusted
 from driftbook.evidence.reading import read
 from driftbook.evidence.wins import shuffled
+from driftbook.judges import Lexicon
 from driftbook.ledger import Ledger
 from driftbook.parameters import Cluster, Validate
 from driftbook.prompts import Prompt
-from driftbook.replies import Quote
+from driftbook.sections import Quote
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,12 @@ class Prices:
         )
 
 
-class PricedLexicon(LexiconJudge):
+class PricedLexicon:
     """The lexicon judge as an expensive one: counts its calls and their price, and is saved like a paid judge."""
 
-    name = "lexicon at list price"
-    paid = True
+    name, paid, identity = "lexicon at list price", True, Lexicon().identity
 
     def __init__(self, prices: Prices):
-        super().__init__()
         self.prices, self.calls, self.usd = prices, 0, 0.0
 
     def score(
@@ -81,7 +79,7 @@ class PricedLexicon(LexiconJudge):
     ) -> np.ndarray:
         self.calls += len(texts) * len(hypotheses)
         self.usd += self.prices.usd(texts) * len(hypotheses)
-        return super().score(texts, hypotheses, prompts)
+        return Lexicon().score(texts, hypotheses, prompts)
 
     def quote(
         self, texts: Sequence[str], hypotheses: Sequence[Hypothesis], prompts: Sequence[str] | None = None
@@ -257,7 +255,7 @@ def cascade(
         return []
     found = [replace(h, measure={"kind": "judge"}) for h in found]
     material = validate.Material(texts, _by_id(texts), found, seed)
-    judges = validate.Judges(LexiconJudge(), judge, ledger)
+    judges = validate.Judges(Lexicon(), judge, ledger)
     screening = validate.screen(material, judges, section)
     tested = validate.holdout_test(material, judges, screening.survivors, section, silent)
     confirmed = {h.hypothesis_id for h, r in zip(tested.hypotheses, tested.looks.rejected, strict=True) if r}

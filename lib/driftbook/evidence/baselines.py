@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 from driftbook.discovery.hypotheses import features, tokenize
 from driftbook.evidence.intervals import Interval, auc_resamples, resample_counts
-from driftbook.evidence.judges import lexicon_pattern
+from driftbook.judges.lexicon import lexicon_pattern
 
 NAMES = {
     "words": "words, counted",

@@ -11,10 +11,9 @@ import pandas as pd
 
 from driftbook.behaviours.measure import Measure
 from driftbook.discovery.hypotheses import Hypothesis
-from driftbook.evidence.endpoint import EndpointJudge
 from driftbook.evidence.eprocess import Looks, bounds, e_path, sequential_test
 from driftbook.evidence.intervals import Interval, bootstrap_mean, prompts_needed, sign_flip_p
-from driftbook.evidence.judges import Judges
+from driftbook.evidence.judges import Judges, ManyAtOnce
 from driftbook.evidence.material import Held, Material
 from driftbook.evidence.multiplicity import selected_alpha
 from driftbook.evidence.outcomes import Outcome, means
@@ -288,7 +287,7 @@ def alone_and_together(material: Material, judges: Judges, section: Validate) ->
     """
     names = ["judge", "per_call", "prompts", "verdicts", "agreement", "low", "high", "difference"]
     judge, held = judges.tester, material.held_out("screen")
-    many = isinstance(judge, EndpointJudge) and judge.per_call > 1 and len(material.judged) > 1
+    many = isinstance(judge, ManyAtOnce) and judge.per_call > 1 and len(material.judged) > 1
     if not many or not held.order or not section.audit:
         return pd.DataFrame(columns=names)
     drawn = shuffled(held.order, f"{material.seed} alone")[: max(4, round(section.audit * len(held.order)))]

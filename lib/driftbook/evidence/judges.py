@@ -1,4 +1,4 @@
-"""Judges: how much does a text show what a hypothesis says?
+"""Judges as the tests of hypotheses see them: what each gives, and who does what.
 
 Every judge scores texts in [0, 1], NaN where it has no verdict, and says what shapes its verdicts. Scores of one
 judge are compared with each other only: a text of one side against a text of the other, to the same prompt.
@@ -6,17 +6,15 @@ judge are compared with each other only: a text of one side against a text of th
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from driftbook.discovery.hypotheses import Hypothesis, tokenize
-from driftbook.errors import DriftbookError
 from driftbook.ledger import Ledger
-from driftbook.replies import Quote
+from driftbook.sections import JudgeSpec, Quote
 
 
 class Judge(Protocol):
@@ -28,9 +26,14 @@ class Judge(Protocol):
     everything that shapes a verdict besides the text and the hypothesis, and is part of what is frozen.
     """
 
-    name: str
-    paid: bool
-    identity: Mapping[str, Any]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def paid(self) -> bool: ...
+
+    @property
+    def identity(self) -> Mapping[str, Any]: ...
 
     def score(
         self, texts: Sequence[str], hypotheses: Sequence[Hypothesis], prompts: Sequence[str] | None = None
@@ -62,6 +65,11 @@ class Judges:
         return self.expensive or self.cheap
 
 
+def reads_words(judge: Judge) -> bool:
+    """Whether a judge sees nothing of a hypothesis but its words."""
+    return getattr(judge, "reads_words", False)
+
+
 @runtime_checkable
 class PairJudge(Protocol):
     """A judge that can put two answers to one prompt side by side, in both orders."""
@@ -76,112 +84,25 @@ class PairJudge(Protocol):
         ...
 
 
-class Free:
-    """A judge that runs here and costs nothing."""
+@runtime_checkable
+class ManyAtOnce(Protocol):
+    """A judge that can be asked about several hypotheses in a call."""
 
-    paid = False
+    per_call: int
 
-    def quote(
-        self, texts: Sequence[str], hypotheses: Sequence[Hypothesis], prompts: Sequence[str] | None = None
-    ) -> Quote:
-        return Quote()
-
-
-def lexicon_pattern(words: Sequence[str]) -> re.Pattern[str]:
-    """One pattern for words, phrases and ``/regular expressions/``; longer phrases first, so that none is counted
-    twice.
-
-    Raises DriftbookError for an expression that does not compile.
-    """
-    plain = sorted((w for w in words if not (len(w) > 2 and w[0] == w[-1] == "/")), key=lambda w: (-len(w), w))
-    parts = [r"(?<!\w)" + r"\s+".join(map(re.escape, w.lower().split())) + r"(?!\w)" for w in plain]
-    parts += [f"(?:{w[1:-1]})" for w in words if w not in plain]
-    try:
-        return re.compile("|".join(parts), re.IGNORECASE)
-    except re.error as reason:
-        raise DriftbookError(f"words {list(words)}: {reason} in a regular expression") from None
+    def alone(self) -> Judge:
+        """The same judge, asked about one hypothesis a call."""
+        ...
 
 
-class LexiconJudge(Free):
-    """Rate of a hypothesis' words in a text, saturating at one in ``saturation`` words.
-
-    A rate, not a count: a longer text is not more of anything. Texts shorter than ``saturation`` words count as that
-    long.
-    """
-
-    name = "lexicon"
-
-    def __init__(self, saturation: int = 20) -> None:
-        self.saturation = saturation
-        self.identity = {"kind": "lexicon", "saturation": saturation, "version": 1}
-
-    def score(
-        self, texts: Sequence[str], hypotheses: Sequence[Hypothesis], prompts: Sequence[str] | None = None
-    ) -> np.ndarray:
-        """Raises DriftbookError for a hypothesis without words."""
-        without = [h.text for h in hypotheses if not h.words]
-        if without:
-            raise DriftbookError(
-                f"the lexicon judge cannot read {without[0]!r}: give it words, or set validate.judges to a model"
-            )
-        lower = [t.lower().replace("’", "'") for t in texts]
-        length = np.array([max(len(tokenize(t)), self.saturation) for t in texts], dtype=np.float64)
-        hits = np.zeros((len(texts), len(hypotheses)))
-        for column, hypothesis in enumerate(hypotheses):
-            pattern = lexicon_pattern(hypothesis.words)
-            hits[:, column] = [sum(1 for _ in pattern.finditer(t)) for t in lower]
-        return np.minimum(1.0, hits * self.saturation / length.reshape(-1, 1))
-
-
-class EmbeddingJudge(Free):
-    """Cosine to the exemplars of a hypothesis minus cosine to the other side's texts for the same prompts, mapped to
-    [0, 1].
-
-    ``embed`` gives unit vectors [n, d]; ``exemplars(hypothesis)`` gives (texts that show it, texts that do not), both
-    of split discover. The prompts are the same on both sides, so that their topics cancel.
-    """
-
-    name = "embedding"
-
-    def __init__(
-        self,
-        embed: Callable[[list[str]], np.ndarray],
-        exemplars: Callable[[Hypothesis], tuple[list[str], list[str]]],
-        identity: Mapping[str, Any],
-    ) -> None:
-        self.embed, self.exemplars = embed, exemplars
-        self.identity = {"kind": "embedding", "version": 1, **identity}
-
-    def score(
-        self, texts: Sequence[str], hypotheses: Sequence[Hypothesis], prompts: Sequence[str] | None = None
-    ) -> np.ndarray:
-        """Raises DriftbookError for a hypothesis without evidence on both sides."""
-        scores = np.zeros((len(texts), len(hypotheses)))
-        if not len(texts):
-            return scores
-        vectors = np.asarray(self.embed(list(texts)), dtype=np.float64)
-        for column, hypothesis in enumerate(hypotheses):
-            show, show_not = self.exemplars(hypothesis)
-            if not show or not show_not:
-                raise DriftbookError(
-                    f"the embedding judge cannot read {hypothesis.text!r}: it has no exemplars; give it words instead"
-                )
-            up = np.asarray(self.embed(show), dtype=np.float64).mean(axis=0)
-            down = np.asarray(self.embed(show_not), dtype=np.float64).mean(axis=0)
-            cosine = vectors @ np.stack([up / np.linalg.norm(up), down / np.linalg.norm(down)], axis=1)
-            scores[:, column] = np.clip((1 + cosine[:, 0] - cosine[:, 1]) / 2, 0, 1)
-        return scores
-
-
-class RepetitionJudge(Free):
+class RepetitionJudge(JudgeSpec):
     """Coherence as far as counting sees it: the share of a text's runs of three words that it has not said before.
 
     1 for a text that repeats nothing, near 0 for a loop, 0 for an empty one. Word salad repeats nothing, so this sees
     one way in which text breaks and no other; a judge model sees more.
     """
 
-    name = "repetition"
-    identity: Mapping[str, Any] = {"kind": "repetition", "version": 1}
+    kind: Literal["repetition"] = "repetition"
 
     def score(
         self, texts: Sequence[str], hypotheses: Sequence[Hypothesis], prompts: Sequence[str] | None = None

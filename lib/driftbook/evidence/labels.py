@@ -14,7 +14,7 @@ from driftbook.behaviours.catalogue import measure_from
 from driftbook.behaviours.measure import values
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import DriftbookError
-from driftbook.evidence.judges import Judge, Judges, LexiconJudge, PairJudge
+from driftbook.evidence.judges import Judge, Judges, PairJudge, reads_words
 from driftbook.evidence.material import Material, by_judge
 from driftbook.evidence.people import LEAST, YES_FROM, Labelled, agreement, corrected
 from driftbook.files import read_table
@@ -131,7 +131,7 @@ def readings(judges: Judges, material: Material) -> Read:
                 raise DriftbookError(
                     f"judge {judge.name} compares two answers, and labels are of one: set its mode to single"
                 )
-            if not isinstance(judge, LexiconJudge) or h.words:
+            if h.words or not reads_words(judge):
                 scores = judge.score(texts, [h], shown)[:, 0]
                 found[judge.name] = scores, scores >= _yes_from(judge)
         return found
@@ -140,7 +140,7 @@ def readings(judges: Judges, material: Material) -> Read:
 
 
 def _yes_from(judge: Judge) -> float:
-    return 1e-9 if isinstance(judge, LexiconJudge) else YES_FROM  # of words any match is one
+    return 1e-9 if reads_words(judge) else YES_FROM  # of words any match is one
 
 
 def held_against(

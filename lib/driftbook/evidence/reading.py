@@ -81,5 +81,6 @@ def read(judge: Judge, held: Held, prompts: Sequence[str], hypotheses: Sequence[
     asked = held.asked(texts)
     scores = judge.score(texts["text"].tolist(), hypotheses, asked)
     up = texts["side"].to_numpy()[:, None] == claimed
-    wins = win_rates(scores, texts["prompt_id"].to_numpy(), up, prompts)
+    resolution = getattr(judge, "resolution", 0.0)
+    wins = win_rates(scores, texts["prompt_id"].to_numpy(), up, prompts, resolution)
     return Reading(judge.name, held.split, list(prompts), list(hypotheses), texts, scores, wins)

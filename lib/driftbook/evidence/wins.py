@@ -14,7 +14,7 @@ import pandas as pd
 class Wins(NamedTuple):
     """Per prompt and hypothesis, [prompts, hypotheses] each. ``x``: NaN where no pair has both verdicts."""
 
-    x: np.ndarray  # average over pairs of texts: win 1, tie 1/2, loss 0
+    x: np.ndarray  # average over pairs of texts: win 1, tie 1/2, loss 0, and between them below the judge's resolution
     low: np.ndarray  # the same with every missing verdict against the hypothesis
     high: np.ndarray  # and with every missing verdict for it
 
@@ -30,12 +30,16 @@ def shuffled(prompt_ids: Sequence[str], seed: int | str) -> list[str]:
     return sorted(prompt_ids, key=lambda p: hashlib.sha256(f"{seed}\x1f{p}".encode()).digest())
 
 
-def win_rates(scores: np.ndarray, prompt: np.ndarray, up: np.ndarray, prompts: Sequence[str]) -> Wins:
+def win_rates(
+    scores: np.ndarray, prompt: np.ndarray, up: np.ndarray, prompts: Sequence[str], resolution: float = 0.0
+) -> Wins:
     """Compare all pairs of texts of the two sides within each prompt.
 
     ``scores``: [texts, hypotheses] in [0, 1] or NaN; ``prompt``: [texts] ids; ``up``: [texts, hypotheses] booleans,
     True where the text is of the side that the hypothesis says does it more; ``prompts``: ids in the order of the
-    result. Exact ties stay ties. Raises ValueError for a prompt without texts of both sides.
+    result. Exact ties stay ties. ``resolution`` is the difference of scores from which on a win is whole: one that
+    is smaller counts in proportion, so that a judge's 0.069 against its 0.060 is nearly a tie; 0: any difference is a
+    win. Raises ValueError for a prompt without texts of both sides.
     """
     shape = (len(prompts), scores.shape[1])
     x, low, high = np.full(shape, np.nan), np.zeros(shape), np.ones(shape)
@@ -51,7 +55,8 @@ def win_rates(scores: np.ndarray, prompt: np.ndarray, up: np.ndarray, prompts: S
             if not one.size or not two.size:
                 raise ValueError(f"prompt {p} has texts of one side only")
             missing = np.isnan(one) | np.isnan(two)
-            won = np.where(missing, np.nan, (one > two) + (one == two) / 2)
+            more = (one - two) / (2 * resolution) if resolution else np.sign(one - two) / 2
+            won = np.where(missing, np.nan, 0.5 + np.clip(more, -0.5, 0.5))
             pairs, known = missing[..., 0].size, (~missing).sum(axis=(0, 1))
             total = np.nansum(won, axis=(0, 1))
             x[row, columns] = np.divide(total, known, out=np.full(len(total), np.nan), where=known > 0)

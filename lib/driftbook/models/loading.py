@@ -107,6 +107,12 @@ class LoadedModel:
         return thinking.said(self.tokenizer, ids, self.marks, self.begins_in_thought(prompt_ids))
 
 
+def place_and_hash(model: str, cache: Path) -> tuple[str, str]:
+    """Where a model is, and what names its weights: their hash for a folder, else the name itself."""
+    source = Path(resolve(model, cache))
+    return (str(source), weights_hash(source, cache)) if source.is_dir() else (model, model)
+
+
 def choose_device(device: str = "auto", dtype: str = "auto") -> tuple[torch.device, torch.dtype, str]:
     """Device and dtype, with the reason in words."""
     if device == "auto":

@@ -389,8 +389,10 @@ def inside(shift: pd.DataFrame) -> Table | None:
 
 
 def cost(ledger: pd.DataFrame) -> Table:
-    """What every judge was asked, and what it cost."""
-    return Table(ledger, "Ledger", "Calls to models. Savings of the cache are not part of the cost.")
+    """What every judge was asked, how often it had no verdict, and what it cost."""
+    lost = [f"{r.judge}: {r.missing:,} of {r.verdicts:,}" for r in ledger.itertuples() if r.missing]
+    missing = f" Verdicts that could not be had: {'; '.join(lost)}. They count against their claims." if lost else ""
+    return Table(ledger, "Ledger", f"Calls to models. Savings of the cache are not part of the cost.{missing}")
 
 
 def say(run: Run, verdict: Verdict) -> None:

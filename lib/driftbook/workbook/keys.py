@@ -112,27 +112,19 @@ def input_files(experiment: Experiment | BenchExperiment, stage: str, root: Path
         return []
     if isinstance(experiment, BenchExperiment):
         return expand([s for s in _strings(experiment.bench.model_dump(mode="json")) if "/" in s], root)
-    judge = experiment.traits.judge
+    judges = {"traits": [experiment.traits.judge], "validate": experiment.validation.every_judge().values()}
     named: list[str] = {
-        "traits": [
-            *(*experiment.traits.files, *experiment.traits.imports.values()),
-            *([judge.rubric] if judge and judge.rubric else []),
-        ],
+        "traits": [*experiment.traits.files, *experiment.traits.imports.values()],
         "capture": [*experiment.capture.prompts, *experiment.capture.tier3.prompts],
         "decode": experiment.decode.prompts,
         "cluster": [],
-        "validate": [
-            *(judge.rubric for judge in experiment.validation.every_judge().values() if judge.rubric),
-            *filter(None, [experiment.validation.labels]),
-        ],
+        "validate": list(filter(None, [experiment.validation.labels])),
     }[stage]
     files = expand(named, root)
     places = [experiment.cluster.embedder] if stage == "cluster" else []
-    if stage == "validate":
-        judges = experiment.validation.every_judge().values()
-        places = [judge.model for judge in judges if judge.kind in ("local", "nli") and judge.model]
+    places += [place for judge in filter(None, judges.get(stage, ())) for place in judge.inputs()]
     if stage in ("traits", "capture", "decode"):
-        places = [experiment.base.model]
+        places += [experiment.base.model]
     if stage in ("capture", "decode"):
         places += experiment.intervention.inputs()
     for place in filter(None, places):

@@ -21,11 +21,12 @@ from typing import Any
 import pandas as pd
 
 from driftbook.errors import ModelError
+from driftbook.judges.told import Told
 from driftbook.models.gguf_header import read_gguf_header, shards
-from driftbook.parameters import BenchExperiment, Experiment, Judge, ModelSpec, expand, load_experiment, resolved
+from driftbook.parameters import BenchExperiment, Experiment, ModelSpec, expand, load_experiment, resolved
 from driftbook.prompt_files import read_prompts
 from driftbook.prompts import Prompt
-from driftbook.sections import RESIDUAL_SITES, WORKERS
+from driftbook.sections import RESIDUAL_SITES, WORKERS, Cost
 from driftbook.workbook.runs import Layout, Run, read_json, write_json
 from driftbook.workbook.wording import duration
 from driftbook.workers import cores, peak_rss_mb
@@ -52,7 +53,6 @@ SHAPES = (
 LIBRARIES_GB = 1.5
 BATCH_CPU, BATCH_GPU = 128, 512  # rows that the local engine computes together when it is not told
 CALIBRATION_PROMPTS = 64
-LEXICON_CHECKS_PER_S = 20_000.0
 LABELLED = 12  # hypotheses at most that a labeller proposes
 BESIDE_PROMPTS = 60  # validate.PROMPTS_BESIDE: importing it would read torch
 
@@ -401,32 +401,20 @@ def _validate(experiment: Experiment, prompts: int) -> Step:
     bills = {"cheap": (cheap, screen if expensive is not None else screen + held_out)}
     if expensive is not None:
         bills["expensive"] = (expensive, held_out)
-    named = [judge for judge in (expensive, cheap) if judge is not None and judge.kind in ("endpoint", "local")]
-    beside = min(BESIDE_PROMPTS * per_prompt, held_out) if named else 0  # each a call about one statement
+    told = next((judge for judge in (expensive, cheap) if isinstance(judge, Told)), None)
     usd, seconds, said = 0.0, 0.0, []
+
+    def add(name: str, cost: Cost) -> None:
+        nonlocal usd, seconds
+        usd, seconds = usd + cost.usd, seconds + cost.seconds
+        said.append(f"{name}: " + (f"at most {cost.calls:,} calls, {cost.usd:,.2f} USD" if cost.calls else "no calls"))
+
     for name, (judge, texts) in bills.items():
-        calls = math.ceil(hypotheses / judge.per_call) * texts
-        cost = calls * _usd_per_call(judge, decode.max_new_tokens)
-        usd += cost
-        if judge.kind in ("lexicon", "embedding"):
-            seconds += hypotheses * texts / LEXICON_CHECKS_PER_S
-            said.append(f"{name}: {judge.kind}, no calls")
-        else:
-            seconds += calls / judge.concurrency  # about a second a call
-            said.append(f"{name}: at most {calls:,} calls, {cost:,.2f} USD")
-    if beside:
-        calls = beside * (section.coherence + section.rivals)
-        cost = calls * _usd_per_call(named[0].model_copy(update={"per_call": 1}), decode.max_new_tokens)
-        usd, seconds = usd + cost, seconds + calls / named[0].concurrency
-        said.append(f"coherence and sides without a label: at most {calls:,} calls, {cost:,.2f} USD")
+        add(f"{name}, {judge.kind}", judge.cost(texts, hypotheses, decode.max_new_tokens))
+    if told is not None and (beside := section.coherence + section.baselines):  # each a call about one statement
+        texts = beside * min(BESIDE_PROMPTS * per_prompt, held_out)
+        add("coherence and sides without a label", told.plainest().cost(texts, 1, decode.max_new_tokens))
     return Step("validate", f"{hypotheses} hypotheses for judges; {'; '.join(said)}", seconds=seconds, usd=usd)
-
-
-def _usd_per_call(judge: Judge, answer_tokens: int) -> float:
-    texts = 2 if judge.mode == "pair" else 1
-    given = 150 + texts * answer_tokens + 40 * judge.per_call
-    written = min(judge.max_output_tokens, 10 + 15 * judge.per_call)
-    return (given * judge.usd_per_million_input + written * judge.usd_per_million_output) / 1e6
 
 
 def _memory(experiment: Experiment, size: Size) -> tuple[list[str], float]:

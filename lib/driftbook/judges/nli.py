@@ -1,20 +1,53 @@
-"""A judge that runs here: a cross-encoder for natural language inference, by the probability that the answer entails
-the statement."""
+"""``kind: nli``: a cross-encoder for natural language inference that runs here, by the probability that the answer
+entails the statement."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
-
-from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import ModelError
-from driftbook.ledger import Ledger
-from driftbook.replies import Answer, Quote, request_key
+from driftbook.replies import Answer, request_key
+from driftbook.sections import Cost, JudgeOpening, JudgeSpec, Quote, judge
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from driftbook.discovery.hypotheses import Hypothesis
+    from driftbook.ledger import Ledger
 
 SCHEMA = 1
+
+
+@judge
+class Nli(JudgeSpec):
+    """``model``: a cross-encoder for natural language inference, from a folder or a hub; read at the first verdict that
+    is not stored."""
+
+    kind: Literal["nli"] = "nli"
+    model: str
+    paid: ClassVar[bool] = True
+    places: ClassVar[tuple[str, ...]] = ("model",)
+
+    def open(self, opening: JudgeOpening) -> NliJudge:
+        from driftbook.models import loading
+
+        source, weights = loading.place_and_hash(self.model, opening.cache)
+
+        def load() -> Any:
+            from sentence_transformers import CrossEncoder  # seconds; verdicts from the ledger need no model
+
+            return CrossEncoder(source)
+
+        name = f"{self.model} ({opening.role})"
+        return NliJudge(name, load, weights, opening.ledger, progress=opening.progress)
+
+    def cost(self, texts: int, hypotheses: int, answer_tokens: int) -> Cost:
+        return Cost(texts * hypotheses, 0.0, texts * hypotheses / PAIRS_PER_S)
+
+
+PAIRS_PER_S = 40.0  # a small cross-encoder on two cores
 
 
 class NliJudge:
@@ -27,6 +60,7 @@ class NliJudge:
     """
 
     paid = True  # in minutes
+    resolution = 0.5
 
     def __init__(
         self,
@@ -56,6 +90,8 @@ class NliJudge:
     def score(
         self, texts: Sequence[str], hypotheses: Sequence[Hypothesis], prompts: Sequence[str] | None = None
     ) -> np.ndarray:
+        import numpy as np
+
         requests = self._requests(texts, hypotheses)
         keys = [request_key(r) for r in requests]
         asked = dict(zip(keys, requests, strict=True))
@@ -72,7 +108,8 @@ class NliJudge:
         return scores.reshape(len(texts), len(hypotheses))
 
     def _entailment(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        import torch  # seconds; verdicts from the ledger need no model
+        import numpy as np
+        import torch
 
         if self._model is None:
             self._model = self.load()

@@ -1,4 +1,4 @@
-"""Conversations with a language model that runs here: what ``chat.Endpoint`` is for a server."""
+"""Conversations with a language model that runs here: what ``chat.ChatClient`` is for a server."""
 
 from __future__ import annotations
 

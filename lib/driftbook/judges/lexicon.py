@@ -1,0 +1,66 @@
+"""``kind: lexicon``: the words of a hypothesis, counted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from driftbook.errors import DriftbookError
+from driftbook.sections import JudgeSpec, judge
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from driftbook.discovery.hypotheses import Hypothesis
+
+
+def lexicon_pattern(words: Sequence[str]) -> re.Pattern[str]:
+    """One pattern for words, phrases and ``/regular expressions/``; longer phrases first, so that none is counted
+    twice.
+
+    Raises DriftbookError for an expression that does not compile.
+    """
+    plain = sorted((w for w in words if not (len(w) > 2 and w[0] == w[-1] == "/")), key=lambda w: (-len(w), w))
+    parts = [r"(?<!\w)" + r"\s+".join(map(re.escape, w.lower().split())) + r"(?!\w)" for w in plain]
+    parts += [f"(?:{w[1:-1]})" for w in words if w not in plain]
+    try:
+        return re.compile("|".join(parts), re.IGNORECASE)
+    except re.error as reason:
+        raise DriftbookError(f"words {list(words)}: {reason} in a regular expression") from None
+
+
+@judge
+class Lexicon(JudgeSpec):
+    """Rate of a hypothesis' words in a text, saturating at one in ``saturation`` words.
+
+    A rate, not a count: a longer text is not more of anything. Texts shorter than ``saturation`` words count as that
+    long.
+    """
+
+    kind: Literal["lexicon"] = "lexicon"
+    saturation: int = Field(20, ge=1, description="one of its words in so many is all there can be")
+    reads_words: ClassVar[bool] = True
+
+    def score(
+        self, texts: Sequence[str], hypotheses: Sequence[Hypothesis], prompts: Sequence[str] | None = None
+    ) -> np.ndarray:
+        """Raises DriftbookError for a hypothesis without words."""
+        import numpy as np
+
+        from driftbook.discovery.hypotheses import tokenize
+
+        without = [h.text for h in hypotheses if not h.words]
+        if without:
+            raise DriftbookError(
+                f"the lexicon judge cannot read {without[0]!r}: give it words, or set validate.judges to a model"
+            )
+        lower = [t.lower().replace("’", "'") for t in texts]
+        length = np.array([max(len(tokenize(t)), self.saturation) for t in texts], dtype=np.float64)
+        hits = np.zeros((len(texts), len(hypotheses)))
+        for column, hypothesis in enumerate(hypotheses):
+            pattern = lexicon_pattern(hypothesis.words)
+            hits[:, column] = [sum(1 for _ in pattern.finditer(t)) for t in lower]
+        return np.minimum(1.0, hits * self.saturation / length.reshape(-1, 1))
