@@ -19,6 +19,7 @@ from driftbook.workbook.page import inline_files
 from driftbook.workbook.raster import indexed_png
 from driftbook.workbook.static import picture
 from driftbook.workbook.tables import html_table
+from driftbook.workbook.wording import by_name
 from pages import HOSTILE, Page
 
 BUILDERS = {
@@ -417,3 +418,26 @@ def test_pictures_can_share_a_colour_scale() -> None:
     flat = np.full((3, 4), 0.5, np.float32)
     figure = figures.layer_token_heatmap(flat, list("abcd"), range(3), title="t", caption="c", reach=8.0)
     assert (figure.plotly.data[0].zmin, figure.plotly.data[0].zmax) == (-8.0, 8.0)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "named"),
+    [
+        ("Intervention's texts minus base's", "SimPO's texts minus Llama's"),
+        ('says "the base" in 3% of the base\'s answers', 'says "the base" in 3% of Llama\'s answers'),
+        ("a database of base models, texts of base", "a database of base models, texts of Llama"),
+    ],
+)
+def test_sentences_name_the_models_but_not_inside_what_was_quoted(sentence: str, named: str) -> None:
+    assert by_name(sentence, ("Llama", "SimPO")) == named
+
+
+def test_a_figure_of_a_run_names_the_models_in_legend_data_and_words() -> None:
+    figure = pages.families().named(("Llama <8B>", "SimPO"))
+    assert {t.name for t in figure.plotly.data} == {"Llama &lt;8B&gt;", "SimPO"}
+    assert set(figure.table["group"]) == {"Llama <8B>", "SimPO"}
+    traces = pages.traces(samples=2, layers=4, traits=2, length=10).named(("Llama", "SimPO"))
+    assert traces.view.settings["names"] == {"base": "Llama", "intervention": "SimPO"}
+    table = pages.Table(pd.DataFrame({"share_base": [0.1], "direction": ["base"]}), "Of the base").named(("Llama", "S"))
+    assert list(table.frame) == ["share, Llama", "direction"] and table.frame["direction"][0] == "Llama"
+    assert table.title == "Of Llama"

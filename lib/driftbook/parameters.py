@@ -519,7 +519,7 @@ class BenchExperiment(Section):
     description: str = ""
     seed: int = Field(0, ge=0)
     bench: Bench = Bench()
-    called: ClassVar[tuple[str, str]] = ("base", "intervention")
+    called: ClassVar[None] = None  # a bench compares no two models
 
     def section(self, stage: str) -> Bench:
         return self.bench

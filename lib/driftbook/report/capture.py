@@ -442,6 +442,8 @@ def answer(at_chosen: pd.DataFrame, shifts: pd.DataFrame) -> str:
     where = (
         f", and on the same tokens from layer {int(onset)} on" if pd.notna(onset) else ", but not on the same tokens"
     )
+    if len(same) and not same["shift"].any():  # one model reads what both wrote: the same tokens are the same to it
+        where = "; both models' texts were read by one that wrote neither"
     return (
         f"{len(found)} of {len(at_chosen)} traits moved on the models' own text; {top.trait} most, by "
         f"{top['shift']:+.2f} null standard "

@@ -104,8 +104,11 @@ def families(run: Run, decoded: Decoded, families: pd.DataFrame) -> Figure | Non
             apart.high,
             title=energy_title(apart),
             caption=ENERGY_CAPTION,
-            x_title="energy distance",
+            x_title="energy distance of the answers (0: alike)",
             reference=0.0,
+            marked=beyond_chance(apart),
+            marked_name="differ beyond chance",
+            unmarked_name="not shown to differ",
         )
     else:
         return None
@@ -127,11 +130,20 @@ def family_title(families: pd.DataFrame) -> str:
     )
 
 
+def beyond_chance(families: pd.DataFrame) -> np.ndarray:
+    """Whether the answers of each row differ beyond chance: all prompts by themselves, families by Holm."""
+    p = families.p.to_numpy()
+    own = np.argsort(p[:-1], kind="stable")
+    kept = (p[:-1][own] * np.arange(len(own), 0, -1) <= 0.05).cumprod().astype(bool)
+    flags = np.zeros(len(p), bool)
+    flags[own], flags[-1] = kept, p[-1] <= 0.05
+    return flags
+
+
 def energy_title(families: pd.DataFrame) -> str:
     """Whether answers lie apart beyond chance, and in which families (Holm over families)."""
     everything, own = families.iloc[-1], families.iloc[:-1]
-    ordered = np.sort(own.p.to_numpy())
-    differ = int((ordered * np.arange(len(ordered), 0, -1) <= 0.05).cumprod().sum())
+    differ = int(beyond_chance(families)[:-1].sum())
     said = "differ" if everything.p <= 0.05 else "do not differ"
     top = own.iloc[0]
     return (
@@ -261,7 +273,11 @@ def answers(decoded: Decoded, prompts: PromptSet, count: int = 8) -> Table:
     caption = (
         "By mean JS; by the energy distance of the family where only texts could be compared; else the first prompts."
     )
-    return Table(most_divergent(decoded, prompts, count), "Where the two differ most", caption)
+    shown, title = most_divergent(decoded, prompts, count), "Where the two differ most"
+    if len(decoded.families):  # one number a family: no prompt differs more than another
+        title = f"From {decoded.families.iloc[0].family}, where answers lie farthest apart"
+        shown = shown.drop(columns="energy")
+    return Table(shown, title, caption)
 
 
 def most_divergent(decoded: Decoded, prompts: PromptSet, count: int) -> pd.DataFrame:

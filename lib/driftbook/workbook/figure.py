@@ -23,7 +23,7 @@ from driftbook.workbook.packing import csv_text, escape, pack, script_json
 from driftbook.workbook.static import picture
 from driftbook.workbook.tables import html_table, with_names
 from driftbook.workbook.theme import asset, lab_template, style, theme
-from driftbook.workbook.wording import plain, shorten, unmarked
+from driftbook.workbook.wording import by_name, plain, shorten, unmarked
 
 INLINE_LIMIT = 48_000  # characters of one data block in a cell's output; longer ones go to a file beside the notebook
 TABLE_ROWS = 200
@@ -68,9 +68,13 @@ class Figure:
         for trace in drawn.data:
             if trace.name in said:
                 trace.name = plain(shorten(said[trace.name], 48))
+        for axis in (drawn.layout.xaxis, drawn.layout.yaxis):
+            if axis.title.text:
+                axis.title.text = plain(by_name(unmarked(axis.title.text), names))
         table = None if self.table is None else with_names(self.table, names)
         view = None if self.view is None else replace(self.view, settings=self.view.settings | {"names": said})
-        return replace(self, plotly=drawn, table=table, view=view)
+        title, caption = by_name(self.title, names), by_name(self.caption, names)
+        return replace(self, plotly=drawn, title=title, caption=caption, table=table, view=view)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         run_dir = os.environ.get("DRIFTBOOK_RUN_DIR")

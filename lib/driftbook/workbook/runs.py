@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from driftbook.errors import DriftbookError
 from driftbook.members import member_name
 from driftbook.parameters import BenchExperiment, Experiment, is_bench, shelf, validate_cell
+from driftbook.workbook.wording import by_name
 from driftbook.workers import peak_rss_mb
 
 if TYPE_CHECKING:
@@ -171,8 +172,8 @@ class Run:
         return self.params.seed
 
     @property
-    def names(self) -> tuple[str, str]:
-        """What the two models are called in reports."""
+    def names(self) -> tuple[str, str] | None:
+        """What the two models are called in reports; None for a bench."""
         return self.params.called
 
     @property
@@ -233,7 +234,7 @@ class Run:
 
     def answer(self, sentence: str) -> None:
         """The answer of the stage in one sentence: the first line of the report."""
-        self.sentence = str(sentence)
+        self.sentence = by_name(str(sentence), self.names) if self.names else str(sentence)
 
     def headline(
         self,
@@ -262,7 +263,7 @@ class Run:
         from IPython.display import display  # `make why` needs no IPython
 
         if figure is not None:
-            display(figure.named(self.names))
+            display(figure.named(self.names) if self.names else figure)
 
     def table(
         self,
@@ -273,11 +274,9 @@ class Run:
         max_rows: int | None = None,
     ) -> None:
         """Show a table, escaped and sortable, here and in the report."""
-        from IPython.display import display  # see show
-
         from driftbook.workbook.tables import Table  # pandas: half a second that `make why` need not pay
 
-        display(Table(df, title=title, caption=caption, columns=columns, max_rows=max_rows).named(self.names))
+        self.show(Table(df, title=title, caption=caption, columns=columns, max_rows=max_rows))
 
     def finish(self) -> None:
         """Write ``metrics.json`` and say that the notebook got to its end. The last cell of every notebook."""

@@ -12,6 +12,7 @@ import pandas as pd
 from driftbook.numbers import e_value, number, p_value
 from driftbook.prompts import SIDES
 from driftbook.workbook.packing import escape
+from driftbook.workbook.wording import by_name
 
 LONGEST = 400  # characters of a cell that are shown
 MOST_ROWS = 100
@@ -33,8 +34,9 @@ class Table:
 
     def named(self, names: tuple[str, str]) -> Table:
         """The same with the models' names, where columns and cells say base and intervention."""
-        columns = None if self.columns is None else [_by_name(c, names) for c in self.columns]
-        return replace(self, frame=with_names(self.frame, names), columns=columns)
+        columns = None if self.columns is None else [_heading_of(c, names) for c in self.columns]
+        title, caption = by_name(self.title, names), by_name(self.caption, names)
+        return replace(self, frame=with_names(self.frame, names), title=title, caption=caption, columns=columns)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         return {"text/html": self.html(), "text/plain": f"{self.title}\n{self.frame.head(MOST_ROWS).to_string()}"}, {}
@@ -79,14 +81,14 @@ def html_table(
 def with_names(frame: pd.DataFrame, names: tuple[str, str]) -> pd.DataFrame:
     """A table in which base and intervention, in headings and in cells that name a side, are the models' names."""
     said = dict(zip(SIDES, names, strict=True))
-    shown = frame.rename(columns={c: _by_name(c, names) for c in frame.columns})
+    shown = frame.rename(columns={c: _heading_of(c, names) for c in frame.columns})
     for column in ("side", "direction", "group"):
         if column in shown and shown[column].isin(SIDES).any():
             shown[column] = shown[column].map(lambda v: said.get(v, v))
     return shown
 
 
-def _by_name(column: Any, names: tuple[str, str]) -> Any:
+def _heading_of(column: Any, names: tuple[str, str]) -> Any:
     """A heading such as ``share_base`` with the name of the model: "share, Llama"."""
     parts = str(column).split("_")
     at = next((i for i, part in enumerate(parts) if part in SIDES), None)

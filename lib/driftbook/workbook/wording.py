@@ -17,6 +17,20 @@ def plain(text: object) -> str:
     return html.escape(str(text), quote=False)
 
 
+_SIDE = re.compile(r"\b(?:the |of (?=base|intervention))?(base|intervention)\b(?!-| models?\b| alone)", re.IGNORECASE)
+
+
+def by_name(text: str, names: tuple[str, str]) -> str:
+    """A sentence of ours with the models' names in it; what stands in quotation marks is a text's, and stays."""
+    parts = re.split(r'("[^"]*")', text)
+
+    def name(match: re.Match[str]) -> str:
+        said = names[0] if match[1].lower() == "base" else names[1]
+        return f"of {said}" if match[0].lower().startswith("of ") else said
+
+    return "".join(p if i % 2 else _SIDE.sub(name, p) for i, p in enumerate(parts))
+
+
 def unmarked(text: str) -> str:
     """What plotly would show of a label: its few tags do nothing here, its entities are characters."""
     return html.unescape(re.sub(r"<[^<>]*>", " ", text)).strip()
