@@ -64,6 +64,27 @@ def test_a_second_change_does_not_make_the_base_read_its_own_answers_again(tmp_p
     assert sizes[2.0, "both"] == sizes[4.0, "both"] == (12, 24)  # what the other side said is new to the base
 
 
+class Backwards:
+    """Workers of this process, which finish in another order than they began."""
+
+    def __init__(self, pair):
+        self.pair = pair
+
+    def map(self, work, items):
+        return [work(self.pair, item) for item in reversed(list(items))]
+
+
+def test_workers_screen_as_this_process_does(tmp_path):
+    pair, ids = steered(), decode.encode(steered(), PROMPTS, 6)
+    texts = pd.concat([texts_of(tmp_path / "t", side) for side in pair], ignore_index=True)
+    here = screen_divergence(pair, PROMPTS, ids, texts, 4, 2, ShardStore(tmp_path / "a"))
+    pair.base.workers, told = Backwards(steered()), []
+    there = screen_divergence(pair, PROMPTS, ids, texts, 4, 2, ShardStore(tmp_path / "b"), told.append)
+    for ours, theirs in zip(here, there, strict=True):
+        pd.testing.assert_frame_equal(ours, theirs)
+    assert sum(told) == (texts.split == "discover").sum()
+
+
 def test_equal_sides_have_no_divergence_also_where_states_were_kept(tmp_path):
     model, sequences = loaded("llama", "sdpa"), some_sequences()
     pair = Pair(Side("base", model, "a"), Side("intervention", model, "b"), 1)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -80,17 +81,18 @@ def screen_divergence(
 
     def measured() -> dict[str, np.ndarray]:
         found: list[dict[str, np.ndarray]] = [{} for _ in responses]
+        shards = []
         for name in SIDES:  # the base's own responses stand apart: what it sees of them is read again
             rows = np.flatnonzero((scored.side == name).to_numpy())
             for start in range(0, len(rows), SEQUENCES):
                 part = rows[start : start + SEQUENCES].tolist()
-                base, changed = ([sequences[s.name][i] for i in part] for s in pair)
-                known = kept_states(pair.base, base, store) if name == "base" else None
-                told = token_divergence(
-                    pair, base, changed, progress=progress, sampling=sampling, base_states=known, top=TOP
-                )
-                for i, one in zip(part, told, strict=True):
-                    found[i] = one
+                shards.append((name == "base", part, *([sequences[s.name][i] for i in part] for s in pair)))
+        work, workers = partial(_compare_shard, store.folder, sampling), pair.base.workers
+        for part, told in workers.map(work, shards) if workers else map(partial(work, pair), shards):
+            for i, one in zip(part, told, strict=True):
+                found[i] = one
+            if progress:
+                progress(len(part))
         shapes = {"kl": (), "js": (), "gains": (2, TOP), "tokens": (2, TOP)}
         held = {k: np.full((len(found), tokens, *s), np.nan, np.float32) for k, s in shapes.items() if k != "tokens"}
         held["tokens"] = np.full((len(found), tokens, *shapes["tokens"]), -1, np.int32)
@@ -137,6 +139,19 @@ def screen_divergence(
         )
     tokenizer = pair.intervention.model.tokenizer
     return Screened(divergence, profile, promoted_tokens(held["tokens"], held["gains"], scored, tokenizer))
+
+
+def _compare_shard(
+    folder: Path,
+    sampling: SamplingParams | None,
+    pair: Pair,
+    shard: tuple[bool, list[int], list[TokenSequence], list[TokenSequence]],
+) -> tuple[list[int], list[dict[str, np.ndarray]]]:
+    """What this process, or a worker, does with some responses (whether they are the base's own, their places, and
+    both sides' sequences)."""
+    own, part, base, changed = shard
+    known = kept_states(pair.base, base, ShardStore(folder)) if own else None
+    return part, token_divergence(pair, base, changed, sampling=sampling, base_states=known, top=TOP)
 
 
 def log_ratios(found: Sequence[dict[str, np.ndarray]], sides: Sequence[str]) -> np.ndarray:
