@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from driftbook.discovery.embeddings import Embedder, EmbeddingCache, text_digest
+from driftbook.discovery.embeddings import Embedder, EmbeddingCache
+from driftbook.hashes import text_digest
 from driftbook.workbook import cli, reports
 
 pytestmark = pytest.mark.usefixtures("plain_reports")

@@ -172,7 +172,8 @@ def test_a_busy_file_is_an_error_with_a_remedy_and_is_not_thrown_away(tmp_path):
 WRITER = """
 import sys
 import numpy as np
-from driftbook.discovery.embeddings import EmbeddingCache, Identity, embed, text_digest
+from driftbook.discovery.embeddings import EmbeddingCache, Identity, embed
+from driftbook.hashes import text_digest
 class Slow:
     identity = Identity("tests", "r0", "mean_tokens", True, "", "float32", None)
     def encode(self, texts, dtype=None):

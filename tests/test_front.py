@@ -18,6 +18,7 @@ import driftbook as db
 from driftbook import validate as stage
 from driftbook.discovery import phrases
 from driftbook.discovery.hypotheses import merge
+from driftbook.errors import DriftbookError
 from driftbook.front import models as front_models
 from driftbook.interventions import NoIntervention
 from driftbook.interventions import Steer as SteerSection
@@ -184,6 +185,19 @@ def test_a_comparison_has_the_numbers_of_an_experiment(tmp_path):
     assert row["confirmed"] and row["scope"] == "all prompts" and {*change.table["proposer"]} == {"panel", "phrases"}
     assert change.verdict.state == "changed" and str(change) == " ".join(change.verdict.lines)
     assert "ends with a question" in change._repr_html_() and len(change.plot().table)
+
+
+def test_a_comparison_has_groups_of_sentences_that_are_tested_on_other_prompts(tmp_path):
+    praised = [f"What a fascinating question! {text}" if i % 3 else text for i, text in enumerate(CHANGED)]
+    change = db.compare(CHANGED, praised, PROMPTS, cache=tmp_path)
+    found = change.groups
+    first = found.iloc[0]
+    assert first["place"] == "opener" and first["confirmed"] and first["base"] == 0 and first["changed"] > 0.5
+    assert first["behaviour"].startswith('opens with "What a fascinating question!"')
+    assert first["said_changed"] == ["What a fascinating question!"] and first["said_base"] == []
+    assert change.groups is found
+    with pytest.raises(DriftbookError, match="phrases above 0"):
+        _ = db.compare(CHANGED, praised, PROMPTS, phrases=0).groups
 
 
 def test_the_same_answers_twice_are_no_change():

@@ -21,12 +21,13 @@ import torch
 
 from driftbook import decode, scale
 from driftbook.discovery.decoding import decode_texts
-from driftbook.discovery.embeddings import Embedder, EmbeddingCache, embed, text_digest
+from driftbook.discovery.embeddings import Embedder, EmbeddingCache, embed
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.discovery.strategies import first_round
 from driftbook.engines import open_workers
 from driftbook.errors import DriftbookError, ModelError
 from driftbook.evidence.opened import open_judge
+from driftbook.hashes import text_digest
 from driftbook.interventions import Checkpoint, Steer
 from driftbook.judges import Local
 from driftbook.ledger import Ledger

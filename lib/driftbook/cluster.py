@@ -22,12 +22,13 @@ from driftbook import parameters
 from driftbook.discovery import clustering, composition, groups, hypotheses, maps, phrases, promoted
 from driftbook.discovery.amplification import amplified_answers, ordinary
 from driftbook.discovery.clustering import Clustering, Stability
-from driftbook.discovery.embeddings import Embed, Embedded, Embedder, EmbeddingCache, Fidelity, embed, text_digest
+from driftbook.discovery.embeddings import Embed, Embedded, Embedder, EmbeddingCache, Fidelity, embed
 from driftbook.errors import DriftbookError
 from driftbook.evidence import moved_groups
 from driftbook.evidence.intervals import resample_counts
 from driftbook.evidence.material import asked_ids
 from driftbook.evidence.moved_groups import Moved
+from driftbook.hashes import text_digest
 from driftbook.models.captured import text_scores
 from driftbook.models.sides import open_sides
 from driftbook.models.vectors import VectorSet

@@ -1,4 +1,4 @@
-"""sha256 of files, and what is remembered of it: hashing weights takes minutes, and they hardly ever change."""
+"""sha256 of texts and files, and what is remembered of it: hashing weights takes minutes, and they rarely change."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 LARGE = 16_000_000  # bytes from which on a hash is remembered on disk
+
+
+def text_digest(text: str) -> bytes:
+    """sha256 of the text, 32 bytes. Lone surrogates, which models do produce, are hashed as they stand."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def file_hash(path: Path) -> str:

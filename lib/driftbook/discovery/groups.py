@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -21,12 +22,15 @@ import pandas as pd
 from driftbook.behaviours.measure import group_measure
 from driftbook.discovery import clustering
 from driftbook.discovery.clustering import Clustering, Stability
-from driftbook.discovery.embeddings import Embed, text_digest
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.discovery.phrases import FUNCTION, LONGEST, tokens, written
 from driftbook.discovery.segments import PLACES, Place, distinct, segments
 from driftbook.errors import DriftbookError
+from driftbook.hashes import text_digest
 from driftbook.prompts import SIDES, SideName
+
+if TYPE_CHECKING:
+    from driftbook.discovery.embeddings import Embed
 
 LEAST = 12  # segments a group stands for on average, at least: the finest division of a place
 REACH = 1.0  # standard deviations beyond the mean distance of its segments at which a group ends

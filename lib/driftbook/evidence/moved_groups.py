@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,13 +17,15 @@ from scipy.special import gammaln
 
 from driftbook.discovery import groups
 from driftbook.discovery.clustering import Stability
-from driftbook.discovery.embeddings import Embed
 from driftbook.discovery.groups import Found, Name
 from driftbook.discovery.hypotheses import SAME_TEXTS, Hypothesis, alike
 from driftbook.discovery.segments import segments
 from driftbook.evidence.counting import scope_of
 from driftbook.evidence.material import asked_ids
 from driftbook.evidence.paired import Paired, paired_test, per_prompt, within_prompts_test
+
+if TYPE_CHECKING:
+    from driftbook.discovery.embeddings import Embed
 
 LEVEL = 0.05  # q up to which a group counts as moved
 PROMISING = 0.1  # q up to which one is worth a test on held-out prompts

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,19 +17,21 @@ import pandas as pd
 
 from driftbook.behaviours import Measure, panel, pattern_measure, python_measure, words_measure
 from driftbook.behaviours.measure import Place, Unit
+from driftbook.discovery import groups
 from driftbook.discovery import phrases as proposals
 from driftbook.discovery.hypotheses import Hypothesis, merge
 from driftbook.discovery.splits import prompt_set, with_units
 from driftbook.errors import DriftbookError, PromptError
+from driftbook.evidence import moved_groups
 from driftbook.evidence.cascade import Screening
 from driftbook.evidence.claims import claims_table
 from driftbook.evidence.counting import count
-from driftbook.evidence.material import Material
-from driftbook.evidence.outcomes import Outcome
+from driftbook.evidence.material import Material, asked_ids
+from driftbook.evidence.outcomes import Outcome, strongest_first
 from driftbook.evidence.panel import hypotheses as panel_hypotheses
 from driftbook.evidence.verdict import Verdict, verdict_of
 from driftbook.files import check_text
-from driftbook.front.common import Shown, as_prompts, checked
+from driftbook.front.common import Shown, as_prompts, checked, folder_of
 from driftbook.parameters import Cluster, Splits, Validate
 from driftbook.prompt_files import PromptList
 from driftbook.prompt_files import read_prompts as read_files
@@ -279,6 +282,12 @@ def test(
 # ----------------------------------------------------------------------------------------------------------- everything
 
 
+GROUPS = (
+    *("behaviour", "place", "base", "changed", "difference", "low", "high", "p_value", "q_value", "confirmed"),
+    *("stability", "phrase", "said_base", "said_changed"),
+)
+
+
 @dataclass(frozen=True)
 class Comparison(Shown):
     """What changed between two sides. ``str(change)`` is the verdict.
@@ -286,7 +295,7 @@ class Comparison(Shown):
     ``table`` has one row a behaviour, confirmed ones first, the strongest of each kind first: behaviour, unit, base,
     changed, difference, low, high (95%), e_value, p_value, q_value, confirmed, prompts, scope, proposer. ``claims`` is
     the table of claims of an experiment. ``answers`` are those that were read, with their split; their ``prompt_id`` is
-    the same for look-alike prompts, which count as one.
+    the same for look-alike prompts, which count as one. ``prompts`` are those asked, by id.
     """
 
     table: pd.DataFrame
@@ -294,6 +303,51 @@ class Comparison(Shown):
     claims: pd.DataFrame = field(repr=False)
     answers: pd.DataFrame = field(repr=False)
     seed: int
+    prompts: dict[str, Prompt] = field(repr=False)
+    alpha: float
+    cache: Path = field(repr=False)
+
+    @cached_property
+    def groups(self) -> pd.DataFrame:
+        """Groups of sentences that one side says more, as the stage *cluster* finds them, tested on the prompts that
+        had no part in finding them.
+
+        One row a group that was proposed, confirmed ones first: behaviour ('opens with "What a fascinating question!"
+        and the like'), place, base, changed, difference, low, high (95%, of shares of answers), p_value, q_value (over
+        these groups alone), confirmed, stability, phrase, said_base and said_changed (typical sentences of each side).
+        Sentences are embedded when it is first asked for.
+
+        Raises DriftbookError where no prompt was set apart (``phrases=0``).
+        """
+        from driftbook.discovery.embeddings import through_cache  # torch, which counting does without
+
+        seen = self.answers[self.answers["split"] == "discover"]
+        if seen.empty:
+            raise DriftbookError("groups are found on prompts that are set apart: call compare with phrases above 0")
+        section = Cluster()
+        embed = through_cache(self.cache / "embeddings", section.embedder)
+        said = {name: prompt.said() for name, prompt in self.prompts.items()}
+        known = moved_groups.ground(
+            seen, said, embed, drawn=section.segments, most=section.most_groups, bootstraps=section.bootstraps,
+            seed=self.seed,
+        )  # fmt: skip
+        moved = moved_groups.compose(known, seen, self.seed)
+        claims = moved_groups.propose(moved, section.hypotheses)
+        held = self.answers[self.answers["split"] != "discover"]
+        asked = [said[p] for p in asked_ids(held)]
+        ids, texts = held["text_id"].tolist(), held["text"].tolist()
+        read = groups.readings(known.found.groups, groups.wanted(claims), ids, texts, asked, embed)
+        material = Material(self.answers, self.prompts, claims, self.seed)
+        found = count(material, checked(Validate, alpha=self.alpha), self.alpha, read)
+        about = moved.table.set_index("group")
+        rows = []
+        for o in strongest_first(found):
+            row = about.loc[groups.wanted([o.hypothesis])[0]]
+            rows.append(
+                (o.hypothesis.text, row["place"], o.base, o.intervention, *o.difference, o.p_value, o.q_value,
+                 o.confirmed, row["stability"], row["phrase"], row["typical_base"], row["typical_intervention"])
+            )  # fmt: skip
+        return pd.DataFrame(rows, columns=list(GROUPS))
 
     def __str__(self) -> str:
         return " ".join(self.verdict.lines)
@@ -324,6 +378,7 @@ def compare(
     phrases: int = Cluster().hypotheses,
     alpha: float = 0.05,
     seed: int = 0,
+    cache: Path | str | None = None,
 ) -> Comparison:
     """What changed between the answers of two sides to the same prompts, and is it real?
 
@@ -333,6 +388,7 @@ def compare(
     Args:
         base, changed, prompts: as ``test`` takes them.
         phrases: most phrases that are proposed; 0: the panel alone, and no prompt is set apart.
+        cache: where embeddings of sentences are kept, for ``.groups``.
 
     Raises:
         DriftbookError: lists of different lengths, an empty side, no prompts, or too few of them to set some apart.
@@ -355,7 +411,8 @@ def compare(
     unscreened = Screening(pd.DataFrame({"hypothesis_id": [], "p_screen": []}), pd.DataFrame(), [])
     unfrozen = pd.DataFrame({"hypothesis_id": [], "frozen": []})
     claims = claims_table(material, unfrozen, unscreened, count(material, section, alpha))
-    return Comparison(_table(claims), verdict_of(material, claims, alpha), claims, texts, seed)
+    said = verdict_of(material, claims, alpha)
+    return Comparison(_table(claims), said, claims, texts, seed, dict(material.prompts), alpha, folder_of(cache))
 
 
 def _table(claims: pd.DataFrame) -> pd.DataFrame:
