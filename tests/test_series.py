@@ -311,7 +311,7 @@ def test_the_page_says_what_moved_where_it_began_and_what_could_not_be_measured(
     figures = [report.matrix(planted, read), report.multiples(planted, read, first), report.divergence(planted, apart)]
     for figure in figures:
         assert "<svg" in figure.html() and figure.alt and figure.caption
-    assert figures[0].title == "1 of 2 behaviours moved at some change" and "coefficient" in figures[1].title
+    assert figures[0].title == "1 of 2 behaviours are told to move at some change" and "coefficient" in figures[1].title
     assert figures[0].table.iloc[0]["coefficient-0.4"].endswith("*") and report.traits(planted, shifts) is None
     assert report.began(first, 0.05).frame["first told at"].tolist() == ["coefficient-0.3"]
     said = report.answer(planted, read, first, changes)
@@ -325,3 +325,5 @@ def test_members_are_compared_on_a_page_and_other_experiments_are_not(planted, t
     pair = members_apart(folders["coefficient-0.1"], folders["coefficient-0.4"])
     assert pair.title == "1 of 2 behaviours differ between coefficient-0.1 and coefficient-0.4"
     assert members_apart(tmp_path / "a", tmp_path / "b") is None
+    pair.frame.loc[0, "low"] = -np.inf  # a length of which few prompts say nothing
+    assert "−∞" in pair.html()

@@ -14,6 +14,8 @@ def number(value: float) -> str:
     """Three significant digits, without trailing zeros or needless exponents."""
     if value == 0:
         return "0"
+    if math.isinf(value):  # an end of an interval of which so few prompts say nothing
+        return "∞" if value > 0 else "−∞"
     if abs(value) >= 1e6 or abs(value) < 1e-4:
         digits, power = f"{value:.1e}".split("e")
         return f"{digits}e{int(power)}".replace("-", "−")

@@ -92,8 +92,9 @@ def told(read: pd.DataFrame, alpha: float) -> pd.DataFrame:
     over all behaviours and changes at once. The chance that anything is told where there is no difference is at most
     alpha, whatever the changes share. ``band``: about how large a difference would have to be to be told."""
     adjusted = holm_adjusted(read["p_value"].to_numpy(), read["attainable"].to_numpy(), alpha)
+    half = ((read["high"] - read["low"]) / 2).replace(np.inf, np.nan)
     wider = norm.isf(alpha / 2 / max(1, (adjusted < 1).sum())) / norm.isf(0.025)  # than a 95% interval
-    return read.assign(adjusted=adjusted, told=adjusted <= alpha, band=wider * (read["high"] - read["low"]) / 2)
+    return read.assign(adjusted=adjusted, told=adjusted <= alpha, band=wider * half)
 
 
 def began(read: pd.DataFrame) -> pd.DataFrame:

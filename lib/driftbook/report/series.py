@@ -76,7 +76,7 @@ def matrix(run: Run, read: pd.DataFrame) -> Figure | None:
         },
     )
     moved = read[read["told"]]
-    title = f"{moved['hypothesis_id'].nunique()} of {read['hypothesis_id'].nunique()} behaviours moved at some change"
+    title = f"{moved['hypothesis_id'].nunique()} of {read['hypothesis_id'].nunique()} behaviours are told to move at some change"
     caption = (
         "Colour: share of prompts whose answers show more of it, less the share that shows less. Ring: told over the "
         f"whole series (Holm, {len(read):,} tests: a chance of {run.section.alpha:.0%} at most that any is false). "
@@ -239,9 +239,7 @@ def answer(run: Run, read: pd.DataFrame, first: pd.DataFrame, found: Sequence[Ch
         return f"No behaviour could be read at any of {len(found)} changes."
     count = read["hypothesis_id"].nunique()
     if not len(first):
-        return (
-            f"Of {count} behaviours none differs from the base at any of {len(found)} changes, over the whole series."
-        )
+        return f"None of {count} behaviours is told to differ from the base at any of {len(found)} changes."
     one, most = first.iloc[0], first.loc[first["most"].abs().idxmax()]
     said = f"{len(first)} of {count} behaviours differ from the base somewhere in {len(found)} changes."
     said += f" The first is told at {one['first']}: {one['behaviour']}, {_value(one['changed'], one['unit'])}, "
