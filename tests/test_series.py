@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import pages
 from conftest import write_notebook
 from driftbook import series as stage
 from driftbook.errors import DriftbookError, ParameterError
@@ -18,7 +19,9 @@ from driftbook.parameters import STAGES, Experiment, load_experiment, load_membe
 from driftbook.report import series as report
 from driftbook.workbook import cli
 from driftbook.workbook.comparison import members_apart
+from driftbook.workbook.overview import render_outputs
 from driftbook.workbook.runner import run_experiment
+from driftbook.workbook.seriespage import render_series
 from driftbook.workbook.state import explain, parts, verify
 
 SMALL = (
@@ -327,3 +330,16 @@ def test_members_are_compared_on_a_page_and_other_experiments_are_not(planted, t
     assert members_apart(tmp_path / "a", tmp_path / "b") is None
     pair.frame.loc[0, "low"] = -np.inf  # a length of which few prompts say nothing
     assert "−∞" in pair.html()
+
+
+def test_the_front_page_of_a_series_leads_to_its_changes_and_leaves_its_line_in_the_list(tmp_path, monkeypatch):
+    folder = tmp_path / "outputs/many"
+    pages.run(folder / "series", [pages.heatmap()], monkeypatch, metrics={"changes": 2, "behaviours_told": 1})
+    for name in ("step-1", "step-2"):
+        (folder / "members" / name).mkdir(parents=True)
+        (folder / f"members/{name}/summary.json").write_text('{"line": "<b>More</b> lists."}')
+    page = render_series(folder).read_text()
+    assert 'href="members/step-2/index.html"' in page and 'href="series/report.html"' in page
+    assert "&lt;b&gt;More" in page and "<b>More" not in page
+    listed = render_outputs(tmp_path / "outputs").read_text()
+    assert 'href="many/index.html"' in listed and "2 changes" in listed

@@ -75,8 +75,8 @@ def matrix(run: Run, read: pd.DataFrame) -> Figure | None:
             "showgrid": False,
         },
     )
-    moved = read[read["told"]]
-    title = f"{moved['hypothesis_id'].nunique()} of {read['hypothesis_id'].nunique()} behaviours are told to move at some change"
+    ids = read["hypothesis_id"]
+    title = f"{ids[read['told']].nunique()} of {ids.nunique()} behaviours are told to move at some change"
     caption = (
         "Colour: share of prompts whose answers show more of it, less the share that shows less. Ring: told over the "
         f"whole series (Holm, {len(read):,} tests: a chance of {run.section.alpha:.0%} at most that any is false). "
