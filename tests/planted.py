@@ -49,6 +49,7 @@ class FakeRun:
     folder: Path
     section: Validate = field(default_factory=Validate)
     seed: int = 0
+    metrics: dict = field(default_factory=dict)
     params: Experiment = field(default_factory=lambda: Experiment(experiment="planted"))
 
     @property
@@ -61,6 +62,9 @@ class FakeRun:
 
     def input(self, name):
         return self.folder / name
+
+    def metric(self, name, value, low=None, high=None):
+        self.metrics[name] = value
 
     def progress(self, total, label, unit):
         return SimpleNamespace(update=lambda n: None, close=lambda: None)

@@ -310,10 +310,8 @@ def test_what_a_judge_thinks_notes_or_quotes_is_no_verdict(path):
 
 
 def test_a_labellers_list_is_found_beside_other_brackets():
-    said = 'Findings [of ONE and TWO], as asked [1]: [{"statement": "uses lists", "who": "ONE"}] [end]'
-    assert parse_labeller(said) == [("uses lists", "ONE", ())]
-    cut = '[{"statement": "uses lists", "who": "ONE",}, {"statement": "is'
-    assert parse_labeller(cut) == [("uses lists", "ONE", ())], "what stood whole before the end"
+    said = 'Findings [of A and B], as asked [1]: [{"answer": "A", "does": "uses lists", "quote": "1. One"}] [end]'
+    assert parse_labeller(said) == [("A", "uses lists", "1. One")]
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,7 @@ def test_a_judges_key_is_in_no_artefact_and_no_log_of_good_and_of_failed_runs(tr
 
     def answer(body):
         labels = "<statements>" not in body["messages"][1]["content"]
-        return '[{"statement": "hedges its claims", "who": "TWO"}]' if labels else Server.rate(body)
+        return '[{"answer": "A", "does": "hedges its claims", "quote": "the"}]' if labels else Server.rate(body)
 
     with Server(script=[401], answer=answer) as server:  # the error's text quotes the key, as some servers do
         judge = f"{{kind: endpoint, model: m, base_url: {server.url}, api_key_env: CANARY_KEY}}"

@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from types import SimpleNamespace
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -461,12 +462,12 @@ def test_a_judge_of_pairs_confirms_the_same_claims(tmp_path):
 def strong_server(body):
     """Rates hedging words HIGH, and as a labeller finds who hedges."""
     text = body["messages"][1]["content"]
+    if "<phrases>" in text:
+        return json.dumps({"name": "likes the water" if "river" in text else None})
     if "<statements>" not in text:
-        parts = {who: [p.split("</answer>")[0] for p in text.split(f"{who} <answer>")[1:]] for who in ("ONE", "TWO")}
-        counts = {who: sum(h in p for h in HEDGES for p in parts[who]) for who in parts}
-        return json.dumps(
-            [{"statement": "hedges its claims", "who": max(counts, key=counts.get), "words": list(HEDGES)}]
-        )
+        parts = {who: Server.part(body, who) for who in "AB"}
+        said = [(who, h) for who, part in parts.items() for h in HEDGES if h in part]
+        return json.dumps([{"answer": who, "does": "hedges its claims", "quote": h} for who, h in said[:1]])
     answer = Server.part(body)
     hedged = any(h in answer for h in HEDGES)
     rated = ["HIGH" if hedged and "hedges" in s else "LOW" for s in Server.statements(body)]
@@ -477,6 +478,8 @@ def test_the_stage_with_a_labeller_and_a_judge_behind_a_server_and_a_key_that_is
     tmp_path, monkeypatch, capfd
 ):
     monkeypatch.setenv("CANARY_KEY", "sk-canary-987")
+    apart = np.eye(997)  # no two statements are alike but in the same words
+    monkeypatch.setattr(stage, "open_embedder", lambda _: lambda said: apart[[crc32(s.encode()) % 997 for s in said]])
     with Server(script=[429, 500, "garbage"], answer=strong_server) as server:
         spec = {"kind": "endpoint", "model": "m", "base_url": server.url, "api_key_env": "CANARY_KEY", "per_call": 2}
         spec |= {"usd_per_million_input": 1.0, "usd_per_million_output": 2.0}
@@ -494,6 +497,10 @@ def test_the_stage_with_a_labeller_and_a_judge_behind_a_server_and_a_key_that_is
         sent = len(server.bodies)
         assert claims.loc["hedges its claims", "confirmed"] and claims["confirmed"].sum() == 1
         assert claims.loc["hedges its claims", "proposer"] == "llm"
+        assert run.metrics["labeller_pairs"] >= 24 and run.metrics["labeller_axes"] == 1
+        assert run.metrics["labeller_quoted"] == run.metrics["labeller_proposed"] > 10
+        assert "likes the water: talks about rivers" in claims.index  # a name is for reading
+        assert claims.loc["likes the water: talks about rivers", "claim"].startswith("likes the water: talks about ")
         assert ledger["calls"].sum() == sent and metrics["calls_expensive"] == ledger.loc["m (expensive)", "calls"]
         assert metrics["cost_usd"] == pytest.approx(ledger["usd"].sum()) and ledger["usd"].sum() > 0
         assert metrics["usd_per_confirmed"] == pytest.approx(metrics["cost_usd"] / metrics["confirmed"])

@@ -20,13 +20,14 @@ from driftbook.behaviours.words import words
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import DriftbookError
 from driftbook.evidence.intervals import wilson
-from driftbook.evidence.judges import EmbeddingJudge, PairJudge
+from driftbook.evidence.judges import PairJudge
 from driftbook.evidence.material import Material
 from driftbook.evidence.opened import Embed, open_judge
 from driftbook.evidence.people import YES_FROM, agreement
 from driftbook.evidence.wins import shuffled
+from driftbook.judges.embedding import EmbeddingJudge
 from driftbook.ledger import Ledger
-from driftbook.parameters import Judge as JudgeSpec
+from driftbook.sections import judge_of
 
 REFUSES = Hypothesis("refuses to do what the prompt asks, wholly or in part", "intervention")
 BETTER = Hypothesis("does what the prompt asks, correctly and completely", "intervention")
@@ -123,7 +124,7 @@ def model(name: str, spec: Mapping[str, Any], cache: Path, root: Path, ledger: L
     nothing = Material(pd.DataFrame(), {}, [], 0)
 
     def judge(mode: str) -> Any:
-        section = JudgeSpec(**{**spec, "mode": mode})
+        section = judge_of({**spec, "mode": mode})
         return open_judge(section, f"{name}, {mode}", nothing, ledger, cache, root, progress)
 
     def refuses(labelled: Labelled) -> np.ndarray:

@@ -17,11 +17,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from driftbook.behaviours import catalogue
 from driftbook.behaviours.own import read_own, trait_measures
+from driftbook.chat import Chat
 from driftbook.discovery import groups
 from driftbook.discovery.amplification import amplified_answers, ordinary
 from driftbook.discovery.embeddings import through_cache
 from driftbook.discovery.hypotheses import MIN_STABILITY, Hypothesis, from_frame, merge, moved_answers
+from driftbook.discovery.phrases import examples
 from driftbook.engines import open_workers
 from driftbook.errors import DriftbookError
 from driftbook.evidence import counting, generative, labeller, panel
@@ -171,8 +174,9 @@ def check_held_out(texts: pd.DataFrame) -> None:
 def label(run: Run, material: Material, judges: Judges) -> Material:
     """The same material with the hypotheses of a language model that read split discover, where ``labeller: llm``.
 
-    They come before those of the cluster stage, near-duplicates are merged, and a judge reads them. Where the only
-    judge counts words, hypotheses that came with words are counted instead.
+    They come before those of the cluster stage, and near-duplicates are merged. Each is read by the behaviour of the
+    panel or the phrase that shows what it says, else by a judge; where the only judge counts words, such a one is left
+    out. Phrases get the name that the model has for them; what is tested stays the phrase.
     """
     section = run.section
     if section.labeller != "llm":
@@ -184,10 +188,17 @@ def label(run: Run, material: Material, judges: Judges) -> Material:
     clusters, moved = _grouped(run.input("cluster"), seen)
     exaggerated = amplified_answers(run.input("decode"), "discover")
     shown = pd.concat([seen, exaggerated[exaggerated["strength"] > 0]], ignore_index=True)
-    found = labeller.propose(endpoint, shown, material.prompts, clusters, moved, seed=material.seed)
-    found = [replace(h, measure={"kind": "judge"}) for h in found]  # a statement is for a judge to read
     of = {who: [h for h in material.hypotheses if h.proposer == who] for who in ("panel", "person")}
     others = [h for h in material.hypotheses if h.proposer not in of]
+    measures = [*catalogue.panel(), *(catalogue.measure_from(h.measure or {}) for h in others if _is_phrase(h))]
+    embed = open_embedder(run.cache)
+    found, account = labeller.propose(
+        endpoint, shown, material.prompts, embed, measures, clusters, moved, seed=material.seed
+    )
+    if reads_words(judges.tester):
+        found = [h for h in found if not by_judge(h)]
+    for name, value in (asdict(account) | {"hypotheses": len(found)}).items():
+        run.metric(f"labeller_{name}", value)
     merged = [*of["panel"], *merge([*of["person"], *found, *_named(endpoint, others, seen)])]
     return replace(material, hypotheses=[_readable(h, judges) for h in merged])
 
@@ -206,12 +217,17 @@ def _grouped(folder: Path, seen: pd.DataFrame) -> tuple[dict[int, pd.DataFrame],
     return clusters, moved_answers(members, list(clusters))
 
 
-def _named(endpoint: Any, hypotheses: list[Hypothesis], seen: pd.DataFrame) -> list[Hypothesis]:
-    """The same hypotheses, those about groups of sentences called what the labeller calls them; the measure stays."""
-    about = [h for h in hypotheses if groups.is_group(h)]
-    names = labeller.name_phrases(endpoint, [([], h.measure["examples"]) for h in about]) if about else []
-    called = {h.hypothesis_id: groups.called_by(h, name) for h, name in zip(about, names, strict=True) if name}
-    return [called.get(h.hypothesis_id, h) for h in hypotheses]
+def _is_phrase(hypothesis: Hypothesis) -> bool:
+    return (hypothesis.measure or {}).get("kind") == "words"
+
+
+def _named(endpoint: Chat, hypotheses: list[Hypothesis], seen: pd.DataFrame) -> list[Hypothesis]:
+    """The same hypotheses, those about phrases and about groups of sentences called what the labeller calls them; the
+    measure stays."""
+    about = {h: ([], h.measure["examples"]) for h in hypotheses if h.measure and groups.is_group(h)}
+    about |= {h: (h.words, examples(h, seen)["sentence"].tolist()) for h in hypotheses if _is_phrase(h)}
+    names = dict(zip(about, labeller.name_phrases(endpoint, list(about.values())), strict=True))
+    return [groups.called_by(h, names[h]) if names.get(h) else h for h in hypotheses]
 
 
 def _readable(hypothesis: Hypothesis, judges: Judges) -> Hypothesis:

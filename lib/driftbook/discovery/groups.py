@@ -394,6 +394,7 @@ def wanted(hypotheses: Sequence[Hypothesis]) -> list[int]:
 
 
 def called_by(hypothesis: Hypothesis, name: str) -> Hypothesis:
-    """A hypothesis about a group under the name that a model gave it ("praises the question"), its sentence behind."""
+    """A hypothesis about a group or a phrase under the name that a model gave it ("praises the question"), what it said
+    behind."""
     label = f"{name}: {hypothesis.text}"
     return replace(hypothesis, text=label, measure={**(hypothesis.measure or {}), "label": label})

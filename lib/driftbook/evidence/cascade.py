@@ -39,7 +39,7 @@ def screen(material: Material, judges: Judges, section: Validate) -> Screening:
     ``screen_level``).
 
     Survivors are tested on other prompts, so this costs power at most, never false claims. With ``cascade`` other than
-    screen_then_test, or without prompts in split screen, all survive.
+    screen_then_test, or without prompts in split screen, all survive; so does what the cheap judge cannot read.
     """
     held, hypotheses = material.held_out("screen"), material.judged
     ids = pd.Series([h.hypothesis_id for h in hypotheses], dtype="str")
@@ -51,13 +51,14 @@ def screen(material: Material, judges: Judges, section: Validate) -> Screening:
     reading = read(judges.cheap, held, held.order, hypotheses)
     x = np.where(np.isnan(reading.wins.x), 0.5, reading.wins.x)  # only a filter: a missing verdict speaks neither way
     p = np.array([sign_flip_p(x[:, i], flips=999, seed=material.seed) for i in range(len(hypotheses))])
-    survives = p <= section.screen_level
+    unread = np.isnan(reading.wins.x).all(axis=0)
+    survives = (p <= section.screen_level) | unread
     table = pd.DataFrame(
         {
             "hypothesis_id": ids,
             "prompts": len(held.order),
             "win_rate": x.mean(axis=0),
-            "p_screen": p,
+            "p_screen": np.where(unread, np.nan, p),
             "survives": survives,
         }
     )

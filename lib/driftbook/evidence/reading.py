@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from driftbook.discovery.hypotheses import Hypothesis
-from driftbook.evidence.judges import Judge, PairJudge
+from driftbook.evidence.judges import Judge, PairJudge, reads_words
 from driftbook.evidence.material import Held
 from driftbook.evidence.wins import Wins, matched_win_rates, mean_by, win_rates
 
@@ -61,7 +61,7 @@ def read(judge: Judge, held: Held, prompts: Sequence[str], hypotheses: Sequence[
     """Let one judge read the texts of some prompts for some hypotheses.
 
     A judge in pair mode compares the i-th text of one side with the i-th of the other; the score of a text is then
-    its share of the comparison.
+    its share of the comparison. Who counts words has no verdict on a hypothesis without them.
     """
     texts = held.of(prompts)
     claimed = np.array([h.direction for h in hypotheses])[None, :]
@@ -79,7 +79,10 @@ def read(judge: Judge, held: Held, prompts: Sequence[str], hypotheses: Sequence[
             judge.name, held.split, list(prompts), list(hypotheses), texts, np.concatenate([more, 1 - more]), wins
         )
     asked = held.asked(texts)
-    scores = judge.score(texts["text"].tolist(), hypotheses, asked)
+    able = [i for i, h in enumerate(hypotheses) if h.words or not reads_words(judge)]
+    scores = np.full((len(texts), len(hypotheses)), np.nan)
+    if able:
+        scores[:, able] = judge.score(texts["text"].tolist(), [hypotheses[i] for i in able], asked)
     up = texts["side"].to_numpy()[:, None] == claimed
     resolution = getattr(judge, "resolution", 0.0)
     wins = win_rates(scores, texts["prompt_id"].to_numpy(), up, prompts, resolution)
