@@ -34,8 +34,10 @@ CORRECTED = (
 
 
 def checkable(hypothesis: Hypothesis) -> bool:
-    """Whether a person can say of one answer if it shows what is claimed: shares of answers, and judged statements."""
-    return by_judge(hypothesis) or measure_from(hypothesis.measure or {}).unit == "share"
+    """Whether a person can say of one answer if it shows what is claimed: shares of answers, and judged statements. A
+    group of sentences is what an embedder makes of them, and no statement."""
+    measure = hypothesis.measure or {}
+    return by_judge(hypothesis) or (measure.get("kind") != "group" and measure_from(measure).unit == "share")
 
 
 def read_labels(path: Path, material: Material, key: str = "validate.labels") -> pd.DataFrame:
@@ -87,8 +89,9 @@ def claims_named(named: Sequence[str], hypotheses: Sequence[Hypothesis], where: 
                 "(a claim is named by its statement, its id or its measure; claims.parquet lists them)"
             )
         if not checkable(h):
-            unit = measure_from(h.measure or {}).unit
-            raise DriftbookError(f"{where}: {name!r} is measured in unit {unit}: yes and no cannot be held against it")
+            measure = measure_from(h.measure or {})
+            by = f"in unit {measure.unit}" if measure.unit != "share" else "as a group of sentences"
+            raise DriftbookError(f"{where}: {name!r} is measured {by}: yes and no cannot be held against it")
     return [known[_folded(str(name))].hypothesis_id for name in named]
 
 
