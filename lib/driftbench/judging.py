@@ -21,7 +21,6 @@ from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import DriftbookError
 from driftbook.evidence.intervals import wilson
 from driftbook.evidence.judges import PairJudge
-from driftbook.evidence.material import Material
 from driftbook.evidence.opened import Embed, open_judge
 from driftbook.evidence.people import YES_FROM, agreement
 from driftbook.evidence.wins import shuffled
@@ -121,11 +120,9 @@ def embedding(embed: Embed, seed: int = 0) -> Contender:
 
 def model(name: str, spec: Mapping[str, Any], cache: Path, root: Path, ledger: Ledger, progress: Any) -> Contender:
     """A judge model as the parameters of an experiment describe it. It rates single answers and compares pairs."""
-    nothing = Material(pd.DataFrame(), {}, [], 0)
-
     def judge(mode: str) -> Any:
         section = judge_of({**spec, "mode": mode})
-        return open_judge(section, f"{name}, {mode}", nothing, ledger, cache, root, progress)
+        return open_judge(section, f"{name}, {mode}", None, ledger, cache, root, progress)
 
     def refuses(labelled: Labelled) -> np.ndarray:
         table = labelled.refusals
