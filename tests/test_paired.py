@@ -205,6 +205,13 @@ def test_the_middle_of_sizes_is_the_median_of_the_means_of_all_pairs():
     assert inside > 0.04 and outside < 0.06 and low[0] < difference[0] < high[0]
 
 
+def test_the_typical_change_of_whole_words_is_a_whole_or_half_word_and_none_is_0():
+    """Not a hair beside it, which would be written with all its digits."""
+    base = np.random.default_rng(0).integers(20, 40, size=(41, 1)).astype(float)
+    moved = paired_interval(base, base + np.tile([-3.0, 0.0, 3.0], 14)[:41, None], center="median")
+    assert all(2 * end == np.round(2 * end) for end in np.ravel(moved)) and moved[0][0] == 0
+
+
 def test_what_was_never_seen_is_still_allowed_by_a_few_prompts():
     nothing = np.zeros((36, 1))
     assert 0.05 < allowed(nothing, nothing)[0] < 0.1  # "three in n", for either side

@@ -236,4 +236,5 @@ def _pair_mean(d: np.ndarray, share: float) -> float:
             high = middle
         else:
             low = middle
-    return high
+    partner = np.searchsorted(d, 2 * high - d, side="right") - 1  # a mean of two that are there, not a hair above it
+    return float((d + d[partner])[partner >= 0].max() / 2)
