@@ -90,6 +90,8 @@ class Family:
     parallel: str | None = None
     attention_post_norm: str | None = None
     mlp_post_norm: str | None = None
+    whole: bool = False
+    """Of these blocks only input and output are known: their parts do not add up to a residual stream."""
 
     @property
     def attention_contribution(self) -> str:

@@ -83,10 +83,12 @@ class HookPoints:
         self.n_layers = len(self.blocks)
         self.families = found or [self.family] * self.n_layers
         self.d_model: int = config.hidden_size
-        self.parallel = any(
+        self.whole = any(family.whole for family in self.families)
+        self.parallel = not self.whole and any(
             family.mid is None or bool(family.parallel and getattr(config, family.parallel)) for family in self.families
         )
-        self.sites: tuple[str, ...] = tuple(site for site in SITES if not (self.parallel and site == "resid_mid"))
+        known = ("resid_pre", "resid_post") if self.whole else SITES
+        self.sites: tuple[str, ...] = tuple(site for site in known if not (self.parallel and site == "resid_mid"))
         for point in self.points():
             self._place(*point)
 
@@ -184,6 +186,11 @@ class HookPoints:
             raise ModelError(
                 f"resid_mid: {self.family.name} adds attention and MLP side by side to the block's input, so there is "
                 f"no residual stream between them; use one of {', '.join(self.sites)}"
+            )
+        if site in SITES and self.whole and site not in self.sites:
+            raise ModelError(
+                f"{site}: the parts of the blocks of {type(unwrap(self.model)).__name__} do not add up to its residual "
+                f"stream, so only their input and output can be read; use one of {', '.join(self.sites)}"
             )
         if site not in self.sites:
             raise ModelError(f"unknown site '{site}'; this model has {', '.join(self.sites)}")
@@ -406,7 +413,8 @@ def validate(model: nn.Module | HookPoints) -> HookPoints:
             expected = f"once [{rows}, {tokens}, {points.d_model}]"
             raise ModelError(f"{name}: layer {layer} {site} should be met {expected}, and was met as {shapes}")
     for layer in range(points.n_layers):
-        _check_additions(record, layer, points.parallel, name, edited=layer == middle)
+        if not points.whole:
+            _check_additions(record, layer, points.parallel, name, edited=layer == middle)
         if layer and layer != middle and not torch.equal(record[layer, "resid_pre"], record[layer - 1, "resid_post"]):
             raise ModelError(f"{name}: the input of block {layer} is not the output of block {layer - 1}")
     moved = (logits.float() - logits[:1].float()).abs().flatten(1).amax(1).tolist()
@@ -442,8 +450,8 @@ def discover(model: nn.Module) -> list[Family]:
 
     The children of the blocks are watched, and the ones whose values add up as rule 9 says are taken: the output that
     turns the block's input into another child's input is attention's contribution, and so on. ``validate`` then checks
-    every layer with the hooks themselves. Raises ModelError naming the block where nothing adds up (as in families that
-    scale their contributions).
+    every layer with the hooks themselves. Where nothing adds up (blocks with one part, as of state spaces, or that
+    scale their contributions) a block is taken ``whole``: its input and its output.
     """
     inner = unwrap(model)
     path, blocks = find_layers(inner, LAYER_PATHS)
@@ -519,11 +527,7 @@ def _described(
     for attention, mlp in itertools.combinations(outputs, 2):
         if rounding_error(post, pre, outputs[attention], outputs[mlp]) <= 1:
             return described(attention, mlp, None)
-    raise ModelError(
-        f"{path} of {type(model).__name__}: no two of its parts ({', '.join(outputs) or 'none'}) add up to the block's "
-        f"output, so attention's and the MLP's contributions cannot be told; describe family '{kind}' in "
-        "driftbook/models/families.py"
-    )
+    return Family(kind, (kind,), layers=(path.rpartition(".")[0],), mid=None, whole=True)
 
 
 def _attention_parts(module: nn.Module, name: str, norm_shape: torch.Size | None, tokens: int) -> AttentionParts:

@@ -49,6 +49,8 @@ class LoadedModel:
     template: ChatTemplate = field(default_factory=ChatTemplate)
     marks: ThoughtMarks | None = None
     """What it writes around a thought; None: it does not think, as far as is known."""
+    rehearsed: bool = False
+    """Whether its decoding was proved (:func:`driftbook.models.local.rehearse`)."""
     _hooks: HookPoints | None = None
 
     @property

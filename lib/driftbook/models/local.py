@@ -15,19 +15,21 @@ explicit, so the column of a token never matters to the model.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import operator
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from driftbook.errors import BudgetError
+from driftbook.errors import BudgetError, ModelError
 from driftbook.models.answers import Completion, Engine, Frame, Request, Tap
-from driftbook.models.finite import require_finite
+from driftbook.models.families import family_of
+from driftbook.models.finite import NotFiniteError, require_finite
 from driftbook.models.loading import LoadedModel
 from driftbook.models.packed import packed_linears
 from driftbook.models.sampling import SamplingParams, sample, uniforms
@@ -112,6 +114,8 @@ class LocalEngine(Engine):
             BudgetError: a prompt and its response do not fit the context of a model.
         """
         for voice in voices:
+            with voice.active():
+                rehearse(voice.model)
             longest = max((len(r.prompt_ids) for r in voice.requests), default=0)
             if longest + params.most_tokens > voice.model.context:
                 thought = f" and max_thought_tokens {params.max_thought_tokens}" if params.max_thought_tokens else ""
@@ -133,6 +137,64 @@ class LocalEngine(Engine):
                 self.batch_size = max(1, self.batch_size // 2)
                 if self.model.device.type == "cuda":
                     torch.cuda.empty_cache()
+
+
+REHEARSED = ((11, 25, 39, 53, 67, 81, 95), (60, 74, 88))
+"""Token ids of two prompts of unlike length, which every vocabulary has."""
+AGREE = {torch.float32: 1e-3}
+"""How far logits may lie apart by rounding, as a share of the largest; 0.05 in half precision."""
+
+
+def rehearse(model: LoadedModel) -> None:
+    """Prove once that a family that is not listed is decoded as its own forward computes: the logits of two prompts
+    side by side, step by step, are those of a whole forward over each alone. Padding that leaves a trace, or states
+    that are kept in the modules, show in that.
+
+    Raises:
+        ModelError: it is not, or cannot be decoded with transformers' caches at all.
+    """
+    config = model.model.config
+    if model.rehearsed or (family_of(config.model_type) and not keeps_states(model)):
+        return
+    kinds = Counter(getattr(config.get_text_config(), "layer_types", None) or [config.model_type])
+    layers = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    said = f"{model.record.get('model')} ({type(model.model).__name__}, layers: {layers}) cannot be decoded here"
+    try:
+        apart = _apart(model)
+    except (NotFiniteError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # what a cache of another make runs into
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"{said}: {why}. A server can decode it (intervention.kind endpoint)") from error
+    if apart <= AGREE.get(model.dtype, 0.05):
+        model.rehearsed = True
+        return
+    raise ModelError(
+        f"{said}: step by step it computes other logits than at once. A server can decode it (intervention.kind "
+        "endpoint)"
+    )
+
+
+@torch.inference_mode()
+def _apart(model: LoadedModel) -> float:
+    """The largest difference between logits of the loop and of whole forwards, as a share of the largest logit."""
+    told: list[torch.Tensor] = []
+
+    def listen(logits: list[torch.Tensor]) -> torch.Tensor:
+        told.append(logits[0])
+        return logits[0]
+
+    requests = [Request(ids, 0) for ids in REHEARSED]
+    loop = _Loop(LocalEngine(model, len(requests)), [Voice(model, requests)], [0, 1], SamplingParams(3, 0.0), listen)
+    loop.ends = frozenset()  # none ends early
+    done = {c.index: c.token_ids for c in loop.run()}
+    worst = 0.0
+    for row, ids in enumerate(REHEARSED):
+        own = torch.tensor([[*ids, *done[row]]], device=model.device)
+        whole = model.model(input_ids=own, use_cache=False).logits[0, len(ids) - 1 : -1].float()
+        mine = torch.stack([logits[row].float() for logits in told])
+        worst = max(worst, float((mine - whole).abs().max() / whole.abs().max()))
+    return worst
 
 
 @dataclass
@@ -184,7 +246,7 @@ class Prefix:
         alike = [a == b for a, b in zip(low, high, strict=False)]
         tokens = min([*alike, False].index(False), min(map(len, prompts)) - 1)
         first = {requests[i].strength: i for i in reversed(chosen)}
-        if tokens < 1 or len(chosen) == len(first) or any(tap.reads_prompts for tap in taps):
+        if tokens < 1 or len(chosen) == len(first) or any(tap.reads_prompts for tap in taps) or keeps_states(model):
             return prefix
         frame = Frame(
             list(first.values()),
@@ -260,11 +322,27 @@ class Masks:
         return mask
 
 
+#: What a family's forward calls the cache that it is given.
+CACHES = ("past_key_values", "cache_params")
+
+
+def keeps_states(model: LoadedModel) -> bool:
+    """Whether a family keeps anything beside the keys and values of every layer: states of state spaces, linear
+    attention or convolutions, or layers that share a cache."""
+    if "cache_params" in inspect.signature(model.model.forward).parameters:
+        return True
+    try:
+        layers = DynamicCache(config=model.model.config).layers
+    except (KeyError, AttributeError, TypeError):  # kinds of layers that transformers has no cache for
+        return True
+    return any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+
 def forward(model: LoadedModel, taps: Sequence[Tap], frame: Frame, **inputs: Any) -> torch.Tensor:
     """Logits of the columns asked for, ``[rows, columns, vocabulary]``, with the taps around the forward."""
     for tap in taps:
         tap.before(frame)
-    logits = model.model(use_cache="past_key_values" in inputs, **inputs).logits
+    logits = model.model(use_cache=not inputs.keys().isdisjoint(CACHES), **inputs).logits
     for tap in taps:
         tap.after(frame)
     return logits
@@ -380,6 +458,80 @@ class _Track:
         self.clock.now = target + now - low
 
 
+@dataclass
+class _Group:
+    """Rows that were read together: their cache, mask ``[rows, columns]`` and prompts' lengths."""
+
+    cache: DynamicCache
+    mask: torch.Tensor
+    prompt_length: torch.Tensor
+
+
+class _States(_Track):
+    """What a voice has read whose family keeps states (see :func:`keeps_states`): transformers' own cache, one for each
+    group of prompts that were read together, since a state cannot be moved to another column."""
+
+    def __init__(self, voice: Voice):
+        self.voice, self.m, self.taps, self.requests = voice, voice.model, list(voice.taps), voice.requests
+        self.prefix = Prefix(self.m)  # nothing is shared
+        self.speaking = voice.speaking
+        self.groups: list[_Group] = []
+        self.name = next(
+            n for n in CACHES[::-1] if n in (*inspect.signature(self.m.model.forward).parameters, CACHES[0])
+        )
+
+    def begin(self, indices: Iterable[int]) -> None:
+        pass
+
+    def prefill(self, representatives: list[int], rows: torch.Tensor, a: int, strengths: torch.Tensor) -> torch.Tensor:
+        prompts = [self.prompt(i) for i in representatives]
+        width = max(map(len, prompts))
+        ids, mask = left_pad(prompts, width, self.m.device)
+        lengths, cache = mask.sum(-1), DynamicCache(config=self.m.model.config)
+        frame = Frame(representatives, strengths, lengths, lengths, width)
+        logits = self._read(cache, frame, ids, mask, (mask.cumsum(-1) - 1).clamp(min=0))
+        require_finite(self.m, logits, prompts[0])
+        cache.reorder_cache(rows)
+        self.groups.append(_Group(cache, mask[rows], lengths[rows]))
+        return logits
+
+    def step(self, slot: Sequence[int], strength: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        told, a = [], 0
+        for group in self.groups:
+            b = a + len(group.mask)
+            group.mask = torch.cat([group.mask, group.mask.new_ones(b - a, 1)], 1)
+            position = group.mask.sum(-1, keepdim=True) - 1
+            frame = Frame(slot[a:b], strength[a:b], position[:, 0] + 1, group.prompt_length, 1, step=True)
+            # where nothing but states is kept, padding is behind
+            mask = group.mask if any(isinstance(layer, CacheLayerMixin) for layer in group.cache.layers) else None
+            told.append(self._read(group.cache, frame, last[a:b, None], mask, position))
+            a = b
+        logits = torch.cat(told)
+        require_finite(self.m, logits)
+        return logits
+
+    def _read(
+        self, cache: DynamicCache, frame: Frame, ids: torch.Tensor, mask: torch.Tensor | None, position: torch.Tensor
+    ) -> torch.Tensor:
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": position, self.name: cache}
+        with self.speaking():
+            return forward(self.m, self.taps, frame, logits_to_keep=1, **inputs)[:, -1]
+
+    def full(self) -> bool:
+        return False
+
+    def keep(self, rows: list[int]) -> None:
+        a, kept = 0, []
+        for group in self.groups:
+            b = a + len(group.mask)
+            if own := [row - a for row in rows if a <= row < b]:
+                idx = torch.tensor(own, device=self.m.device)
+                group.cache.reorder_cache(idx)
+                kept.append(_Group(group.cache, group.mask[idx], group.prompt_length[idx]))
+            a = b
+        self.groups = kept
+
+
 class _Loop:
     """Rows of texts that grow by a token a step; every voice reads all of them."""
 
@@ -392,7 +544,9 @@ class _Loop:
         )
         self.queue = deque(order)
         self.rows = max(1, min(engine.batch_size, len(order)))
-        self.tracks = [_Track(voice, order, self.rows, params.most_tokens) for voice in voices]
+        self.tracks = [
+            _States(v) if keeps_states(v.model) else _Track(v, order, self.rows, params.most_tokens) for v in voices
+        ]
         self.ends = frozenset().union(*(voice.model.eos_ids for voice in voices))
         self.extra = any(t.wants_last_token for voice in voices for t in voice.taps)
         self.device = device = voices[0].model.device

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from driftbook.errors import BudgetError
 from driftbook.models.finite import require_finite
 from driftbook.models.loading import LoadedModel
-from driftbook.models.local import Frame, Prefix, Tap, forward
+from driftbook.models.local import Frame, Prefix, Tap, forward, rehearse
 from driftbook.models.packed import packed_linears
 from driftbook.models.steering import attached
 
@@ -69,6 +69,7 @@ def replay(
     lengths = [len(s) for s in sequences]
     if lengths and max(lengths) > model.context:
         raise BudgetError(f"a sequence of {max(lengths)} tokens exceeds the context of {model.context} tokens")
+    rehearse(model)
     body = model.model.base_model if hasattr(model.model, "base_model") else model.model
     with packed_linears(model), attached(model, taps):
         prefix = Prefix.of(model, sequences, range(len(sequences)), taps)
