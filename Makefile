@@ -75,9 +75,10 @@ verify: setup ## hash the outputs of EXP again
 render: setup ## draw the reports of EXP again
 	$(DRIFTBOOK) render $(EXP)
 
-docs: setup ## make the example report in docs/example again
+docs: setup ## make the example report and the story of the start notebook in docs again
 	$(DRIFTBOOK) run quickstart
 	$(DRIFTBOOK) example quickstart docs/example/index.html
+	$(BIN)/python -m driftbench.story docs/start.md
 
 # Files go out in their own order: sorted by how many tests they hold, as xdist would, the long ones of few tests come last
 # and one core waits for the other.
