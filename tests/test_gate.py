@@ -147,15 +147,18 @@ def test_the_rules_that_ship_are_rules_of_the_panel(null):
     assert {a.state for a in check(allow, *null, where, 0.05)} <= {"holds", "cannot be told"}
 
 
-@pytest.mark.parametrize(("made", "code"), [("planted", 1), ("null", 0)])
-def test_the_command_ends_with_0_or_1_and_leaves_junit_xml_and_markdown(root, made, code, request, monkeypatch, capsys):
-    claims, read = request.getfixturevalue(made)
-    folder = root / "outputs/small/validate"
+def leave(folder: Path, found) -> None:
+    """What a run of validate leaves, as far as the gate reads it."""
     (folder / "data").mkdir(parents=True)
-    claims.to_parquet(folder / "data/claims.parquet")
-    read.to_parquet(folder / "data/verdicts.parquet")
+    for name, table in zip(("claims", "verdicts"), found, strict=True):
+        table.to_parquet(folder / f"data/{name}.parquet")
     (folder / "run.json").write_text("{}")
     (folder / "params.yml").write_text("validate: {alpha: 0.05}\n")
+
+
+@pytest.mark.parametrize(("made", "code"), [("planted", 1), ("null", 0)])
+def test_the_command_ends_with_0_or_1_and_leaves_junit_xml_and_markdown(root, made, code, request, monkeypatch, capsys):
+    leave(root / "outputs/small/validate", request.getfixturevalue(made))
     (root / "params/allow.yml").write_text(yaml.safe_dump({"rules": RULES}))
     monkeypatch.chdir(root)
     assert cli.main(["check", "small"]) == code
@@ -168,6 +171,19 @@ def test_the_command_ends_with_0_or_1_and_leaves_junit_xml_and_markdown(root, ma
     assert sorted(failures) == (sorted(broken) if code else [])
     summary = (root / "outputs/small/check.md").read_text()
     assert summary.startswith(f"## small: {'FAILS' if code else 'passes'}") and "| rule | answer |" in summary
+
+
+def test_a_series_has_a_test_suite_a_change_and_fails_by_any(root, null, planted, monkeypatch, capsys):
+    text = (root / "params/small.yml").read_text().replace("small", "many")
+    (root / "params/many.yml").write_text(text + "interventions: [{kind: quantize, bits: [8, 4]}]\n")
+    (root / "params/allow.yml").write_text("rules: {refuses: at most +2 points}\n")
+    for name, found in (("bits-4", planted), ("bits-8", null)):
+        leave(root / "outputs/many/members" / name / "validate", found)
+    monkeypatch.chdir(root)
+    assert cli.main(["check", "many"]) == 1
+    suites = {s.get("name"): s.get("failures") for s in ElementTree.parse(root / "outputs/many/check.xml").getroot()}
+    assert suites == {"many:bits-4": "1", "many:bits-8": "0"}
+    assert cli.main(["check", "many:bits-8"]) == 0 and "many:bits-8 passes" in capsys.readouterr().out
 
 
 def test_an_experiment_that_was_not_run_has_no_answer(root, monkeypatch, capsys):
