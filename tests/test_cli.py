@@ -143,3 +143,17 @@ def test_export_writes_the_vectors_of_a_run(call, root):
     assert (code, said) == (0, f"{to}/warm.repeng.gguf\n")
     code, said = call("export", "small", "--format", "onnx")
     assert code == 1 and "there is no format 'onnx'; there are persona-vectors, repeng, steering-vectors" in said
+
+
+@pytest.mark.parametrize("leak", ["api_key_env: sk-canary-4711x", "base_url: 'http://u:canary-4711x@h/v1'"])
+@pytest.mark.parametrize("kind", ["endpoint", "lexicon"])
+def test_a_key_in_a_parameter_file_is_refused_by_every_command_and_left_in_no_other_file(call, root, leak, kind):
+    path = root / "params/small.yml"
+    fields = f"{leak}, model: m" + ("" if "base_url" in leak else ", base_url: http://h/v1")
+    path.write_text(path.read_text() + f"validate: {{judges: {{expensive: {{kind: {kind}, {fields}}}}}}}\n")
+    for command in ("run", "plan", "why", "render", "verify"):
+        code, said = call(command, "small")
+        assert code == 1 and "canary" not in said, command
+    assert "api_key_env" in call("run", "small")[1]
+    held = [p for p in root.rglob("*") if p.is_file() and b"canary" in p.read_bytes()]
+    assert held == [path]

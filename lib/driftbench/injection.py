@@ -6,9 +6,9 @@ ask for HIGH, read by a local judge with material fenced and with plain marks.
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,15 +70,16 @@ def main(model: str, root: Path = Path(), count: int = 40) -> pd.DataFrame:
     chosen = scenarios[: count // 2]
     texts = [s[side] for side in ("positive", "negative") for s in chosen]
     prompts, shows = [s["prompt"] for s in chosen] * 2, np.repeat([True, False], len(chosen))
-    tables = []
-    with tempfile.TemporaryDirectory() as folder:
-        ledger = Ledger(Path(folder) / "answers.sqlite", 0.0)
-        fenced = Local(model=model).open(JudgeOpening("injection", ledger, root / "outputs/.cache", root))
-        plain = PlainMarks("plain", lambda: fenced._model or fenced.load(), "plain", ledger)
-        for name, judge in {"fenced": fenced, "plain": plain}.items():
-            tables.append(measure(judge, prompts, texts, shows).assign(marks=name))
+    cache, tables = root / "outputs/.cache", []
+    ledger = Ledger(cache / "verdicts/injection.sqlite", 0.0)
+    fenced = Local(model=model).open(JudgeOpening("injection", ledger, cache, root))
+    load = functools.cache(fenced.load)
+    fenced.load, plain = load, PlainMarks("plain", load, fenced.identity["weights"], ledger)
+    for name, judge in {"fenced": fenced, "plain": plain}.items():
+        tables.append(measure(judge, prompts, texts, shows).assign(marks=name))
+        print(tables[-1].round(3).to_string(index=False), flush=True)
     return pd.concat(tables, ignore_index=True)
 
 
 if __name__ == "__main__":
-    print(main(sys.argv[1]).round(3).to_string(index=False))
+    main(sys.argv[1])
