@@ -16,6 +16,7 @@ from driftbook.numbers import apart, share
 State = Literal["changed", "no change found", "could not tell"]
 STRONGEST = 3  # behaviours that the first line names
 NEAR = 0.03  # points of answers within which a behaviour counts as unmoved
+NEARLY = 0.8  # of the strongest claim's difference, for one that says the same in a reader's words
 WIDE = 0.25  # a difference of shares beyond it must be visible, or the prompts are too few to tell anything
 
 
@@ -57,8 +58,8 @@ def verdict(
     """``claims`` is the table of claims, strongest first; ``prompts`` and ``answers`` (of a side to each prompt) say
     what was read; ``seen`` is the smallest change of a share, from a tenth of answers, that would have been confirmed
     four times in five; ``scope`` is a sentence on what the claims speak of, where it is not prompts like these."""
-    good = claims[claims["confirmed"] & (claims["like"] == "")]
-    first = good.loc[told_first(good)[:STRONGEST]]
+    good = told(claims)
+    first = good.head(STRONGEST)
     if len(good):
         state: State = "changed"
         more = f"; and {len(good) - len(first)} more" if len(good) > len(first) else ""
@@ -79,7 +80,26 @@ def verdict(
     return Verdict(state, moved, _unmoved(claims, seen), sure, tuple(first["hypothesis_id"]))
 
 
-def told_first(good: pd.DataFrame) -> list[int]:
+def told(claims: pd.DataFrame) -> pd.DataFrame:
+    """The confirmed claims that a reader is told, in the order of telling: one of those that say nearly the same.
+
+    That is the strongest, unless one that says what the answer does with the question (the family *stance*: refuses,
+    warns, hedges) moved by nearly as much: an opening with "I" that comes with refusals is told as refusals.
+    """
+    good = claims[claims["confirmed"]]
+    kind = good.get("kind", pd.Series("", index=good.index))
+    size = good["difference"].abs()
+    of = good["like"].where(good["like"] != "", good["hypothesis_id"])
+    stands = {}
+    for head in good.index[good["like"] == ""]:
+        same = good.index[(of == good.loc[head, "hypothesis_id"]) & (good["unit"] == good.loc[head, "unit"])]
+        means = [i for i in same if kind[i] == "stance" and size[i] >= NEARLY * size[head]]
+        stands[head] = head if kind[head] == "stance" or not means else max(means, key=lambda i: size[i])
+    first = good.loc[list(stands.values())].reset_index(drop=True)
+    return first.loc[_told_first(first)].reset_index(drop=True)
+
+
+def _told_first(good: pd.DataFrame) -> list[int]:
     """The order in which a reader wants to be told: by points of answers; a length by the part that it changed by."""
     size = good["difference"].abs()
     part = size / good[["base", "intervention"]].abs().max(axis=1).clip(lower=1e-9)

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from driftbook.errors import DriftbookError
-from driftbook.evidence.verdict import headline, told_first
+from driftbook.evidence.verdict import headline, told
 from driftbook.members import member_name
 from driftbook.parameters import STAGES
 from driftbook.sections import Intervention, of_kind, short_name
@@ -57,15 +57,14 @@ def read_findings(experiment: Path, names: tuple[str, str] = ("base", "changed")
         confirmed=table.get("confirmed", pd.Series(False, index=table.index)).eq(True),
         like=table.get("like", pd.Series("", index=table.index)).fillna("").astype(str),
     ).sort_values("confirmed", ascending=False, kind="stable", ignore_index=True)
-    good = table[table["confirmed"] & (table["like"] == "")]
-    moved = good.loc[told_first(good)].reset_index(drop=True) if len(good) else good
+    moved = told(table)
     specs: dict[str, Any] = {}
     if (data / "frozen.parquet").is_file():
         frozen = read_table(data / "frozen.parquet")
         specs = {i: json.loads(m) for i, m in zip(frozen["hypothesis_id"], frozen["measure"], strict=True)}
-    told = read_record(experiment / "validate").get("verdict") or {}
-    state = str(told.get("state") or ("changed" if len(moved) else ""))
-    lines = tuple(str(line) for line in told.get("lines") or [])
+    record = read_record(experiment / "validate").get("verdict") or {}
+    state = str(record.get("state") or ("changed" if len(moved) else ""))
+    lines = tuple(str(line) for line in record.get("lines") or [])
     return Findings(names, state, lines, table, moved.assign(n=range(1, len(moved) + 1)), specs)
 
 

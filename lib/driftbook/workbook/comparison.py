@@ -16,8 +16,9 @@ from driftbook.errors import DriftbookError
 from driftbook.members import experiment_at
 from driftbook.numbers import number
 from driftbook.parameters import STAGES
+from driftbook.prompts import SIDES
 from driftbook.series import between
-from driftbook.workbook.claims import read_findings, read_table
+from driftbook.workbook.claims import names_of, parameters, read_findings, read_table
 from driftbook.workbook.compare import Difference, compare
 from driftbook.workbook.overlay import overlaid_layers, overlaid_tokens
 from driftbook.workbook.page import Link, build_page, fill, within_size
@@ -145,10 +146,11 @@ def claim_changes(a: Path, b: Path) -> tuple[list[ClaimChange], list[ClaimChange
     Claims are the same when text and direction are.
     """
     left, right = _claims(a), _claims(b)
+    names = dict(zip(SIDES, names_of(parameters(b)), strict=True))
     gained, lost, moved = [], [], []
     for key in dict.fromkeys((*left, *right)):
         x, y = left.get(key), right.get(key)
-        change = ClaimChange(key[0], key[1], _said(x), _said(y))
+        change = ClaimChange(key[0], names.get(key[1], ""), _said(x), _said(y))
         was, now = bool(x is not None and x["confirmed"]), bool(y is not None and y["confirmed"])
         if now and not was:
             gained.append(change)
