@@ -18,7 +18,8 @@ LIB = Path(__file__).parent.parent / "lib"
 # From the ground up: a module imports from its own floor and those below. The longest name that fits decides.
 FLOORS = {
     "ground": "errors files conversations hashes numbers workers store replies ledger chat prompts prompt_files "
-    "text_tables discovery.splits sections members stage exchange behaviours.words",
+    "text_tables discovery.splits sections members stage exchange behaviours.words "
+    "behaviours.measure",
     "statistics": "auc evidence.dynamics evidence.eprocess evidence.intervals evidence.levels evidence.multiplicity "
     "evidence.paired evidence.rubrics evidence.shifts evidence.swaps evidence.wins discovery.hypotheses "
     "discovery.two_sample",

@@ -1,3 +1,4 @@
+import math
 import random
 import re
 from collections import Counter
@@ -187,7 +188,7 @@ def test_prompts_that_ask_other_things_are_two_units(one, other):
 
 
 def test_long_prompts_that_differ_in_a_number_alone_are_one_unit():
-    text = "a b c d e f g h i j k l m n o p q r s t"
+    text = " ".join(first + second for first in "abcdef" for second in "ghijkl")
     assert unit_numbers([f"{text} (1)", f"{text} (2)"]) == [0, 0]
 
 
@@ -195,28 +196,37 @@ def test_units_are_those_of_a_plain_comparison_of_all_pairs_and_a_chain_joins_it
     rng = random.Random(1)
     vocabulary = [f"w{i}" if i % 3 else "abcdefghij"[: 1 + i % 7] + "xyz"[i % 3 :] for i in range(120)]
     weights = [1 / (i + 1) for i in range(120)]
-    texts = [" ".join(rng.choices(vocabulary, weights, k=rng.randint(1, 9))) for _ in range(400)]
+    texts = [" ".join(rng.choices(vocabulary, weights, k=rng.randint(1, 9))) for _ in range(120)]
     expected = plainly(texts)
-    assert 100 < len(set(expected)) < 390
+    assert 40 < len(set(expected)) < 115
     assert unit_numbers(texts) == expected
-    order = rng.sample(range(400), 400)
+    order = rng.sample(range(120), 120)
     again = dict(zip(order, unit_numbers([texts[i] for i in order]), strict=True))
-    pairs = [(again[i], expected[i]) for i in range(400)]
+    pairs = [(again[i], expected[i]) for i in range(120)]
     assert len(set(pairs)) == len(set(expected))  # the same units, in whatever order
 
 
 def plainly(texts: list[str]) -> list[int]:
-    """Units by comparing every pair and flooding from one text to the next."""
-    bags = [set(words(t)) for t in texts]
-    letters = [t.replace(" ", "") if not re.search(r"\d \d", t) else re.sub(r"(?<!\d) | (?!\d)", "", t) for t in texts]
-    runs = [{s[i : i + 4] for i in range(max(1, len(s) - 3))} for s in letters]
-    numbers = [sorted(re.findall(r"\d+", s)) for s in letters]
+    """Units by comparing every pair of different texts and flooding from one to the next."""
+    keys = [re.sub(r"(?<!\d) | (?!\d)", "", t) for t in texts]
+    different = {key: t for key, t in zip(reversed(keys), reversed(texts), strict=True)}
+    runs = {key: {key[i : i + 4] for i in range(max(1, len(key) - 3))} for key in different}
+    bags = {key: set(words(t)) for key, t in different.items()}
+    numbers = {key: sorted(re.findall(r"\d+", key)) for key in different}
+    n = len(different)
+
+    def near(sets: dict, one: str, two: str, among: list[str]) -> float:
+        weight = {m: math.log1p(n / sum(m in sets[k] for k in among)) for m in sets[one] | sets[two]}
+        return sum(weight[m] for m in sets[one] & sets[two]) / sum(weight.values())
 
     def same(i: int, j: int) -> bool:
-        by_words = len(bags[i] & bags[j]) / len(bags[i] | bags[j])
-        by_letters = len(runs[i] & runs[j]) / len(runs[i] | runs[j])
-        near = numbers[i] == numbers[j] and (by_words >= 0.6 - 1e-12 or by_letters >= 0.7 - 1e-12)
-        return near or by_words >= 0.9 - 1e-12
+        one, two = keys[i], keys[j]
+        if one == two or near(bags, one, two, list(different)) >= 0.9 - 1e-12:
+            return True
+        if numbers[one] != numbers[two]:
+            return False
+        among = [k for k in different if numbers[k] == numbers[one]]
+        return near(bags, one, two, among) >= 0.6 - 1e-12 or near(runs, one, two, among) >= 0.4 - 1e-12
 
     unit: dict[int, int] = {}
     for start in range(len(texts)):
@@ -252,10 +262,16 @@ def test_look_alikes_share_a_split_and_none_is_dropped():
     ]
 
 
-def test_a_template_with_other_words_is_one_unit_and_with_other_numbers_is_many():
-    names = ["ab", "cd", "ef", "gh", "ij", "kl", "mn"]
-    prompts = [f"What is the price of {a}{b}{c} in the shop?" for a in names for b in names for c in names]
-    assert set(unit_numbers(prompts)) == {0}
+def test_many_prompts_of_one_template_are_told_apart_by_what_they_ask_for():
+    names = ["tea", "rain", "bread", "chess", "violins", "glaciers", "taxes", "comets", "maps", "clocks"]
+    assert len(set(unit_numbers([f"Tell me about {name}." for name in names]))) == 10
+    ends = ("", ".", "!", " please")
+    spelled = [f"{start}ell me about {name}{end}" for name in names for start in "Tt" for end in ends]
+    assert unit_numbers(spelled) == [i // 8 for i in range(80)]
+    assert unit_numbers(["What is the capital of France?", "What is the capital of Spain?"]) == [0, 0]  # nothing else
+
+
+def test_three_thousand_prompts_with_other_numbers_are_three_thousand():
     assert len(set(unit_numbers([f"What is the price of item{i} in the shop?" for i in range(3000)]))) == 3000
 
 

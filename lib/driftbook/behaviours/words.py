@@ -180,6 +180,11 @@ def tokens(folded: str) -> list[str]:
     return (_ASCII_WORD if folded.isascii() else _WORD).findall(folded)
 
 
+def unspaced(word: str) -> bool:
+    """Whether a word is of a script that writes no spaces, and so is one character."""
+    return UNSPACED_LETTER.match(word) is not None
+
+
 def sentences(text: str) -> list[str]:
     """Sentences in order, as written, without the marks of lists and headings."""
     return reading(text).sentences

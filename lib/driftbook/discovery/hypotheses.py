@@ -17,8 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import regex
 import scipy.sparse as sp
 
+from driftbook.behaviours.words import unspaced, words
 from driftbook.errors import DriftbookError
 from driftbook.prompts import SIDES, SideName
 
@@ -27,8 +29,8 @@ COLUMNS = ("hypothesis_id", "text", "direction", "cluster", "evidence", "propose
 MIN_STABILITY = 0.6  # below it a cluster dissolves when prompts are drawn anew (Hennig 2007)
 SAME_TEXTS = 0.6  # correlation over texts from which on two lexicons say one thing in other words
 
-_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
-_CLAUSE = re.compile(r"[.!?;:,()\[\]\"“”\n]+")
+_LETTER = regex.compile(r"\p{L}")
+_CLAUSE = re.compile(r"[.!?;:,()\[\]\"“”\n。！？；：，、；।॥؟،؛۔]+")
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,8 @@ def from_frame(frame: pd.DataFrame) -> list[Hypothesis]:
 
 
 def tokenize(text: str) -> list[str]:
-    """Lower-case words; digits and punctuation separate, apostrophes inside a word belong to it."""
-    return [w.replace("’", "'") for w in _WORD.findall(text.lower())]
+    """The folded words of a text (``behaviours.words``) that hold a letter."""
+    return [w for w in words(text) if _LETTER.search(w)]
 
 
 def features(text: str, prompt: str = "") -> set[str]:
@@ -113,9 +115,9 @@ def features(text: str, prompt: str = "") -> set[str]:
     def grams(string: str) -> set[str]:
         found: set[str] = set()
         for clause in _CLAUSE.split(string):
-            words = tokenize(clause)
-            found.update(words)
-            found.update(f"{a} {b}" for a, b in pairwise(words))
+            said = tokenize(clause)
+            found.update(said)
+            found.update(f"{a}{'' if unspaced(a) and unspaced(b) else ' '}{b}" for a, b in pairwise(said))
         return found
 
     return grams(text) - grams(prompt)
@@ -226,21 +228,27 @@ def merge(
     """Drop near-duplicates, keeping the first of each and all evidence (at most ten ids).
 
     Two hypotheses are near-duplicates when their direction is the same and at least half of all their words are
-    shared (of their lexicons where both have one, else of their sentences), or when they hold of nearly the same
-    texts: ``held`` says of each which, ``[texts]`` booleans. A person's hypothesis is never merged into another.
+    shared (of their lexicons where both have one and look for it at the same place, else of their sentences), or when
+    they hold of nearly the same texts: ``held`` says of each which, ``[texts]`` booleans. To open with a phrase and to
+    say it anywhere are two claims, unless the same answers do both. A person's hypothesis is never merged into another.
     """
     kept: list[tuple[Hypothesis, np.ndarray | None]] = []
     for h, texts in zip(hypotheses, held if held is not None else [None] * len(hypotheses), strict=True):
         for i, (k, others) in enumerate(kept):
             by_words = bool(h.words and k.words)
             one, two = (h.words, k.words) if by_words else (tokenize(h.text), tokenize(k.text))
-            same = _alike(one, two, least if by_words else 0.7) or alike(texts, others) >= SAME_TEXTS
+            same = _place(h) == _place(k) and _alike(one, two, least if by_words else 0.7)
+            same = same or alike(texts, others) >= SAME_TEXTS
             if same and h.direction == k.direction and h.proposer != "person":
                 kept[i] = replace(k, evidence=tuple(dict.fromkeys(k.evidence + h.evidence))[:10]), others
                 break
         else:
             kept.append((h, texts))
     return [h for h, _ in kept]
+
+
+def _place(hypothesis: Hypothesis) -> Any:
+    return (hypothesis.measure or {}).get("place", "anywhere")
 
 
 def alike(one: np.ndarray | None, two: np.ndarray | None) -> float:

@@ -5,11 +5,12 @@ the same question in other words. So look-alikes are one *unit*: they share a sp
 bootstrap counts them once. Only prompts are read here, never an answer: units and splits are the same for both models.
 
 Two prompts are look-alikes when they are equal after folding case, space, punctuation and Unicode form (NFKC), when
-their sets of words have a Jaccard index of ``SAME_WORDS``, or those of their runs of four characters one of
-``SAME_LETTERS`` (all turns, without the system prompt); and so are those that a chain of look-alikes joins. Prompts
-with other numbers ask other things ("12 times 7"), unless ``SAME_BUT_NUMBERS`` of their words are the same. All pairs
-are decided exactly; few are compared, because two sets that are so alike have some members in common among the rarest
-of each (prefix filtering: Bayardo, Ma and Srikant 2007; Wang, Li and Feng 2012).
+the Jaccard index of their sets of words is ``SAME_WORDS`` or more, or that of their runs of four characters
+``SAME_LETTERS`` (all turns, without the system prompt); and so are those that a chain of look-alikes joins. A word (or
+run) weighs log(1 + prompts / prompts that hold it): what all prompts of a template say tells none apart. Prompts with
+other numbers ask other things ("12 times 7"), unless ``SAME_BUT_NUMBERS`` of their words are the same. All pairs are
+decided exactly; few are compared, because two sets that are so alike have one of their rarest members in common (prefix
+filtering: Chaudhuri, Ganti and Kaushik 2006; Bayardo, Ma and Srikant 2007).
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from driftbook.errors import PromptError
 from driftbook.prompts import Prompt, PromptSet
 
 SPLITS = ("discover", "screen", "validate")
-SAME_WORDS, SAME_LETTERS, SAME_BUT_NUMBERS = 0.6, 0.7, 0.9
-HEAD = 2  # rare members that two sets must share to be compared at all
+SAME_WORDS, SAME_LETTERS, SAME_BUT_NUMBERS = 0.6, 0.4, 0.9
 
 _NO_SPACES = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_NO_SPACES}]+|(?:(?![{_NO_SPACES}])[^\W_])+(?:'[^\W_]+)*")
+_CHARACTER = r"[\p{L}\p{M}\p{N}]"
+_WORD = regex.compile(rf"[{_NO_SPACES}]+|(?:(?![{_NO_SPACES}]){_CHARACTER})+(?:'{_CHARACTER}+)*")
 _NUMBER = re.compile(r"\d+")
 _FOLDED_AWAY = regex.compile(r"(?<=\d)([\p{Z}\p{P}\p{C}\s]+)(?=\d)|[\p{Z}\p{P}\p{C}\s]+")
 
@@ -195,31 +196,34 @@ def _folded(text: str) -> str:
 
 
 def _joined(label: np.ndarray, sets: Sequence[Collection[Any]], bound: float) -> np.ndarray:
-    """``label`` ``[sets]`` with the labels of all pairs made one whose Jaccard index reaches ``bound``."""
+    """``label`` ``[sets]`` with the labels of all pairs made one whose weighted Jaccard index reaches ``bound``."""
     names: dict[Any, int] = {}
-    at = [names.setdefault(member, len(names)) for members in sets for member in sorted(members)]
+    at = np.array([names.setdefault(one, len(names)) for members in sets for one in sorted(members)], dtype=np.int64)
     sizes = np.array([len(members) for members in sets], dtype=np.int64)
+    often = np.bincount(at, minlength=len(names))
     rarity = np.empty(len(names), dtype=np.int64)
-    rarity[np.argsort(np.bincount(at, minlength=len(names)), kind="stable")] = np.arange(len(names))
-    row, column = np.repeat(np.arange(len(sets)), sizes), rarity[np.array(at, dtype=np.int64)]
+    rarity[np.argsort(often, kind="stable")] = np.arange(len(names))
+    row, column, shape = np.repeat(np.arange(len(sets)), sizes), rarity[at], (len(sets), len(names))
     order = np.lexsort((column, row))
-    row, column, shape = row[order], column[order], (len(sets), len(names))
-    place = np.arange(len(row)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    needed = np.ceil(bound * sizes - 1e-9).astype(np.int64)  # members in common, at least
-    rare = place < (sizes - needed + HEAD)[row]
-    whole = sparse.csr_matrix((np.ones(len(row), np.int32), (row, column)), shape=shape)
+    row, column = row[order], column[order]
+    weight = np.log1p(len(sets) / np.sort(often, kind="stable"))[column]
+    total = np.bincount(row, weight, minlength=len(sets))
+    before = np.cumsum(weight) - weight  # of the rarer members of the set
+    before -= (np.cumsum(total) - total)[row]
+    rare = total[row] - before >= bound * total[row] - 1e-6  # what is left could still be enough
+    whole = sparse.csr_matrix((np.sqrt(weight), (row, column)), shape=shape)
     head = sparse.csr_matrix((np.ones(rare.sum(), np.int32), (row[rare], column[rare])), shape=shape)
     others, shuffle = head.T.tocsr(), np.random.default_rng(0).permutation
     for start in range(0, len(sets), 256):
         near = (head[start : start + 256] @ others).tocoo()
         one, two = near.row + start, near.col
-        kept = np.flatnonzero((two < one) & (near.data >= np.minimum(HEAD, np.maximum(needed[one], needed[two]))))
+        kept = np.flatnonzero(two < one)
         pairs = np.stack([one[kept], two[kept]])[:, shuffle(len(kept))]  # what all have in common joins them at once
         while (apart := label[pairs[0]] != label[pairs[1]]).any():
             pairs = pairs[:, apart]
             one, two = pairs[:, :20_000]
             shared = np.asarray(whole[one].multiply(whole[two]).sum(axis=1)).ravel()
-            same = shared >= bound * (sizes[one] + sizes[two] - shared) - 1e-9
+            same = shared >= bound * (total[one] + total[two] - shared) - 1e-9
             edges = (np.ones(same.sum(), np.int8), (label[one[same]], label[two[same]]))
             label = connected_components(sparse.coo_matrix(edges, shape=(len(sets),) * 2), directed=False)[1][label]
             pairs = pairs[:, 20_000:]

@@ -19,9 +19,10 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from driftbook.behaviours.measure import Words
+from driftbook.behaviours.words import fold
 from driftbook.discovery.hypotheses import features, tokenize
 from driftbook.evidence.intervals import Interval, auc_resamples, resample_counts
-from driftbook.judges.lexicon import lexicon_pattern
 
 NAMES = {
     "words": "words, counted",
@@ -72,8 +73,8 @@ class BagOfWords:
         """
         wanted = tuple(sorted(without))
         if wanted not in self.known:
-            own = lexicon_pattern(wanted) if wanted else None
-            keep = np.array([own is None or not own.search(t) for t in self.terms], dtype=bool)
+            own = Words(wanted) if wanted else None
+            keep = np.array([own is None or not own.found(fold(t)) for t in self.terms], dtype=bool)
             if keep.any():
                 self.known[wanted] = _fit_and_score(self.train[:, keep], self.changed, self.test[:, keep])
             else:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from driftbook.behaviours.words import fold
 from driftbook.errors import DriftbookError
 from driftbook.sections import JudgeSpec, judge
 
@@ -15,21 +15,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from driftbook.discovery.hypotheses import Hypothesis
-
-
-def lexicon_pattern(words: Sequence[str]) -> re.Pattern[str]:
-    """One pattern for words, phrases and ``/regular expressions/``; longer phrases first, so that none is counted
-    twice.
-
-    Raises DriftbookError for an expression that does not compile.
-    """
-    plain = sorted((w for w in words if not (len(w) > 2 and w[0] == w[-1] == "/")), key=lambda w: (-len(w), w))
-    parts = [r"(?<!\w)" + r"\s+".join(map(re.escape, w.lower().split())) + r"(?!\w)" for w in plain]
-    parts += [f"(?:{w[1:-1]})" for w in words if w not in plain]
-    try:
-        return re.compile("|".join(parts), re.IGNORECASE)
-    except re.error as reason:
-        raise DriftbookError(f"words {list(words)}: {reason} in a regular expression") from None
 
 
 @judge
@@ -50,6 +35,7 @@ class Lexicon(JudgeSpec):
         """Raises DriftbookError for a hypothesis without words."""
         import numpy as np
 
+        from driftbook.behaviours.measure import Words
         from driftbook.discovery.hypotheses import tokenize
 
         without = [h.text for h in hypotheses if not h.words]
@@ -57,10 +43,10 @@ class Lexicon(JudgeSpec):
             raise DriftbookError(
                 f"the lexicon judge cannot read {without[0]!r}: give it words, or set validate.judges to a model"
             )
-        lower = [t.lower().replace("’", "'") for t in texts]
+        folded = [fold(t) for t in texts]
         length = np.array([max(len(tokenize(t)), self.saturation) for t in texts], dtype=np.float64)
         hits = np.zeros((len(texts), len(hypotheses)))
         for column, hypothesis in enumerate(hypotheses):
-            pattern = lexicon_pattern(hypothesis.words)
-            hits[:, column] = [sum(1 for _ in pattern.finditer(t)) for t in lower]
+            search = Words(hypothesis.words)
+            hits[:, column] = [search.count(t) for t in folded]
         return np.minimum(1.0, hits * self.saturation / length.reshape(-1, 1))

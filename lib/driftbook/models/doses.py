@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,6 +12,8 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
+from driftbook.behaviours.measure import Words
+from driftbook.behaviours.words import fold, words
 from driftbook.errors import DriftbookError
 from driftbook.evidence.intervals import bootstrap_mean
 from driftbook.models.loading import LoadedModel
@@ -105,12 +106,8 @@ def lexicon_rate(texts: Iterable[str], phrases: Sequence[str]) -> np.ndarray:
     trait."""
     if not phrases:
         return np.zeros(len(list(texts)))
-    pattern = re.compile(
-        r"(?<!\w)(?:" + "|".join(re.escape(p.lower()) for p in sorted(phrases, key=len, reverse=True)) + r")(?!\w)"
-    )
-    return np.array(
-        [100 * len(pattern.findall(t.lower().replace("\u2019", "'"))) / max(1, len(t.split())) for t in texts]
-    )
+    search = Words(phrases)
+    return np.array([100 * search.count(fold(t)) / max(1, len(words(t))) for t in texts])
 
 
 def net_lexicon(texts: Sequence[str], trait: Trait) -> np.ndarray:
@@ -125,8 +122,8 @@ def repetition(texts: Iterable[str], n: int = 3) -> np.ndarray:
     """
     shares = []
     for text in texts:
-        words = re.findall(r"\w+", text.lower())
-        grams = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+        said = words(text)
+        grams = Counter(tuple(said[i : i + n]) for i in range(len(said) - n + 1))
         total = sum(grams.values())
         shares.append((total - len(grams)) / total if total else 0.0)
     return np.array(shares)

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from driftbook.behaviours.words import words as words_of
 from driftbook.models.doses import net_lexicon, repetition
 from driftbook.models.loading import LoadedModel
 from driftbook.models.local import LocalEngine, Request
@@ -82,7 +83,7 @@ def filter_answers(answers: pd.DataFrame, trait: Trait, spec: Instructed, score:
     whose partner fell out has ``no partner``, and a pair in which one is more than twice as long as the other falls out
     for its ``length``, which a vector could read.
     """
-    words = answers.text.str.split().str.len().to_numpy()
+    words = answers.text.map(lambda text: len(words_of(text))).to_numpy()
     positive = answers.label.to_numpy() == 1
     found = {"short": words < spec.min_words, "repetitive": repetition(answers.text) > spec.max_repetition}
     if score is None:
