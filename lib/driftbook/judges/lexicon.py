@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from driftbook.behaviours.words import fold
 from driftbook.errors import DriftbookError
 from driftbook.sections import JudgeSpec, judge
 
@@ -36,6 +35,7 @@ class Lexicon(JudgeSpec):
         import numpy as np
 
         from driftbook.behaviours.measure import Words
+        from driftbook.behaviours.words import fold
         from driftbook.discovery.hypotheses import tokenize
 
         without = [h.text for h in hypotheses if not h.words]
