@@ -125,6 +125,7 @@ def test_parsing_keeps_what_is_well_formed():
         ("The answer provides steps.", "provides steps"),
         ("Answer A is more formal", "is more formal"),
         ("it hedges", "hedges"),
+        ("offers help, while B refuses", "offers help"),
         ("Gives a list, " + "and so on " * 9, "gives a list"),
     ],
 )

@@ -93,7 +93,8 @@ def parse(text: str) -> list[tuple[str, str, str]]:
 def statement(does: str) -> str:
     """The verb phrase in what a model wrote: without its subject, its end, and what follows where it runs on."""
     said = _SUBJECT.sub("", " ".join(does.split())).strip(_ENDS)
-    said = said if len(said) <= 80 else re.split(r"[,;:]| while | by ", said)[0].strip(_ENDS)
+    said = re.split(r",? (?:while|whereas|but) |; ", said)[0].strip(_ENDS)
+    said = said if len(said) <= 80 else re.split(r"[,:]| by ", said)[0].strip(_ENDS)
     return said[:1].lower() + said[1:]
 
 
