@@ -29,7 +29,7 @@ def counted_by(server) -> int:
 
 
 def test_the_ledger_of_both_roles_adds_up_to_the_servers_own_count(server, tmp_path):
-    """A random model gives no verdict that can be read, so that everything is asked again, and missing in the end."""
+    """A random model is cut before it gives a verdict, so that all are missing, and each was paid once."""
     before = counted_by(server)
     with FaultyProxy(server.base_url, FAULTS, hang=3.0) as proxy:
         judge = {"kind": "endpoint", "model": server.model, "base_url": proxy.base_url, "max_output_tokens": 4}
@@ -50,7 +50,7 @@ def test_the_ledger_of_both_roles_adds_up_to_the_servers_own_count(server, tmp_p
         metrics = stage.write(tmp_path / "data", frozen, screening, found, claims, judges, run.section)
         ledger = pd.read_parquet(tmp_path / "data" / "ledger.parquet").set_index("judge")
         roles = ledger.loc[[f"{server.model} (cheap)", f"{server.model} (expensive)"]]
-        assert not proxy.script and (roles["calls"] > 8).all()
+        assert not proxy.script and (roles["missing"] == roles["verdicts"]).all() and (roles["verdicts"] >= 4).all()
         assert ledger["calls"].sum() == proxy.asked
         assert ledger["failed"].sum() == len(FAULTS) == sum(n for step, n in proxy.done.items() if step != "good")
         passed = proxy.asked - sum(isinstance(s, int) or s == "not json" for s in FAULTS)
