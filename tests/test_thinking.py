@@ -175,7 +175,7 @@ def test_a_thought_that_the_template_opens_is_apart_too(opened, tmp_path):
 
 SPLITS = ["discover", "validate"] * (len(QUESTIONS) // 2)
 ASKED = [Prompt(q, family="ab"[i % 2]) for i, q in enumerate(QUESTIONS)]
-PROMPTS = PromptSet.of(ASKED, SPLITS, pd.DataFrame({"prompt_id": []}))
+PROMPTS = PromptSet.of(ASKED, SPLITS)
 SAMPLING = {"strategy": "uniform", "max_texts": 16, "rounds": 1}
 
 
