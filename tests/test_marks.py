@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from driftbook.behaviours.catalogue import panel
-from driftbook.behaviours.marks import excerpt, marker
+from driftbook.behaviours.marks import excerpt, marker, placed
 from driftbook.behaviours.measure import words_measure
 
 BY_NAME = {m.name: m for m in panel()}
@@ -65,3 +65,10 @@ def test_an_excerpt_holds_the_evidence_and_a_line_around_it():
     assert said.startswith("… word") and said.endswith("after …") and len(said) < 500
     assert "".join(p for p, _ in excerpt("short", [])) == "short"
     assert excerpt(text, [], near=1.0)[0] == ("… ", False)
+
+
+@pytest.mark.parametrize(
+    ("place", "said"), [("opener", ["What an honor!"]), ("closer", ["Would you like another poem?"]), ("body", [])]
+)
+def test_a_group_of_sentences_is_marked_where_it_stands(place, said):
+    assert [TEXT[a:b] for a, b in placed(TEXT, place)] == said

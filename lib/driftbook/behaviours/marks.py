@@ -34,6 +34,13 @@ def marker(spec: Mapping[str, Any]) -> Callable[[str, str], list[Span]] | None:
     return lambda text, prompt: _evidence(measure, text, prompt)
 
 
+def placed(text: str, place: str) -> list[Span]:
+    """The first sentence of an answer (``opener``) or its last (``closer``): where a group of sentences stands that an
+    embedder alone reads."""
+    pieces = [_stripped(text, *m.span()) for m in _PIECE.finditer(text) if m[0].strip()]
+    return {"opener": pieces[:1], "closer": pieces[-1:]}.get(place, [])
+
+
 def _found(search: Words, text: str) -> list[Span]:
     """Words where they stand in the text as written; folding may have changed its length."""
     pieces = [fold(c) for c in text]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from driftbook.behaviours.marks import Piece, Span, excerpt, marker
+from driftbook.behaviours.marks import Piece, Span, excerpt, marker, placed
 from driftbook.behaviours.words import stream_safe
 from driftbook.discovery.amplification import ordinary
 from driftbook.prompts import SIDES, Prompt, load_saved
@@ -156,6 +156,8 @@ def _pairs_of(material: Material, claim: pd.Series, taken: set[str]) -> list[Pai
     for _, prompt_id, text_id, spans in sorted(tried, key=lambda t: t[:2])[:EACH]:
         taken.add(prompt_id)
         text = dict(material.answers[prompt_id, direction])[text_id]
+        spec = material.findings.specs.get(name, {}) if material.findings is not None else {}
+        spans = spans or placed(text, str(spec.get("place"))) if spec.get("kind") == "group" else spans
         near = spans[0][0] / max(1, len(text)) if spans else 0.0
         beside = excerpt(material.answers[prompt_id, other][0][1], [], near=1.0 if near > 0.7 else 0.0)
         own = excerpt(text, spans)

@@ -292,9 +292,10 @@ def _three_ways(folder: Path) -> list[str]:
     if finite(decode.get("js_mean")):
         js = float(decode["js_mean"])
         parts.append(f"next-token distributions {f'differ by {number(js)} nats a token' if js else 'are equal'}")
-    moved, total = cluster.get("moved_clusters"), cluster.get("clusters")
+    moved, total = cluster.get("moved_groups", cluster.get("moved_clusters")), cluster.get("clusters")
     if finite(moved) and finite(total):
-        parts.append(f"{moved:,} of {total:,} groups of like answers changed their share")
+        what = "sentences" if "moved_groups" in cluster else "answers"
+        parts.append(f"{moved:,} of {total:,} groups of like {what} changed their share")
     if finite(validate.get("confirmed")):
         parts.append(f"{validate['confirmed']:,} behaviours and phrases are confirmed")
     if len(parts) < 2:
