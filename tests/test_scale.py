@@ -8,6 +8,7 @@ number lies that close to an edge, which none of these few hundred does. Numbers
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -38,6 +39,7 @@ from driftbook.models.sampling import SamplingParams
 from driftbook.models.sides import Pair, open_pair
 from driftbook.models.vectors import VectorRecord, VectorSet
 from driftbook.parameters import EngineSpec, ModelSpec
+from driftbook.replies import request_key
 from driftbook.store import ShardStore
 from models import assert_same_but_for_rounding, saved
 from test_decode import PROMPTS, content
@@ -206,9 +208,12 @@ def test_replay_embeddings_and_verdicts_are_those_of_this_process(ray, steered, 
         ledger = Ledger(cache / "answers.sqlite", 0.0)
         spec = Local(model=str(folder))
         judge = open_judge(spec, "cheap", None, ledger, cache, cache, workers=workers, rubric="Rate it.")
-        scores = judge.score(texts[:20], claims)
+        with pytest.warns(UserWarning, match="40 of 40 verdicts are missing"):  # a random model begins with no level
+            judge.score(texts[:20], claims)
         assert ledger.accounts[judge.name].calls == 40
-        return scores
+        keys = [request_key({**judge.identity, "user": user}) for user in judge._users(texts[:20], claims, None)]
+        stored = ledger.peek_all(keys)
+        return np.array([[*json.loads(stored[key].text).values()] for key in keys])
 
     there = rows(tmp_path / "ray"), vectors_of(tmp_path / "ray", workers), verdicts(tmp_path / "ray", workers)
     with monkeypatch.context() as patch:
