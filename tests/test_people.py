@@ -106,6 +106,23 @@ def test_the_effect_is_the_prediction_powered_one_over_prompts(monkeypatch):
     assert found.effect.high - found.effect.low < found.alone.high - found.alone.low
 
 
+def test_the_effect_is_that_of_ppi_python(monkeypatch):
+    """Figures of ``ppi_mean_ci`` (ppi-python 0.2.3) on the same paired differences, at the same use of the judge."""
+    monkeypatch.setattr(people, "UNSEEN", 0.0)
+    rng, n = np.random.default_rng(0), 120
+    shows = (rng.random((2, n + 900)) < [[0.2], [0.45]]).astype(float)
+    judge = np.where(shows > 0, rng.random(shows.shape) < 0.85, rng.random(shows.shape) < 0.15).astype(float)
+    prompt, side = np.arange(n + 900), np.repeat([False, True], n)
+    mine = np.tile(prompt[:n], 2)
+    told = Labelled(mine, side, judge[side * 1, mine], shows[side * 1, mine], np.ones(2 * n))
+    found = corrected(prompt[n:], judge[0, n:], judge[1, n:], told)
+    assert found.use == pytest.approx(0.48686364853952464)
+    assert found.effect.estimate == pytest.approx(0.23561303, abs=1e-8)
+    normal, student = 1.959964, 1.969982  # quantiles; ours has 238 degrees of freedom
+    half = (found.effect.high - found.effect.low) / 2 * normal / student
+    assert half == pytest.approx((0.32509137 - 0.14613469) / 2, rel=1e-4)
+
+
 def test_what_a_judge_sees_too_much_of_is_taken_back():
     judge, told = pair(np.random.default_rng(2), prompts=2000, labels=400)
     moved = judge[1] - judge[0]
