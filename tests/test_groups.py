@@ -245,3 +245,19 @@ def test_a_segment_beyond_the_radius_is_in_no_group(moved):
     none = replace(groups, radius=np.full(len(groups), -1.0, dtype=np.float32))
     assert none.assign(["opener"] * 3, groups.centres[:3]).empty and none.digest != groups.digest
     assert json.loads(json.dumps(groups.digest)) == groups.digest
+
+
+def test_an_answer_is_the_mean_of_its_segments():
+    texts = ["Praise topic1! List topic2.", "List topic2.", "```\ncode\n```"]
+    vectors = g.answer_vectors(texts, None, embed)
+    mean = embed(["Praise topic1!", "List topic2."]).sum(axis=0)
+    assert np.allclose(vectors[0], mean / np.linalg.norm(mean), atol=1e-6)
+    assert np.allclose(vectors[1], embed(["List topic2."])[0], atol=1e-6) and not vectors[2].any()
+
+
+def test_a_group_that_is_a_part_of_a_surer_one_is_told_once(moved):
+    openers = moved.table[(moved.table["place"] == "opener") & (moved.table["q"] <= 0.05)]
+    assert len(openers) > 1 and (openers["like"] == -1).sum() < len(openers)
+    for row in openers[openers["like"] >= 0].itertuples():
+        both = moved.held[:, row.group] & moved.held[:, row.like]
+        assert both.sum() >= m.PART * min(row.answers, moved.held[:, row.like].sum())

@@ -92,7 +92,7 @@ __all__ = [
     "levels",
     "load",
     "near_clusters",
-    "open_embedder",
+    "open_answers",
     "open_judges",
     "open_workers",
     "outcomes",
@@ -437,6 +437,18 @@ def people(
         return pd.DataFrame(columns=list(AGREEMENT)), pd.DataFrame(columns=list(CORRECTED))
     labels = read_labels(run.root / run.section.labels, material)
     return held_against(labels, claims, verdicts(found), material, readings(judges, material))
+
+
+def open_answers(run: Run) -> Embed:
+    """Vectors of answers as the cluster stage reads them: of their segments, or whole. The embedder is loaded when a
+    text is missing in the cache."""
+    workers, path = open_workers(run.params.engine, run.params.base), run.input("cluster") / "centres.npz"
+    if not path.is_file():
+        return open_embedder(run.cache, workers=workers)
+    found = groups.Groups.load(path)
+    device = run.params.base.device
+    embed = through_cache(run.cache / "embeddings", **json.loads(found.embedder), device=device, workers=workers)
+    return lambda texts: groups.answer_vectors(texts, found.most, embed)
 
 
 def near_clusters(run: Run, material: Material, embed: Embed) -> dict[str, set[int]]:

@@ -272,6 +272,17 @@ def readings(
     return pd.DataFrame({"text_id": list(text_ids)} | columns)
 
 
+def answer_vectors(texts: Sequence[str], most: int | None, embed: Embed) -> np.ndarray:
+    """Vectors of whole answers, ``[texts, d]``: the mean of those of their segments, at most ``most`` of each, at unit
+    length; 0 for an answer without any. A long answer is read whole, and its sentences are embedded already."""
+    table = segments(list(map(str, range(len(texts)))), texts, most)
+    said, index = distinct(table["said"])
+    vectors = embed(said)
+    out = np.zeros((len(texts), vectors.shape[1]), dtype=np.float32)
+    np.add.at(out, table["text_id"].astype(int).to_numpy(), vectors[index])
+    return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
+
+
 def embedded(table: pd.DataFrame, prompts: Mapping[str, str], embed: Embed) -> np.ndarray:
     """Vectors of segments without what their prompts have in them (``without_prompts``), ``[segments, d]``; each
     distinct sentence and prompt is embedded once. ``prompts``: text id to the text of its prompt."""

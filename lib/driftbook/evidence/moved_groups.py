@@ -18,7 +18,7 @@ from scipy.special import gammaln
 from driftbook.discovery import groups
 from driftbook.discovery.clustering import Stability
 from driftbook.discovery.groups import Found, Name
-from driftbook.discovery.hypotheses import SAME_TEXTS, Hypothesis, alike
+from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.discovery.segments import segments
 from driftbook.evidence.counting import scope_of
 from driftbook.evidence.material import asked_ids
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 LEVEL = 0.05  # q up to which a group counts as moved
 PROMISING = 0.1  # q up to which one is worth a test on held-out prompts
+PART = 0.75  # share of the answers of the smaller of two groups from which on they are told once
 STABLE = 0.6  # mean Jaccard from which on a group is named as a kind (Hennig 2007)
 COLUMNS = (
     *("group", "place", "of", "answers", "prompts", "share_base", "share_intervention", "difference", "low", "high"),
@@ -89,7 +90,7 @@ class Moved:
 
 def told(table: pd.DataFrame, level: float = LEVEL) -> pd.DataFrame:
     """The groups that moved and are worth telling, the surest first: beyond what the number of sentences explains, and
-    without those that hold of nearly the same answers as a surer one."""
+    none that is a part of a surer one."""
     return table[(table["q"] <= level) & (table["beyond"] <= LEVEL) & (table["like"] < 0)]
 
 
@@ -100,7 +101,7 @@ def compose(known: Ground, texts: pd.DataFrame, seed: int, count: int = 5) -> Mo
     ``p`` and ``q`` ask whether the sides differ, over prompts like these, or, for few prompts with many answers each,
     on these prompts (``counting.scope_of``). ``beyond`` is the p-value of the same difference when both sides' answers
     to a prompt are read by equally many segments at that place: longer answers hold more of everything. ``like`` is the
-    surer group, of the promising ones, that holds of nearly the same answers (-1: none).
+    surer group, of the promising ones, that it is a part of, or that is a part of it (-1: none).
     """
     texts = texts.sort_values("text_id", kind="stable").reset_index(drop=True)
     grouped = known.found.groups
@@ -183,19 +184,24 @@ def _rarefied(known: Ground, texts: pd.DataFrame, wanted: np.ndarray) -> np.ndar
 
 
 def _like(rows: pd.DataFrame, held: np.ndarray) -> np.ndarray:
-    """For each row, in order, the group of an earlier row that holds of nearly the same answers and is told; -1:
-    none."""
+    """For each row, in order, the group of an earlier row that is told and that it is a part of, or that is a part of
+    it, by the answers that hold them; -1: none."""
     heads: list[int] = []
     found = np.full(len(rows), -1, dtype=np.int32)
     for i, (group, q, beyond) in enumerate(zip(rows["group"], rows["q"], rows["beyond"], strict=True)):
         if not (q <= PROMISING and beyond <= LEVEL):
             continue
-        same = [h for h in heads if abs(alike(held[:, group], held[:, h])) >= SAME_TEXTS]
+        same = [h for h in heads if _within(held[:, group], held[:, h]) >= PART]
         if same:
             found[i] = same[0]
         else:
             heads.append(group)
     return found
+
+
+def _within(one: np.ndarray, two: np.ndarray) -> float:
+    """The share of the answers of the smaller group that the other one holds too."""
+    return float((one & two).sum() / max(1, min(one.sum(), two.sum())))
 
 
 def propose(moved: Moved, limit: int) -> list[Hypothesis]:

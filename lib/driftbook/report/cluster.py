@@ -119,7 +119,7 @@ def everything(grouped: Grouped) -> Table:
         return clusters(grouped.texts, grouped.compared)
     caption = (
         "p asks whether the sides differ, over prompts; beyond: the same by equally many sentences of both answers; "
-        "like: a surer group that holds of nearly the same answers; of: how many groups its division of the place has. "
+        "like: a surer group of which it is a part, or the reverse; of: how many groups its division of the place has. "
         "Only groups with q <= 0.1 are quoted."
     )
     return Table(grouped.table, "All groups", caption, GROUP_COLUMNS, 200)
