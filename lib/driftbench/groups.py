@@ -53,11 +53,12 @@ def answers(path: Path, most: int) -> pd.DataFrame:
 
 
 def of_pair(path: Path, section: Cluster, embed: Embed, most: int, whole: int, runs: int, seed: int) -> dict:
-    """One row of the bench. ``most``: prompts; ``whole``: prompts of which whole answers are embedded too, 0: none;
-    ``runs``: null runs."""
+    """One row of the bench. What moved is counted over all of ``most`` prompts, about as many as the product searches
+    of such a table; what is confirmed is found on half of them and tested on the others. ``whole``: prompts of which
+    whole answers are embedded too, 0: none; ``runs``: null runs."""
     texts = answers(path, most)
     seen, held = (texts[texts["split"] == s].reset_index(drop=True) for s in ("discover", "validate"))
-    moved = find(seen, section, embed, seed)
+    moved = find(texts, section, embed, seed)
     told, table = moved.told, moved.table
     up = table["q"] <= LEVEL
     row = {
@@ -74,8 +75,9 @@ def of_pair(path: Path, section: Cluster, embed: Embed, most: int, whole: int, r
             f"{r.said}: {r.share_base:.0%} to {r.share_intervention:.0%}" for r in told.head(3).itertuples()
         ),
     }
-    row |= confirmed(moved, held, embed)
-    row |= directions(moved.ground, seen, held, section, embed, seed) | null_runs(moved.ground, seen, runs, seed)
+    half = find(seen, section, embed, seed)
+    row |= confirmed(half, held, embed) | directions(half.ground, seen, held, section, embed, seed)
+    row |= null_runs(moved.ground, texts, runs, seed)
     if whole:
         row |= of_answers(answers(path, whole), section, embed, seed)
     return row

@@ -17,13 +17,15 @@ import numpy as np
 import pandas as pd
 
 from driftbook import cluster, decode, validate
+from driftbook.discovery import groups
 from driftbook.discovery.clustering import Clustering, Stability
 from driftbook.discovery.decoding import decode_texts
 from driftbook.discovery.hypotheses import from_frame
 from driftbook.discovery.strategies import Ask
-from driftbook.evidence import counting, panel
+from driftbook.evidence import counting, moved_groups, panel
 from driftbook.evidence.amplification import dose_response
 from driftbook.evidence.cascade import silent
+from driftbook.evidence.material import asked_ids
 from driftbook.interventions import NoIntervention
 from driftbook.judges import Lexicon
 from driftbook.ledger import Ledger
@@ -84,6 +86,8 @@ class Ground:
     embedding: cluster.Embedding
     section: Cluster
     behaviours: pd.DataFrame
+    sentences: moved_groups.Ground
+    groups: pd.DataFrame  # what every answer shows of every group, by the name of its measure
 
 
 def prepare(texts: pd.DataFrame, section: Cluster, cache: Path, seed: int, progress: Callable[..., Any]) -> Ground:
@@ -92,7 +96,17 @@ def prepare(texts: pd.DataFrame, section: Cluster, cache: Path, seed: int, progr
     found = cluster.cluster_texts(seen, embedding.vectors, section, seed)
     stability, _ = cluster.stability_of(seen, embedding.vectors, found, section, seed)
     keywords = cluster.keywords_of(seen, found, section.keywords)
-    return Ground(texts, found, stability, keywords, embedding, section, panel.readings(texts))
+    said = dict(zip(asked_ids(texts), texts["prompt"], strict=True))
+
+    def embed(asked: list[str]) -> np.ndarray:
+        return cluster.embed_texts(pd.DataFrame({"text": asked}), section, cache, progress=progress).vectors
+
+    options = {"drawn": section.segments, "most": section.most_groups, "bootstraps": section.bootstraps, "seed": seed}
+    sentences = moved_groups.ground(seen, said, embed, **options)
+    known, about = sentences.found.groups, [texts[c].tolist() for c in ("text_id", "text", "prompt")]
+    read = groups.readings(known, range(len(known)), *about, embed)
+    behaviours = panel.readings(texts)
+    return Ground(texts, found, stability, keywords, embedding, section, behaviours, sentences, read)
 
 
 WAYS = ("as it ships", "bets alone")
@@ -100,20 +114,23 @@ WAYS = ("as it ships", "bets alone")
 
 def null_run(ground: Ground, section: Validate, ledger: Ledger, seed: int) -> pd.DataFrame:
     """One null experiment, from dealt sides to claims, a row a way: way, asked, confirmed, only_amplified, least_q,
-    greatest_e, global_p.
+    greatest_e, global_p, groups_moved.
 
-    *As it ships*: the panel on all prompts and the proposals on held-out ones, counted on a fixed sample together, and
-    what is confirmed in amplified answers alone (which of equal sides are ordinary ones: a test holds that).
-    *Bets alone*: the proposals by e-processes and e-BH, as a paid judge's verdicts are tested, without a screen and
-    without a margin. Everything that is confirmed is false.
+    *As it ships*: the panel on all prompts and the proposals (phrases, groups of sentences) on held-out ones, counted
+    on a fixed sample together, and what is confirmed in amplified answers alone (which of equal sides are ordinary
+    ones: a test holds that). *Bets alone*: the proposals by e-processes and e-BH, as a paid judge's verdicts are
+    tested, without a screen and without a margin. Everything that is confirmed is false.
     """
     dealt = deal(ground.texts, seed)
     seen = dealt[dealt["split"] == "discover"].reset_index(drop=True)
     compared = cluster.compose(seen, ground.found, ground.stability, ground.keywords, ground.section, seed)
     proposed = from_frame(cluster.propose(seen, ground.found, compared.table, ground.section, ground.embedding))
+    moved = moved_groups.compose(ground.sentences, seen, seed)
+    proposed += moved_groups.propose(moved, ground.section.hypotheses)
     prompts = {p: Prompt(text) for p, text in zip(dealt["prompt_id"], dealt["prompt"], strict=True)}
     material = validate.Material(dealt, prompts, [*panel.hypotheses(), *proposed], seed)
-    counted = counting.count(material, section, section.alpha, ground.behaviours)
+    known = ground.behaviours.merge(ground.groups, on="text_id")
+    counted = counting.count(material, section, section.alpha, known)
     held = dealt[dealt["split"] == "validate"]
     amplified = held.assign(strength=np.where(held["side"] == "intervention", 3.0, 0.0))
     doses = dose_response(replace(material, amplified=amplified), counted, section.alpha)
@@ -135,6 +152,7 @@ def null_run(ground: Ground, section: Validate, ledger: Ledger, seed: int) -> pd
                 "least_q": float(np.nanmin([o.q_value for o in found], initial=1.0)) if way == WAYS[0] else np.nan,
                 "greatest_e": max((o.e_value for o in found), default=0.0),
                 "global_p": compared.global_p,
+                "groups_moved": int((moved.table["q"] <= moved_groups.LEVEL).sum()),
             }
         )
     return pd.DataFrame(rows)
