@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from driftbench import pools as pool
 from driftbench import savings
 from driftbook.discovery import composition, strategies
-from driftbook.discovery.strategies import Tally, memberships, propensities, tally, weigh
+from driftbook.discovery.strategies import State, Tally, memberships, propensities, tally, weigh
+from driftbook.prompts import SIDES, Prompt, PromptSet
 from driftbook.workbook import keys
 
 EVEN = np.ones(60)
@@ -192,9 +196,36 @@ def test_allocation_spends_the_budget_in_proportion():
     np.testing.assert_allclose(share, weight / weight.sum(), atol=0.02)
 
 
+def worded(texts):
+    """Unit vectors of sentences: each word has a direction of its own."""
+    rows = [sum(np.random.default_rng(zlib.crc32(w.encode())).standard_normal(24) for w in t.split()) for t in texts]
+    return (np.array(rows) / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_sentences_send_texts_to_the_prompts_whose_openings_differ():
+    """Whole answers differ by their topics; in family 0 alone the intervention opens otherwise, some of the time."""
+    prompts = [Prompt(f"ask {n}", family=f"family {n % 3}") for n in range(60)]
+    rng, rows = np.random.default_rng(0), []
+    for n, p in enumerate(prompts):
+        for side in ("base", "intervention"):
+            for k in range(2):
+                opens = "Sure" if side == "intervention" and n % 3 == 0 and rng.random() < 0.3 else f"Well{n % 7}"
+                rows.append((f"{n}{side}{k}", side, p.prompt_id, "discover", 0, f"{opens}. Topic{n} a{k}. Topic{n} b."))
+    names = ["text_id", "side", "prompt_id", "split", "round", "text"]
+    chosen = PromptSet.of(prompts, ["discover"] * len(prompts))
+    state = State(chosen, pd.DataFrame(rows, columns=names), None, 0, 1, 3, worded, clusters=8, segments=6)
+    view = strategies.look(SimpleNamespace(strategy="active"), state, list(range(60)), left=240)
+    weight = np.array([view.weight[np.arange(60) % 3 == f].mean() for f in range(3)])
+    assert weight[0] > 1.2 * weight[1:].max() and 0 < view.quality <= 1 and len(view.z) == 24
+    other = state.texts["side"].map(dict(zip(SIDES, SIDES[::-1], strict=True)))
+    swapped = replace(state, texts=state.texts.assign(side=other))
+    again = strategies.look(SimpleNamespace(strategy="active"), swapped, list(range(60)), left=240)
+    assert np.allclose(again.weight, view.weight)
+
+
 def test_an_edit_of_what_groups_the_texts_decodes_them_again():
     reached, _ = keys.reached(["from driftbook import decode"])
-    by = {f"driftbook/discovery/{name}.py" for name in ("strategies", "clustering", "embeddings")}
+    by = {f"driftbook/discovery/{name}.py" for name in ("strategies", "clustering", "embeddings", "groups", "segments")}
     assert by <= set(reached)
 
 

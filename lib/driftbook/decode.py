@@ -160,7 +160,8 @@ def decode_rounds(run: Run, pair: Pair, prompts: PromptSet, ids: dict[str, list[
             round=number,
             rounds=sampling.rounds,
             embed=embed,
-            clusters=run.params.cluster.clusters,
+            clusters=c.clusters,
+            segments=c.segments if c.unit == "segment" else None,
         )
 
     exaggerated, strengths, back = _exaggerated(run, pair, ids, params, known(ROUND), store)

@@ -100,10 +100,10 @@ def without_prompts(vectors: np.ndarray, prompts: np.ndarray) -> np.ndarray:
 
 
 def levels(count: int, most: int) -> list[int]:
-    """Groups of each division of a place with ``count`` segments: 8, 12, 16, 24, 32, ... as long as a group has
+    """Groups of each division of a place with ``count`` segments: 4, 6, 8, 12, 16, ... as long as a group has
     ``LEAST`` of them on average, and up to ``most``. A behaviour may be wide or narrow: all divisions are tested."""
     finest = min(most, count // LEAST)
-    grid = sorted(k for power in range(3, 12) for k in (2**power, 3 * 2 ** (power - 1)))
+    grid = sorted(k for power in range(2, 12) for k in (2**power, 3 * 2 ** (power - 1)))
     return [k for k in grid if k <= finest] or ([max(2, finest)] if count >= 2 * LEAST else [])
 
 

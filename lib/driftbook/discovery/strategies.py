@@ -21,8 +21,9 @@ from scipy import sparse
 from scipy.optimize import isotonic_regression
 from scipy.stats import norm
 
-from driftbook.discovery import clustering
+from driftbook.discovery import clustering, groups
 from driftbook.discovery.embeddings import Embed
+from driftbook.discovery.segments import PLACES, segments
 from driftbook.errors import BudgetError
 from driftbook.models.sampling import SamplingParams, stream_seed
 from driftbook.prompts import PromptSet
@@ -49,7 +50,8 @@ class State:
     """What is known when a round is planned. ``texts`` and ``divergence`` are the tables of the decode stage so far.
 
     ``active`` reads the texts: by ``embed`` they become vectors, and ``clusters`` is how many groups it looks for
-    ("auto": as many as the texts show).
+    ("auto": as many as the texts show). With ``segments`` it groups sentences by their place, at most so many an
+    answer; without, whole answers.
     """
 
     prompts: PromptSet
@@ -60,6 +62,7 @@ class State:
     rounds: int
     embed: Embed
     clusters: int | Literal["auto"] = 40
+    segments: int | None = None
 
 
 def first_round(prompts: PromptSet, samples: int, max_texts: int) -> list[Ask]:
@@ -188,19 +191,43 @@ class Tally:
 
 
 def look(sampling: SamplingParams, state: State, discover: list[int], left: int) -> View:
-    """Cluster the texts so far and weigh the prompts; ``left`` texts a side are still to be spent."""
+    """Group the texts so far, or their sentences, and weigh the prompts; ``left`` texts a side are still to be
+    spent."""
     texts = state.texts[state.texts.split == "discover"].reset_index(drop=True)
-    vectors = state.embed(texts.text.tolist())
     ids = [state.prompts.prompts[i].prompt_id for i in discover]
     families = [state.prompts.prompts[i].family for i in discover]
     js = None
     if state.divergence is not None and state.divergence.js.notna().any():
         js = state.divergence.set_index("prompt_id").js.reindex(ids).to_numpy(float)
-    belongs = memberships(vectors, warm_centres(vectors, texts["round"].to_numpy(), state.clusters, state.seed))
+    belongs = _belongs(texts, state)
     number = {p: i for i, p in enumerate(ids)}
     unit = texts.prompt_id.map(number).to_numpy(int)
     found = tally(unit, (texts.side == "intervention").to_numpy(), belongs, len(ids))
     return weigh(found, families, js, weights(sampling, state, discover), left)
+
+
+def _belongs(texts: pd.DataFrame, state: State) -> np.ndarray:
+    """Probability ``[texts, groups]`` that a text lies in each cluster, or that it holds a sentence of each group (one
+    less that none of its sentences does)."""
+    rounds = texts["round"].to_numpy()
+    if state.segments is None:
+        vectors = state.embed(texts.text.tolist())
+        return memberships(vectors, warm_centres(vectors, rounds, state.clusters, state.seed))
+    said = {p.prompt_id: p.said() for p in state.prompts.prompts}
+    names = [str(i) for i in range(len(texts))]
+    table = segments(names, texts.text.tolist(), state.segments)
+    vectors = groups.embedded(table, {i: said[p] for i, p in zip(names, texts.prompt_id, strict=True)}, state.embed)
+    row, parts = table["text_id"].astype(int).to_numpy(), []
+    for place in PLACES:
+        here = np.flatnonzero(table["place"] == place)
+        first = here[rounds[row[here]] == rounds.min()]
+        if len(first) < 2 * TEXTS_PER_CLUSTER or len(np.unique(clustering.row_keys(vectors[first]))) < 3:
+            continue
+        own = memberships(vectors[here], warm_centres(vectors[here], rounds[row[here]], state.clusters, state.seed))
+        none = np.zeros((len(texts), own.shape[1]))
+        np.add.at(none, row[here], np.log1p(-np.minimum(own.astype(np.float64), 1 - 1e-9)))
+        parts.append(-np.expm1(none))
+    return np.concatenate(parts, axis=1) if parts else np.zeros((len(texts), 1))
 
 
 def warm_centres(vectors: np.ndarray, rounds: np.ndarray, clusters: int | str, seed: int) -> np.ndarray:
