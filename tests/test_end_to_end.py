@@ -207,6 +207,9 @@ def test_the_starting_notebook_tells_the_story_with_the_front_door(tree):
         assert any(said in title for title in titles), said
     cells = nbformat.read(tree / "notebooks/start.ipynb", as_version=4).cells
     assert len(cells) <= 15
+    page = (ROOT / "docs/start.md").read_text()
+    assert all(c.source.splitlines()[-1].replace("../docs/", "") in page for c in cells), "make docs"
+    assert all((ROOT / "docs" / name).is_file() for name in re.findall(r'<img src="(start/[^"]+)"', page))
 
 
 def test_a_second_run_starts_no_kernel(tree):
