@@ -55,6 +55,7 @@ def added(*tokens: str) -> PreTrainedTokenizerFast:
         ("Hm. So.</think>Yes.", True, "Hm. So.", "Yes."),
         ("Hm. So. And", True, "Hm. So. And", ""),
         ("<think>On the one hand", False, "On the one hand", ""),
+        ("<think>On the one hand<|im_end|>", False, "On the one hand", ""),
         ("Yes, I think> so.<|im_end|>", False, "", "Yes, I think> so."),
     ],
 )

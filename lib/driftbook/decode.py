@@ -227,8 +227,8 @@ def _exaggerated(
 
 
 def unreached(texts: pd.DataFrame) -> dict[str, float]:
-    """Share of each side's answers that never came: the text ended inside of the thought before it."""
-    cut = (texts.finish_reason == "cut").groupby(texts.side).mean()
+    """Share of each side's answers that never came: the text ended inside of the thought before it, or right after."""
+    cut = texts.finish_reason.isin(("cut", "nothing")).groupby(texts.side).mean()
     return {side: float(share) for side, share in cut.items()}
 
 

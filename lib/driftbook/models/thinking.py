@@ -78,7 +78,12 @@ def said(tokenizer: Any, ids: Sequence[int], marks: ThoughtMarks | None, opened:
     plain = tokenizer.decode(ids, skip_special_tokens=True)
     if marks is None and split_thought(plain)[1] == plain:
         return Said("", plain, 0)
-    whole = tokenizer.decode(ids)
+    spoken = list(ids)
+    while (
+        spoken and spoken[-1] in tokenizer.all_special_ids and tokenizer.decode(spoken[-1:]) != (marks and marks.close)
+    ):
+        spoken.pop()  # what ends the turn is no word of the thought
+    whole = tokenizer.decode(spoken)
     thought, answer = split_thought(whole, None if marks == CHANNELS else marks, opened)
     if answer == whole:
         begun = marks is not None and whole.strip() and marks.open.startswith(whole.strip())  # cut inside of the mark
