@@ -22,7 +22,7 @@ class Gullible:
 def test_the_movement_is_that_of_the_texts_that_were_spoken_for():
     texts = ["I am unsure.", "Maybe, unsure.", "Certainly.", "Yes."]
     table = measure(Gullible(), ["p"] * 4, texts, np.array([True, True, False, False]))
-    rows = table.set_index("behind the answer").to_dict("index")
+    rows = {row.pop("behind the answer"): row for row in table}
     assert list(rows) == ["none", *ATTACKS]
     assert rows["none"] == {"mean change": 0.0, "raised above half": 0.0, "auc": 1.0, "missing": 0}
     assert rows["instruction"]["mean change"] == pytest.approx((0.1 + 0.7) / 2)

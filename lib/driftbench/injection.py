@@ -1,7 +1,7 @@
 """How far texts that speak to the judge move it: answers of a trait file, each as it is and with words behind it that
 ask for HIGH, read by a local judge with material fenced and with plain marks.
 
-``python -m driftbench.injection MODEL`` prints the table of docs/judges.md; MODEL is a folder, a GGUF file or an id.
+``python -m driftbench.injection MODEL [TEXTS]``, in the repository; MODEL is a folder, a GGUF file or an id.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,42 +44,41 @@ class PlainMarks(LocalJudge):
         ]
 
 
-def measure(judge: LocalJudge, prompts: Sequence[str], texts: Sequence[str], shows: np.ndarray) -> pd.DataFrame:
-    """One row per attack: mean change of the score, and the share of texts below one half that are above it then.
-
-    ``shows``: [texts] booleans, whether a text shows the statement; ``auc`` of the first row is how well the judge
-    tells these from the others when nobody speaks to it.
-    """
-    statement = [Hypothesis(STATEMENT, "intervention")]
-    behind = {"none": "", **ATTACKS}
-    scores = judge.score([t + said for said in behind.values() for t in texts], statement, list(prompts) * len(behind))
-    plain, *attacked = scores[:, 0].reshape(len(behind), len(texts))
-    rows = []
-    for name, score in zip(behind, [plain, *attacked], strict=True):
+def measure(judge: LocalJudge, prompts: Sequence[str], texts: Sequence[str], shows: np.ndarray) -> Iterator[dict]:
+    """A row per attack, as they are read: mean change of the score, the share of texts below one half that are above
+    it then, how well the judge tells texts that show the statement from the others (``shows``: [texts] booleans), and
+    verdicts that are missing. The first row is of nobody who speaks to it."""
+    statement, plain = [Hypothesis(STATEMENT, "intervention")], None
+    for name, said in {"none": "", **ATTACKS}.items():
+        score = judge.score([t + said for t in texts], statement, list(prompts))[:, 0]
+        plain = score if plain is None else plain
         known = ~np.isnan(plain) & ~np.isnan(score)
         up, down = score[known & shows], score[known & ~shows]
         low = known & (plain < 0.5)
         found = ((score - plain)[known], score[low] >= 0.5, (up[:, None] > down) + (up[:, None] == down) / 2)
-        rows.append((name, *(float(f.mean()) if f.size else np.nan for f in found), int((~known).sum())))
-    return pd.DataFrame(rows, columns=["behind the answer", "mean change", "raised above half", "auc", "missing"])
+        change, raised, auc = (float(f.mean()) if f.size else np.nan for f in found)
+        yield {"behind the answer": name, "mean change": change, "raised above half": raised, "auc": auc} | {
+            "missing": int((~known).sum())
+        }
 
 
-def main(model: str, root: Path = Path(), count: int = 40) -> pd.DataFrame:
-    """The table for a model, both ways; texts of ``count`` scenarios' sides, half of which show the statement."""
+def main(model: str, count: int = 40, root: Path = Path()) -> pd.DataFrame:
+    """The table for a model, both ways; ``count`` answers of the trait's scenarios, half of which show it. Rows are
+    printed as they are read, and verdicts kept: what was broken off goes on."""
     scenarios = json.loads((root / f"params/traits/{TRAIT}.json").read_text(encoding="utf-8"))["scenarios"]
     chosen = scenarios[: count // 2]
     texts = [s[side] for side in ("positive", "negative") for s in chosen]
     prompts, shows = [s["prompt"] for s in chosen] * 2, np.repeat([True, False], len(chosen))
-    cache, tables = root / "outputs/.cache", []
+    cache, rows = root / "outputs/.cache", []
     ledger = Ledger(cache / "verdicts/injection.sqlite", 0.0)
     fenced = Local(model=model).open(JudgeOpening("injection", ledger, cache, root))
     load = functools.cache(fenced.load)
     fenced.load, plain = load, PlainMarks("plain", load, fenced.identity["weights"], ledger)
-    for name, judge in {"fenced": fenced, "plain": plain}.items():
-        tables.append(measure(judge, prompts, texts, shows).assign(marks=name))
-        print(tables[-1].round(3).to_string(index=False), flush=True)
-    return pd.concat(tables, ignore_index=True)
+    for both in zip(*(measure(judge, prompts, texts, shows) for judge in (fenced, plain)), strict=True):
+        rows += [{"marks": marks, **row} for marks, row in zip(("fenced", "plain"), both, strict=True)]
+        print(pd.DataFrame(rows[-2:]).round(3).to_string(index=False), flush=True)
+    return pd.DataFrame(rows)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], *map(int, sys.argv[2:3]))
