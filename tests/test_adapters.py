@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from driftbench.tiny import CHAT_TEMPLATE
 from driftbook.errors import ModelError
 from driftbook.interventions import Adapter, Checkpoint
+from driftbook.judges.local import read_levels
 from driftbook.models.divergence import token_divergence
 from driftbook.models.finite import NotFiniteError
 from driftbook.models.local import LocalEngine
@@ -241,7 +242,5 @@ def test_an_output_layer_that_overflows_is_told_as_such():
 
 
 def test_a_local_judge_does_not_read_a_verdict_off_such_numbers():
-    from driftbook.evidence.local_judge import read_levels
-
     with pytest.raises(NotFiniteError, match="layer 2 of 4"):
-        read_levels("judge", "Rate.", ("HIGH", "MID", "LOW"), spoiled(), (["k"], ["Is it?"]))
+        read_levels("judge", "Rate.", ("HIGH", "MID", "LOW"), 0, spoiled(), (["k"], ["Is it?"]))
