@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from driftbook.behaviours import words_measure
 from driftbook.behaviours.own import read_own
 from driftbook.conversations import read_conversation
 from driftbook.errors import DriftbookError, ParameterError, PromptError
 from driftbook.files import read_text, yaml_tree
 from driftbook.interventions import Texts
 from driftbook.models.finetune import read_documents
+from driftbook.models.traitfiles import read_traits
 from driftbook.parameters import load_experiment
 from driftbook.prompt_files import read_prompts
 from driftbook.prompts import Prompt
 from driftbook.text_tables import read_text_table
 
+ROOT = Path(__file__).parents[1]
 TALK = [
     {"role": "developer", "content": "Be brief."},
     {"role": "user", "content": [{"type": "text", "text": "Weather in Rome?"}, {"type": "text", "text": "Today."}]},
@@ -225,6 +229,34 @@ def test_yaml_that_cannot_be_read_is_named_by_line(tmp_path, text, says):
         load_experiment(tmp_path / "params/x.yml")
     with pytest.raises(ParameterError, match=says):
         read_own(["x.yml"], tmp_path)
+
+
+@pytest.mark.parametrize("place", ["hypothesis", "behaviour", "lexicon"])
+def test_a_regular_expression_that_is_none_is_refused_when_its_file_is_read(tmp_path, place):
+    (tmp_path / "params").mkdir()
+    if place == "hypothesis":
+        text = 'experiment: x\nvalidate: {hypotheses: [{text: says so, words: ["/(/"]}]}\n'
+        (tmp_path / "params/x.yml").write_text(text)
+        with pytest.raises(ParameterError, match=r"x\.yml:2: validate\.hypotheses\.0\.words.*no regular expression"):
+            load_experiment(tmp_path / "params/x.yml")
+    elif place == "behaviour":
+        (tmp_path / "x.yml").write_text('name: a\nlabel: b\npattern: "("\n')
+        with pytest.raises(ParameterError, match=r"x\.yml: behaviour a: pattern: \(: "):
+            read_own(["x.yml"], tmp_path)
+    else:
+        trait = json.loads((ROOT / "params/traits/formality.json").read_text())
+        trait["lexicon"]["negative"].append("/(/")
+        (tmp_path / "x.json").write_text(json.dumps(trait))
+        with pytest.raises(PromptError, match=r"x\.json: lexicon\.negative: pattern: /\(/: "):
+            read_traits(["x.json"], tmp_path, scenarios="natural")
+
+
+def test_an_expression_that_never_returns_is_told_by_name_and_its_texts_are_declined(monkeypatch):
+    monkeypatch.setattr("driftbook.behaviours.measure.LIMIT_S", 0.001)
+    measure = words_measure(["/^(a|aa)+$/"])
+    with pytest.warns(UserWarning, match=r"\(a\|aa\)\+\$.* took longer than"):
+        read = [measure.read("a" * (60 + i) + "!", "") for i in range(21)]
+    assert all(math.isnan(value) for value in read)
 
 
 def test_an_anchor_that_is_used_twice_is_no_key_written_twice(tmp_path):

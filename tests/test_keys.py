@@ -12,7 +12,7 @@ import pytest
 
 from conftest import write_notebook
 from driftbook.errors import DriftbookError
-from driftbook.parameters import STAGES, load_experiment
+from driftbook.parameters import STAGES, Experiment, load_experiment
 from driftbook.workbook import keys
 from driftbook.workbook.runs import Layout
 
@@ -166,6 +166,25 @@ def test_a_prompt_file_reaches_the_stages_that_read_it(tree):
     said = changed(tree, lambda: (tree / "params/prompts/few.txt").write_text("Another?\n"))
     assert said["capture"] == said["decode"] == ["params/prompts/few.txt: edited"]
     assert said["validate"] == ["decode runs again", "cluster runs again"] and "traits" not in said
+
+
+def test_a_file_of_behaviours_and_the_functions_that_it_names_reach_validate(tmp_path, monkeypatch):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "count.py").write_text("def lines(text, prompt): return 1")
+    (tmp_path / "single.py").write_text("def f(text, prompt): return 0")
+    (tmp_path / "own.yml").write_text(
+        "- {name: a, label: a, python: mine.count:lines}\n- {name: b, label: b, python: single:f}\n"
+        "- {name: c, label: c, python: nowhere:f}\n- {name: d, label: d, words: [x]}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = {path.relative_to(tmp_path).as_posix() for path in keys.function_files(tmp_path / "own.yml")}
+    assert found == {"mine/__init__.py", "mine/count.py", "single.py"}
+    experiment = Experiment(experiment="x", validate={"behaviours": ["own.yml"]})
+    read = {path.name for path in keys.input_files(experiment, "validate", tmp_path)}
+    assert read == {"own.yml", "__init__.py", "count.py", "single.py"}
+    assert "mine" not in sys.modules and "single" not in sys.modules
 
 
 def test_a_file_that_a_pattern_begins_to_match_is_seen(tree):

@@ -229,3 +229,20 @@ def test_too_few_prompts_are_said_before_the_run_with_the_number_that_is_needed(
 def _least(differ: int, level: float) -> int:
     """Wins among ``differ`` that the sign test asks for at this level."""
     return next((k for k in range(differ + 1) if binom.sf(k - 1, differ, 0.5) <= level), differ + 1)
+
+
+def test_look_alikes_are_one_of_the_few_and_a_paid_judge_says_what_it_needs(tmp_path):
+    for folder in ("params", "prompts", "notebooks"):
+        (tmp_path / folder).mkdir()
+    text = "experiment: few\ntraits: {files: []}\ncapture: {prompts: [prompts/p.txt]}\n"
+    text += "decode: {prompts: [prompts/p.txt], samples: 1}\n"
+    asks = ["tea", "rain", "bread", "chess", "violins", "glaciers", "taxes", "comets", "maps", "clocks", "lemons", "kites"]
+    (tmp_path / "prompts/p.txt").write_text("".join(f"Tell me of {a}{end}\n" for a in asks for end in ("", ".", " ?")))
+    (tmp_path / "params/few.yml").write_text(text)
+    assert few_prompts(tmp_path / "params/few.yml", tmp_path).startswith("36 prompts (12 that differ) are few: nothing")
+    judge = "{kind: endpoint, model: m, base_url: 'http://127.0.0.1:1'}"
+    judged = f"validate: {{hypotheses: [{{text: is kind}}], judges: {{expensive: {judge}}}}}\n"
+    (tmp_path / "params/few.yml").write_text(text + judged)
+    said = few_prompts(tmp_path / "params/few.yml", tmp_path)
+    assert "prompts of split screen can let no hypothesis through; it takes 5" in said
+    assert "of split validate can confirm nothing that a judge reads; it takes 8" in said

@@ -79,14 +79,16 @@ def read_conversation(messages: Any, where: str) -> Conversation:
 
 def _said(message: Any, number: int, expected: str) -> tuple[str, str]:
     """Role and content of one message, flattened."""
-    known = {k: v for k, v in message.items() if v is not None} if isinstance(message, Mapping) else {}
+    if not isinstance(message, Mapping):
+        raise PromptError(f"{expected}, but message {number} has no role or content that is a string")
+    known = {k: v for k, v in message.items() if v is not None}
     calls = [*_listed(known.get("tool_calls")), *([known["function_call"]] if "function_call" in known else [])]
     if "from" in known and "role" not in known:
         role, content = SHAREGPT.get(str(known["from"]).lower()), known.get("value")
         if role is None:
             raise PromptError(f"{expected}, but message {number} is from {known['from']!r}")
     else:
-        role, content = known.get("role"), known.get("content", "" if calls or "content" in (message or {}) else None)
+        role, content = known.get("role"), known.get("content", "" if calls or "content" in message else None)
     content = _text(content, number, expected)
     if not isinstance(role, str) or content is None:
         raise PromptError(f"{expected}, but message {number} has no role or content that is a string")

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+import regex
 import yaml
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 import driftbook.engines  # noqa: F401 (registers what the section engine can name)
 from driftbook.errors import DriftbookError, ParameterError, PromptError
@@ -352,6 +353,17 @@ class HandWritten(Section):
         description="share (of answers that hold one of the words; the default where there are words), number (an "
         "answer), rate (per 100 words), judge (a judge's score), or the name of a behaviour of the panel",
     )
+
+    @field_validator("words")
+    @classmethod
+    def _expressions_compile(cls, words: list[str]) -> list[str]:
+        for word in words:
+            if len(word) > 2 and word[0] == word[-1] == "/":
+                try:
+                    regex.compile(word[1:-1])
+                except regex.error as reason:
+                    raise ValueError(f"{word} is no regular expression: {reason}") from None
+        return words
 
 
 class Validate(Section):
@@ -835,6 +847,7 @@ def _check_files(experiment: Experiment, root: Path, where: Where) -> None:
             problems += _unmatched([said] if (said := getattr(judge, name)) else [], (*keys, name), root, where)
     if experiment.validation.labels:
         problems += _unmatched([experiment.validation.labels], ("validate", "labels"), root, where)
+    problems += _unmatched(experiment.validation.behaviours, ("validate", "behaviours"), root, where)
     trait = intervention.about
     files = sorted(p.stem for p in expand(experiment.traits.files, root))
     problems += _unmatched(list(experiment.traits.imports.values()), ("traits", "imports"), root, where)

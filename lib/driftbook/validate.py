@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from driftbook.behaviours import catalogue
-from driftbook.behaviours.own import read_own, trait_measures
+from driftbook.behaviours.own import measures_of
 from driftbook.chat import Chat
 from driftbook.discovery import groups
 from driftbook.discovery.amplification import amplified_answers, ordinary
@@ -131,8 +131,7 @@ def person_hypotheses(section: Validate) -> list[Hypothesis]:
 
 def panel_hypotheses(section: Validate, root: Path) -> list[Hypothesis]:
     """The behaviours that were named before anybody looked: those that ship, and those of ``validate.behaviours``."""
-    traits = [p for p in section.behaviours if p.endswith(".json")]
-    own = [*read_own([p for p in section.behaviours if p not in traits], root), *trait_measures(traits, root)]
+    own = measures_of(section.behaviours, root)
     return [*panel.hypotheses(), *(Hypothesis(m.label, "either", proposer="panel", measure=m.spec) for m in own)]
 
 

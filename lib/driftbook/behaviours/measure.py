@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -286,6 +287,13 @@ class Pattern:
             return float(read())
         except TimeoutError:
             self.late += 1
+            if self.late == PATIENCE:
+                told = " or ".join(f"/{c.pattern}/" for c in self.compiled)
+                warnings.warn(
+                    f"{told} took longer than {LIMIT_S} s on {PATIENCE} texts, and is tried on no more: such texts are "
+                    "declined; write an expression without nested repetitions",
+                    stacklevel=2,
+                )
             return math.nan
 
 
@@ -304,7 +312,7 @@ class Words(Pattern):
             raise DriftbookError(f"words: {words!r}; give a list of words, phrases and /regular expressions/")
         phrases = sorted({fold(w).strip() for w in words if not _is_expression(w)})
         self.expressions = [_compile(f"(?i:{w[1:-1]})", w) for w in words if _is_expression(w)]
-        self.late = 0
+        self.compiled, self.late = self.expressions, 0
         # Which words must stand in a text for a match to be possible: asking that is far cheaper than matching.
         self.phrases = [(frozenset(tokens(p)), regex.compile(_bounded(p))) for p in phrases]
 

@@ -41,6 +41,15 @@ def read_own(patterns: Sequence[str], root: Path) -> list[Measure]:
     return list(found.values())
 
 
+def measures_of(patterns: Sequence[str], root: Path) -> list[Measure]:
+    """The measures of ``validate.behaviours``: files of behaviours, and trait files (``.json``) with their lexicons.
+
+    Raises ParameterError and PromptError as ``read_own`` and ``trait_measures`` do.
+    """
+    traits = [p for p in patterns if p.endswith(".json")]
+    return [*read_own([p for p in patterns if p not in traits], root), *trait_measures(traits, root)]
+
+
 def trait_measures(patterns: Sequence[str], root: Path) -> list[Measure]:
     """Two measures a trait file with a lexicon: its phrases, and those of its opposite, per 100 words.
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from driftbook.behaviours.measure import Words
 from driftbook.errors import DriftbookError, PromptError
 from driftbook.files import parsed_json, read_text
 from driftbook.parameters import Combination
@@ -85,6 +86,11 @@ def _read_trait(path: Path, kind: str, limit: int | None) -> Trait:
             "trait, definition, high, low, scenarios (id, prompt, positive, negative), eval_prompts and lexicon"
         )  # fmt: skip
         raise PromptError(f"{path}: {problem}; a trait file needs {needs}") from error
+    for key, phrases in (("positive", trait.positive_words), ("negative", trait.negative_words)):
+        try:
+            _ = Words(phrases) if phrases else None
+        except DriftbookError as error:
+            raise PromptError(f"{path}: lexicon.{key}: {error}") from None
     if persona and kind != "instructed":
         raise PromptError(
             f"{path}: a persona_vectors file has no written answers, so traits.scenarios: {kind} cannot be had from "

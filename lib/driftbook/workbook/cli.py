@@ -31,6 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     except DriftbookError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # a disk that is full or read-only, a file where a folder belongs
+        print(f"error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the last good runs and all caches are kept", file=sys.stderr)
         return 130

@@ -9,6 +9,7 @@ besides (prose, comments, templates, the modules that draw) has a key of its own
 from __future__ import annotations
 
 import functools
+import importlib.machinery
 import importlib.metadata
 import json
 import re
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from driftbook.errors import DriftbookError
+from driftbook.files import yaml_tree
 from driftbook.hashes import remembered_hash
 from driftbook.members import SERIES
 from driftbook.parameters import STAGES, BenchExperiment, Experiment, expand, resolved, shelf
@@ -118,9 +120,11 @@ def input_files(experiment: Experiment | BenchExperiment, stage: str, root: Path
         "capture": [*experiment.capture.prompts, *experiment.capture.tier3.prompts],
         "decode": experiment.decode.prompts,
         "cluster": [],
-        "validate": list(filter(None, [experiment.validation.labels])),
+        "validate": [*experiment.validation.behaviours, *filter(None, [experiment.validation.labels])],
     }[stage]
     files = expand(named, root)
+    if stage == "validate":
+        files += [path for name in files if name.suffix in (".yml", ".yaml") for path in function_files(name)]
     places = [experiment.cluster.embedder] if stage == "cluster" else []
     places += [place for judge in filter(None, judges.get(stage, ())) for place in judge.inputs()]
     if stage in ("traits", "capture", "decode"):
@@ -134,6 +138,24 @@ def input_files(experiment: Experiment | BenchExperiment, stage: str, root: Path
             files.append(path)
         elif path.is_dir():
             files += sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    return list(dict.fromkeys(files))
+
+
+def function_files(behaviours: Path) -> list[Path]:
+    """The sources of the functions (``python: module:function``) that a file of behaviours names, as far as they can be
+    found without running any; of a package all of its modules."""
+    try:
+        _, held = yaml_tree(behaviours)
+    except DriftbookError:  # told where it is read
+        return []
+    named = [one.get("python") for one in (held if isinstance(held, list) else [held]) if isinstance(one, dict)]
+    files = []
+    for module in dict.fromkeys(str(name).partition(":")[0].partition(".")[0] for name in named if name):
+        found = importlib.machinery.PathFinder.find_spec(module)
+        for folder in (found.submodule_search_locations or ()) if found else ():
+            files += sorted(Path(folder).rglob("*.py"))
+        if found and found.origin and found.origin.endswith(".py"):
+            files.append(Path(found.origin))
     return list(dict.fromkeys(files))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from driftbook.behaviours.catalogue import panel
+from driftbook.behaviours.own import measures_of
 from driftbook.discovery.splits import prompt_set, told
 from driftbook.errors import PromptError
 from driftbook.evidence.eprocess import e_path
@@ -25,10 +26,14 @@ FREE = ("lexicon", "embedding")  # judges whose verdicts cost nothing: all promp
 
 def few_prompts(experiment_file: Path, root: Path) -> str:
     """What so few prompts cannot confirm, and how many it takes. Empty where there are enough, where not all of them
-    are on this disk, and for a bench; where each is answered many times, only what a paid judge cannot confirm."""
+    are on this disk, and for a bench; where each is answered many times, only what a paid judge cannot confirm.
+
+    Raises ParameterError and PromptError where the experiment or its behaviours cannot be read.
+    """
     experiment = load_experiment(experiment_file, root)
     if isinstance(experiment, BenchExperiment):
         return ""
+    measures_of(experiment.validation.behaviours, root)  # a wrong one is told now, and not after all stages
     prompts, elsewhere = asked_prompts(experiment, root)
     if elsewhere:
         return ""
