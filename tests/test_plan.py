@@ -236,8 +236,9 @@ def test_look_alikes_are_one_of_the_few_and_a_paid_judge_says_what_it_needs(tmp_
         (tmp_path / folder).mkdir()
     text = "experiment: few\ntraits: {files: []}\ncapture: {prompts: [prompts/p.txt]}\n"
     text += "decode: {prompts: [prompts/p.txt], samples: 1}\n"
-    asks = ["tea", "rain", "bread", "chess", "violins", "glaciers", "taxes", "comets", "maps", "clocks", "lemons", "kites"]
-    (tmp_path / "prompts/p.txt").write_text("".join(f"Tell me of {a}{end}\n" for a in asks for end in ("", ".", " ?")))
+    asks = ["tea", "rain", "bread", "chess", "violins", "glaciers", "taxes", "comets", "maps", "clocks", "kites", "oil"]
+    ends = ("", ".", " ?")
+    (tmp_path / "prompts/p.txt").write_text("".join(f"Tell me of {a}{end}\n" for a in asks for end in ends))
     (tmp_path / "params/few.yml").write_text(text)
     assert few_prompts(tmp_path / "params/few.yml", tmp_path).startswith("36 prompts (12 that differ) are few: nothing")
     judge = "{kind: endpoint, model: m, base_url: 'http://127.0.0.1:1'}"
