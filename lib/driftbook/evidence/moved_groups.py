@@ -184,14 +184,15 @@ def _rarefied(known: Ground, texts: pd.DataFrame, wanted: np.ndarray) -> np.ndar
 
 
 def _like(rows: pd.DataFrame, held: np.ndarray) -> np.ndarray:
-    """For each row, in order, the group of an earlier row that is told and that it is a part of, or that is a part of
-    it, by the answers that hold them; -1: none."""
+    """For each row, in order, the group of an earlier row of the same place that is told and that it is a part of, or
+    that is a part of it, by the answers that hold them; -1: none."""
+    place = dict(zip(rows["group"], rows["place"], strict=True))
     heads: list[int] = []
     found = np.full(len(rows), -1, dtype=np.int32)
     for i, (group, q, beyond) in enumerate(zip(rows["group"], rows["q"], rows["beyond"], strict=True)):
         if not (q <= PROMISING and beyond <= LEVEL):
             continue
-        same = [h for h in heads if _within(held[:, group], held[:, h]) >= PART]
+        same = [h for h in heads if place[h] == place[group] and _within(held[:, group], held[:, h]) >= PART]
         if same:
             found[i] = same[0]
         else:
