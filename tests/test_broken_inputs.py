@@ -41,13 +41,13 @@ HOSTILE = [b"", b"[" * 100_000, b'{"a": ' * 5000, b"1" * 6000, b"\xff\xfe", b"PA
 FEW = settings(max_examples=25, derandomize=True, deadline=None, database=None,
                suppress_health_check=list(HealthCheck))  # fmt: skip
 
-keys = st.sampled_from(
-    ["prompt", "text", "side", "messages", "conversations", "role", "content", "from", "value", "response", "system"]
-    + ["family", "weight", "tool_calls", "function", "name", "words", "pattern", "python", "unit", "place", "label"]
-    + ["trait", "scenarios", "eval_prompts", "lexicon", "positive", "negative", "instruction", "questions", "id"]
-    + ["experiment", "decode", "prompts", "base", "model", "intervention", "kind", "validate", "hypotheses", "seed"]
-    + ["definition", "high", "low", "pos", "neg", "type", "change", "label_confidence"]
-)
+NAMES = """
+    prompt text side messages conversations role content from value response system family weight tool_calls function
+    name words pattern python unit place label trait scenarios eval_prompts lexicon positive negative instruction
+    questions id experiment decode prompts base model intervention kind validate hypotheses seed definition high low pos
+    neg type change label_confidence
+"""
+keys = st.sampled_from(NAMES.split())
 leaves = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
     st.sampled_from(["user", "assistant", "system", "tool", "human", "base", "intervention", "share", "texts", "none"]),
