@@ -319,7 +319,7 @@ def test_the_page_says_what_moved_where_it_began_and_what_could_not_be_measured(
     assert report.began(first, 0.05).frame["first told at"].tolist() == ["coefficient-0.3"]
     said = report.answer(planted, read, first, changes)
     assert said.startswith(
-        "1 of 2 behaviours differ from the base somewhere in 4 changes. The first is told at coefficient-0.3"
+        "1 of 2 behaviours are told to differ from the base somewhere in 4 changes. The first is told at coefficient"
     )
 
 

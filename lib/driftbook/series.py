@@ -110,10 +110,11 @@ def began(read: pd.DataFrame) -> pd.DataFrame:
         most = own["size"].iloc[own["size"].abs().argmax()]
         about = {c: first[c] for c in ("behaviour", "family", "unit")}
         about |= {"first": first["change"], "x": first["x"], "before": order[place - 1] if place else ""}
-        about |= {c: first[c] for c in ("base", "changed", "difference", "low", "high", "adjusted", "hypothesis_id")}
+        shown = ("base", "changed", "difference", "low", "high", "adjusted", "hypothesis_id", "claim")
+        about |= {c: first[c] for c in shown}
         rows.append(about | {"changes": len(own), "most": most})
     columns = ["behaviour", "family", "unit", "first", "x", "before", "base", "changed", "difference", "low", "high"]
-    table = pd.DataFrame(rows, columns=[*columns, "adjusted", "hypothesis_id", "changes", "most"])
+    table = pd.DataFrame(rows, columns=[*columns, "adjusted", "hypothesis_id", "claim", "changes", "most"])
     return table.sort_values(["x", "most"], key=lambda c: -c.abs() if c.name == "most" else c, ignore_index=True)
 
 

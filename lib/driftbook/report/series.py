@@ -241,9 +241,8 @@ def answer(run: Run, read: pd.DataFrame, first: pd.DataFrame, found: Sequence[Ch
     if not len(first):
         return f"None of {count} behaviours is told to differ from the base at any of {len(found)} changes."
     one, most = first.iloc[0], first.loc[first["most"].abs().idxmax()]
-    said = f"{len(first)} of {count} behaviours differ from the base somewhere in {len(found)} changes."
-    said += f" The first is told at {one['first']}: {one['behaviour']}, {_value(one['changed'], one['unit'])}, "
-    said += f"was {_value(one['base'], one['unit'])}."
+    said = f"{len(first)} of {count} behaviours are told to differ from the base somewhere in {len(found)} changes."
+    said += f" The first is told at {one['first']}: {one['claim']}."
     if most["hypothesis_id"] != one["hypothesis_id"]:
         said += f" What moves most is first told at {most['first']}: {most['behaviour']}."
     return said
