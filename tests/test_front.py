@@ -23,7 +23,7 @@ from driftbook.front import models as front_models
 from driftbook.interventions import NoIntervention
 from driftbook.interventions import Steer as SteerSection
 from driftbook.models.sampling import SamplingParams
-from driftbook.prompts import Prompt, PromptSet, to_frame
+from driftbook.prompts import Prompt, to_frame
 from models import generated, loaded, requests_for
 from planted import run_of
 from test_validate import stages
@@ -355,24 +355,19 @@ def test_the_snippets_of_the_readme_run(tmp_path, monkeypatch):
     assert names["states"].values.ndim == 5
 
 
-def test_the_last_part_of_the_first_notebook_runs(tmp_path, monkeypatch):
+def test_the_first_notebook_runs(tmp_path, monkeypatch):
+    """On a tiny model in the place of the bundled one, with few prompts and scenarios."""
+    few = {"folds": 2, "shuffles": 1, "null_vectors": 8}
+    monkeypatch.setattr(front_models, "fit_vectors", functools.partial(db.fit_vectors, **few))
+    monkeypatch.setattr(front_models, "load", lambda *_, **__: tiny())
     monkeypatch.setattr(front_models, "folder_of", lambda cache: tmp_path)
+    monkeypatch.chdir(ROOT / "notebooks")
     cells = json.loads((ROOT / "notebooks/start.ipynb").read_text())["cells"]
-    code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
-    mine = code[next(i for i, c in enumerate(code) if "import driftbook as db" in c) :]
-    asked = [Prompt(p) for p in PROMPTS]
-    rows = [(s, p.prompt_id, t) for s, ts in (("base", BASE), ("intervention", CHANGED))
-            for p, t in zip(asked, ts, strict=True)]  # fmt: skip
-    names = {
-        "asked": PromptSet.of(asked, ["discover"] * len(asked)),
-        "texts": pd.DataFrame(rows, columns=["side", "prompt_id", "text"]),
-        "vectors": some_vectors(null=None),
-        "chosen": Prompt("x", name="warm"),
-        "model": tiny(),
-        "pair": db.pair(tiny(), db.Steer("warm", 0.4, db.Vectors(some_vectors())), cache=tmp_path),
-        "cache": tmp_path,
-        "max_new_tokens": 6,
-    }
-    for cell in mine:
+    parameters, *code = ("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    names: dict = {}
+    exec(parameters, names)
+    names |= {"count": 12, "max_new_tokens": 6, "scenarios": 6}
+    for cell in code:
         exec(cell, names)
-    assert names["change"].verdict.state == "changed"
+    assert len(names["answers"]) == 24 and names["states"].values.ndim == 5
+    assert names["claim"].prompts == len(names["asked"]) and len(names["change"].table)

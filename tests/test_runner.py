@@ -61,7 +61,7 @@ def test_a_good_run_leaves_everything_that_a_reader_needs(root, bench, monkeypat
     assert all(c["status"] == "done" and c["seconds"] >= 0 for c in run["cells"])
     assert "notebooks/bench/bench-tiny.ipynb" in run["inputs"] and run["versions"]["python"].startswith("3.")
     log = (result.folder / "kernel.log").read_text()
-    assert "counting: 3/3 steps" in log and "a line of output" in log
+    assert "counting: 100% 3/3" in log and "a line of output" in log
     # Progress is for whoever waits; the notebook keeps what the cells printed.
     cells = nbformat.read(result.folder / "notebook.ipynb", as_version=4).cells
     assert [o.text for c in cells if c.cell_type == "code" for o in c.outputs if o.output_type == "stream"] == [

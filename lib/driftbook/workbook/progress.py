@@ -23,13 +23,18 @@ class Lines(Plain):
         self.told = self.n
         return True
 
+    def close(self) -> None:
+        if not self.disable:
+            self.display()  # of what was done at once, too
+        super().close()
+
 
 def open_progress(
     source: int | Iterable[Any] | None, label: str, unit: str, headless: bool, stream: TextIO | None = None
 ) -> Plain:
     """A counter to iterate over where ``source`` is an iterable, else to tell of units with ``update(n)``.
 
-    A log gets a line every five seconds at most, and nothing of what is done before the first.
+    A log gets a line every five seconds at most, and one at the end.
     """
     total = source if isinstance(source, int) else None
     items = None if total is not None else source
