@@ -26,6 +26,7 @@ def test_every_option_of_the_section_reaches_its_cell(tmp_path, monkeypatch):
         "experiment": "tiny",
         "seed": 0,
         "base": {"model": str(folder), "dtype": "float32", "device": "cpu"},
+        "names": {"base": "tiny", "changed": "frank"},
         "intervention": {"kind": "steer", "trait": "frank", "coefficient": 0.3},
         "engine": {"kind": "local"},
         "traits": {
