@@ -62,6 +62,13 @@ def test_offsets_give_the_sentence_back_in_any_script(text):
         assert list(found["said"]) == spoken
 
 
+def test_an_answer_that_was_cut_off_has_no_closer():
+    texts = ["One. Two is", "One. Two,", "One. Two.", "One. Two! 😀", "One.\n- two", "One is"]
+    found = segments([str(i) for i in range(6)], texts).groupby("text_id")["place"].apply(list)
+    ends = ["body", "body", "closer", "closer", "closer"]
+    assert [places[-1] for places in found[:5]] == ends and found.iloc[5] == ["opener"]
+
+
 def test_the_ends_are_what_the_measures_call_first_and_last_sentence():
     found = segments(["a"], [ANSWER]).set_index("place")["said"]
     assert found["opener"] == opening(ANSWER) == "Tea"

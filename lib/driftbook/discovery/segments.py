@@ -26,10 +26,11 @@ def segments(text_ids: Sequence[str], texts: Sequence[str], most: int | None = N
     """One row a segment, in the order of the texts: text_id, segment (its number in the answer), place, start, end
     (``text[start:end]``), said (the sentence without the marks of lists and headings, its white space joined).
 
-    The first sentence is the opener, the last of several the closer, whatever their marks. Blocks of code are left out,
-    and what holds no letter or digit. A sentence longer than ``LONGEST`` is cut at spaces. With ``most``, an answer
-    keeps its opener and its closer, and of the others those that come first by a hash of the answer and their place in
-    it: a draw that depends on nothing but the text.
+    The first sentence is the opener, the last of several the closer, whatever their marks; but an answer whose last
+    sentence breaks off at a letter, a digit or a comma was most likely cut off, and has no closer. Blocks of code are
+    left out, and what holds no letter or digit. A sentence longer than ``LONGEST`` is cut at spaces. With ``most``, an
+    answer keeps its opener and its last segment, and of the others those that come first by a hash of the answer and
+    their place in it: a draw that depends on nothing but the text.
     """
     rows = []
     for name, text in zip(text_ids, texts, strict=True):
@@ -38,11 +39,17 @@ def segments(text_ids: Sequence[str], texts: Sequence[str], most: int | None = N
         kept = range(len(own)) if most is None or len(own) <= most else _drawn(text, len(own), most)
         for i in kept:
             start, end, kind = own[i]
-            ends = "opener" if i == 0 else "closer" if i == len(own) - 1 else None
+            closes = i == len(own) - 1 and not (kind == "prose" and _breaks_off(text))
+            ends = "opener" if i == 0 else "closer" if closes else None
             place = ends or ("body" if kind == "prose" else kind)
             rows.append((name, i, place, start, end, " ".join(text[start:end].split())))
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return table.astype({"segment": np.int32, "start": np.int32, "end": np.int32})
+
+
+def _breaks_off(text: str) -> bool:
+    end = text.rstrip()[-1:]
+    return end.isalnum() or end in ",-–—("
 
 
 def _drawn(text: str, count: int, most: int) -> list[int]:
