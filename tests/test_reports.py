@@ -336,7 +336,7 @@ def test_where_inside_is_a_curve_over_layers_and_the_tokens(front: Page) -> None
 
 
 def test_how_sure_says_what_was_checked_and_what_to_beware_of(front: Page) -> None:
-    assert "1 of 3 behaviours and phrases that were checked are confirmed; at most 5%" in front.text
+    assert "1 of 3 behaviours, phrases and groups of sentences that were checked are confirmed" in front.text
     assert "hedges with words such as maybe: Nothing is left of it when length is held fixed." in front.text
     assert "Null run: none beside this experiment" in front.text
 

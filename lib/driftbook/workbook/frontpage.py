@@ -255,7 +255,7 @@ def _how_sure(folder: Path, params: Mapping[str, Any], findings: Findings | None
     likes = good - len(findings.moved)
     repeat = f" ({likes} of them say nearly what another says)" if likes else ""
     said.append(
-        f"{good} of {total} behaviours and phrases that were checked are confirmed{repeat}"
+        f"{good} of {total} behaviours, phrases and groups of sentences that were checked are confirmed{repeat}"
         f"{f'; at most {share(alpha)} of the confirmed are false on average' if good else ''}."
     )
     held = [material.holds_in(i) for i in findings.moved["hypothesis_id"].head(3)]
@@ -297,7 +297,7 @@ def _three_ways(folder: Path) -> list[str]:
         what = "sentences" if "moved_groups" in cluster else "answers"
         parts.append(f"{moved:,} of {total:,} groups of like {what} changed their share")
     if finite(validate.get("confirmed")):
-        parts.append(f"{validate['confirmed']:,} behaviours and phrases are confirmed")
+        parts.append(f"{validate['confirmed']:,} claims are confirmed")
     if len(parts) < 2:
         return []
     why = ""
