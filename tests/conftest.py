@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,14 @@ def write_notebook(path: Path, stage: str, *cells: str, prose: str = "# What is 
     if finish:
         notebook.cells.append(nbformat.v4.new_code_cell("run.finish()", id="finish"))
     nbformat.write(notebook, path)
+
+
+@pytest.fixture(autouse=True)
+def shared_models_are_left_as_they_were():
+    yield
+    if models := sys.modules.get("models"):
+        left = [(m.key, models.hook_count(m), models.replaced_forwards(m)) for m in models.SHARED]
+        assert all(hooks == replaced == 0 for _, hooks, replaced in left), left
 
 
 @pytest.fixture

@@ -10,18 +10,21 @@ import numpy as np
 import torch
 
 from driftbench.tiny import VOCABULARY, tiny_model, tiny_tokenizer
+from driftbook.models.hooks import HookPoints
 from driftbook.models.loading import LoadedModel, eos_union
 from driftbook.models.local import LocalEngine, Request
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams, stream_seed
 
 GREEDY = SamplingParams(max_new_tokens=8, temperature=0.0)
+SHARED: list[LoadedModel] = []
 
 
 @cache
 def loaded(family: str = "llama", attention: str = "eager", **overrides: Any) -> LoadedModel:
-    """One model of a family for all tests of a file; a test that writes into its weights takes ``fresh``."""
-    return fresh(family, attention, **overrides)
+    """One model of a family for all tests; one that writes into its weights, or hooks it, takes ``fresh``."""
+    SHARED.append(fresh(family, attention, **overrides))
+    return SHARED[-1]
 
 
 def fresh(
@@ -99,8 +102,10 @@ def assert_same_but_for_rounding(found: np.ndarray, expected: np.ndarray, share:
     np.testing.assert_allclose(found, expected, rtol=0, atol=share * np.nanmax(np.abs(expected)))
 
 
-def hook_count(model: LoadedModel) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.model.modules())
+def hook_count(model: LoadedModel | HookPoints) -> int:
+    """Hooks of ours: transformers leaves recorders of its own in a model that was asked for hidden states once."""
+    hooks = (h for m in model.model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
+    return sum(h.__module__ != "transformers.utils.output_capturing" for h in hooks)
 
 
 def replaced_forwards(model: LoadedModel) -> int:

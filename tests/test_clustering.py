@@ -221,38 +221,17 @@ def test_stability_useswhole_prompts_within_its_bound():
     assert 300 < len(chosen) <= 400 and (np.bincount(unit) == 5).all()
 
 
-# quality and matching
+# quality
 
 
-def test_silhouette_and_cohesion_tell_tight_from_loose():
+def test_silhouette_tells_tight_from_loose():
     tight, truth = sphere(400, 4, noise=0.02)
     loose, _ = sphere(400, 4, noise=0.15)
     scores = []
     for X in (tight, loose):
         found = c.fit("per_prompt", X, groups=truth.astype(str))
-        scores.append((c.silhouette(X, found.labels)[0], c.cohesion(X, found).mean()))
-    assert scores[0][0] > 0.8 > scores[1][0] and scores[0][1] > 0.95 > scores[1][1]
-
-
-def test_matching_finds_the_renumbering(planted):
-    X, _ = planted
-    found = c.fit("kmeans", X, 12)
-    renumber = np.random.default_rng(0).permutation(12)
-    match = c.match_centres(found.centres, found.centres[renumber])
-    assert np.array_equal(renumber[match.pairs[:, 1]], match.pairs[:, 0]) and match.mutual.all()
-    inverse = np.argsort(renumber)
-    by_rows = c.match_labels(found.labels, inverse[found.labels])
-    assert np.array_equal(by_rows.pairs[:, 1], inverse[by_rows.pairs[:, 0]])
-    assert np.allclose(by_rows.similarity, 1)
-
-
-def test_hungarian_matching_resolves_what_nearest_neighbours_cannot():
-    a = np.array([[1.0, 0.0], [0.98, 0.2]])
-    b = np.array([[0.99, 0.1], [0.0, 1.0]])
-    assert c.match_centres(a, b).pairs.tolist() == [[0, 0], [1, 1]]
-    both_ways = c.nearest_both_ways(a, b)
-    assert len(both_ways.pairs) == 1 and both_ways.mutual.all()
-    assert len(c.nearest_both_ways(a, b, neighbours=2).pairs) == 4
+        scores.append(c.silhouette(X, found.labels)[0])
+    assert scores[0] > 0.8 > scores[1]
 
 
 # growth
@@ -299,4 +278,4 @@ def test_a_warm_start_begins_where_it_is_told(planted):
     found = c.fit("kmeans", X[:1000], 12)
     for method in K_MEANS:
         again = c.fit(method, X, warm_start=found.centres)
-        assert c.match_centres(again.centres, found.centres).similarity.min() > 0.9
+        assert pairwise_distances(again.centres, found.centres, metric="cosine").min(axis=1).max() < 0.1

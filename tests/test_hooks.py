@@ -21,6 +21,7 @@ from driftbook.models.internals import attention_output, attention_pattern, capt
 from driftbook.models.local import Frame
 from driftbook.models.projection import ProjectionTap
 from driftbook.models.sinks import Record
+from models import hook_count
 
 pytestmark = pytest.mark.numeric
 
@@ -55,10 +56,6 @@ def captured(points: HookPoints, ids: torch.Tensor, mask: torch.Tensor | None = 
     with points.capture() as record:
         run(points, ids, mask, **options)
     return record
-
-
-def hook_count(model: torch.nn.Module) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
 def constant(points: HookPoints, seed: int = 3) -> torch.Tensor:
@@ -183,7 +180,7 @@ def failing_edit(value):
 @pytest.mark.parametrize("model_type", ["llama", "gptj", "olmo2"])
 def test_no_hook_is_left_after_an_exception(model_type):
     points = HookPoints(tiny_model(model_type))
-    before = hook_count(points.model)
+    before = hook_count(points)
     assert before == 0
     plain = run(points, some_ids()).logits
     for inside in (
@@ -193,12 +190,12 @@ def test_no_hook_is_left_after_an_exception(model_type):
         capture_internals(points, [0, 1], failing_sink),
     ):
         with pytest.raises((KeyError, TypeError)), inside:
-            assert hook_count(points.model) > 0
+            assert hook_count(points) > 0
             run(points, some_ids())
-        assert hook_count(points.model) == before
+        assert hook_count(points) == before
     with pytest.raises(RuntimeError), points.capture(), points.edit(0, "resid_post", lambda h: h + 1):
         raise RuntimeError("in the body")
-    assert hook_count(points.model) == before
+    assert hook_count(points) == before
     assert torch.equal(run(points, some_ids()).logits, plain)
 
 
@@ -208,7 +205,7 @@ def test_exception_while_attaching_leaves_no_hook():
     missing = r"model\.layers\.2\.mlp\.gate_proj"
     with pytest.raises(ModelError, match=missing), capture_internals(points, [0, 1, 2]):
         pass
-    assert hook_count(points.model) == 0
+    assert hook_count(points) == 0
 
 
 def test_attention_functions_are_as_before():

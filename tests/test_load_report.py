@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from driftbook.errors import ModelError
 from driftbook.models import gguf_files
 from driftbook.models.gguf_header import read_gguf_header, shards
-from driftbook.models.loading import load, load_tokenizer, resolve
+from driftbook.models.loading import load, resolve
 from driftbook.sections import ModelSpec
 from gguf_models import qwen2, write_gguf
 from models import saved
@@ -238,12 +238,6 @@ def test_a_model_that_does_not_answer_prompts_is_refused_by_its_kind(copy, tmp_p
     (copy / "config.json").write_text('{"model_type": "t5"}')
     with pytest.raises(ModelError, match=r"\(t5\) is no decoder-only language model"):
         load(spec(copy), tmp_path)
-
-
-def test_a_tokenizer_alone_is_refused_in_the_same_words(copy, tmp_path):
-    (copy / "tokenizer.json").unlink()
-    with pytest.raises(ModelError, match=r"its tokenizer could not be loaded"):
-        load_tokenizer(str(copy), tmp_path)
 
 
 # ----------------------------------------------------------------------------------------------------------------- GGUF

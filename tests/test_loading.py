@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from driftbench.tiny import tiny_model, tiny_tokenizer
 from driftbook.errors import ModelError
-from driftbook.models.loading import choose_device, eos_union, load, load_tokenizer, resolve, weights_hash
+from driftbook.models.loading import choose_device, eos_union, load, resolve, weights_hash
 from driftbook.parameters import ModelSpec
 from models import fresh, loaded, saved
 
@@ -149,10 +149,6 @@ def test_end_tokens_of_all_three_places_count(folder, tmp_path):
     assert eos_union(model, tokenizer) == {tokenizer.eos_token_id, 77}
     opened = load(spec(folder), tmp_path)
     assert opened.eos_ids == set(tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"]))
-
-
-def test_the_tokenizer_alone(folder, tmp_path):
-    assert load_tokenizer(str(folder), tmp_path).get_vocab() == tiny_tokenizer().get_vocab()
 
 
 # -------------------------------------------------------------------------------------------------------------- prompts

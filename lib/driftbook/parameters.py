@@ -538,7 +538,6 @@ class BenchExperiment(Section):
 
 
 SHARED = ("experiment", "seed", "base", "names", "intervention", "engine")
-TITLES = ("description",)
 
 
 BENCH = "bench"  # the folder of benches, in params and in notebooks

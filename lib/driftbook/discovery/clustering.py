@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
-from scipy.optimize import linear_sum_assignment
 
 from driftbook.errors import DriftbookError
 
@@ -551,66 +550,6 @@ def silhouette(X: np.ndarray, labels: np.ndarray, seed: int = 0, sample: int = 3
     with np.errstate(invalid="ignore"):
         per_cluster = np.where(counts > 0, np.bincount(groups, values, minlength=k) / np.maximum(counts, 1), np.nan)
     return float(values.mean()), per_cluster
-
-
-def cohesion(X: np.ndarray, clustering: Clustering) -> np.ndarray:
-    """Mean cosine between the rows of each cluster and its centre, ``[k]``."""
-    kept = np.flatnonzero(clustering.labels >= 0)
-    groups = clustering.labels[kept]
-    centres = _unit(clustering.centres)
-    cosine = np.empty(len(kept), dtype=np.float32)
-    for start in range(0, len(kept), ROWS_PER_BLOCK):
-        part = slice(start, start + ROWS_PER_BLOCK)
-        cosine[part] = np.einsum("ij,ij->i", _unit(X[kept[part]]), centres[groups[part]])
-    return np.bincount(groups, cosine, minlength=clustering.k) / np.maximum(
-        np.bincount(groups, minlength=clustering.k), 1
-    )
-
-
-# ------------------------------------------------------------------------------------------------------------ matching
-
-
-@dataclass(frozen=True)
-class Matching:
-    """``pairs`` int ``[m, 2]`` of cluster numbers, ``similarity`` ``[m]``, ``mutual`` ``[m]``: both are nearest."""
-
-    pairs: np.ndarray
-    similarity: np.ndarray
-    mutual: np.ndarray
-
-
-def match_centres(a: np.ndarray, b: np.ndarray) -> Matching:
-    """One-to-one matching of two sets of centres that maximizes the sum of cosines (Hungarian algorithm)."""
-    return _hungarian(_unit(a) @ _unit(b).T)
-
-
-def match_labels(a: np.ndarray, b: np.ndarray) -> Matching:
-    """One-to-one matching of two clusterings of the same rows that maximizes the sum of Jaccard overlaps."""
-    table = contingency(a, b)
-    sizes_a = np.bincount(a[a >= 0], minlength=len(table))[:, None]
-    sizes_b = np.bincount(b[b >= 0], minlength=table.shape[1])[None]
-    return _hungarian(table / np.maximum(sizes_a + sizes_b - table, 1))
-
-
-def _hungarian(similarity: np.ndarray) -> Matching:
-    left, right = linear_sum_assignment(similarity, maximize=True)
-    mutual = (similarity.argmax(axis=1)[left] == right) & (similarity.argmax(axis=0)[right] == left)
-    return Matching(np.stack([left, right], axis=1), similarity[left, right], mutual)
-
-
-def nearest_both_ways(a: np.ndarray, b: np.ndarray, neighbours: int = 1) -> Matching:
-    """Pairs of centres of which each is among the ``neighbours`` nearest (by cosine) of the other.
-
-    A centre may be in several pairs, or in none.
-    """
-    similarity = _unit(a) @ _unit(b).T
-    of_a = similarity >= np.sort(similarity, axis=1)[:, -min(neighbours, len(b))][:, None]
-    of_b = similarity >= np.sort(similarity, axis=0)[-min(neighbours, len(a))][None]
-    pairs = np.argwhere(of_a & of_b)
-    mutual = (similarity.argmax(axis=1)[pairs[:, 0]] == pairs[:, 1]) & (
-        similarity.argmax(axis=0)[pairs[:, 1]] == pairs[:, 0]
-    )
-    return Matching(pairs, similarity[pairs[:, 0], pairs[:, 1]], mutual)
 
 
 # -------------------------------------------------------------------------------------------------- incremental update

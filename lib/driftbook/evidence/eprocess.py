@@ -1,4 +1,4 @@
-"""Betting tests and confidence sequences for the mean of a variable in [0, 1].
+"""Betting tests and intervals for the mean of a variable in [0, 1].
 
 A gambler who doubts ``H0: E[X] <= m`` starts with one unit and stakes the share ``u`` of it on every observation, so
 that the wealth is ``prod(1 + u (X_t / m - 1))``. Under H0 no stake makes money on average: the wealth is a
@@ -56,14 +56,6 @@ def e_path(x: np.ndarray, margin: float = 0.0) -> np.ndarray:
     return np.exp(np.minimum(log_wealth(x, 0.5 + margin), 700.0))
 
 
-def _lower_path(x: np.ndarray, log_threshold: float, grid: np.ndarray) -> np.ndarray:
-    best = np.empty((len(grid), len(x)))
-    for row, mean in zip(best, grid, strict=True):
-        row[:] = np.maximum.accumulate(log_wealth(x, mean))
-    # wealth falls in the mean, so the rejected means are the first ones of the grid
-    return np.concatenate([[0.0], grid])[(best >= log_threshold).sum(axis=0)]
-
-
 def _last_lower(x: np.ndarray, log_threshold: float, grid: int) -> float:
     """The greatest mean on the grid, 0 included, that the wealth after all observations rejects; by bisection."""
     rejected, kept = 0, grid
@@ -74,18 +66,6 @@ def _last_lower(x: np.ndarray, log_threshold: float, grid: int) -> float:
         else:
             kept = middle
     return rejected / grid
-
-
-def confidence_sequence(x: np.ndarray, alpha: float, grid: int = 500) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds on E[X] that hold at all times at once with probability ``1 - alpha``: (low [n], high [n]).
-
-    Each side inverts the bets at ``alpha / 2``; bounds are rounded outwards to multiples of ``1 / grid`` and never
-    widen again (all means that were ever rejected stay rejected). Stopping when one likes keeps the coverage.
-    """
-    x = _checked(x)
-    means = np.arange(1, grid) / grid
-    threshold = float(np.log(2 / alpha))
-    return _lower_path(x, threshold, means), 1 - _lower_path(1 - x, threshold, means)
 
 
 def bounds(low: np.ndarray, high: np.ndarray, alpha: float, grid: int = 500) -> tuple[float, float]:

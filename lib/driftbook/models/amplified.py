@@ -61,15 +61,6 @@ def amplified(pair: Pair, how: Exaggeration | None, name: str = "intervention") 
     return replace(side, key=key, engine=engine, exaggerated=how, taps=(), adapter=None)
 
 
-def no_amplification(pair: Pair) -> str:
-    """Why the change cannot be exaggerated; empty where it can."""
-    try:
-        amplified(pair, Exaggeration(1.0))
-    except ModelError as error:
-        return str(error)
-    return ""
-
-
 def common_tokens(side: Side, other: Side) -> torch.Tensor | None:
     """Which of the tokens that both output layers have are the same on both sides, ``[width]`` bool; None where all
     are.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from driftbook.errors import DriftbookError
 from driftbook.models.vectors import VectorSet
@@ -153,11 +153,6 @@ def write_steering_vectors(directions: dict[int, np.ndarray], path: Path) -> Non
     """
     arrays = {str(layer): np.ascontiguousarray(v, np.float32) for layer, v in directions.items()}
     save_file(arrays, path, metadata={"layer_type": LAYER_TYPE})
-
-
-def read_steering_vectors(path: Path) -> dict[int, np.ndarray]:
-    """``layer -> [d_model]`` of such a file."""
-    return {int(layer): v for layer, v in load_file(path).items()}
 
 
 # -------------------------------------------------------------------------------------------------------------- export

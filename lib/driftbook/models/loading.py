@@ -183,11 +183,6 @@ def weights_hash(folder: Path, cache: Path) -> str:
     return hashlib.sha256("".join(f"{p.name}:{remembered_hash(p, cache)}" for p in files).encode()).hexdigest()
 
 
-def load_tokenizer(name: str, cache: Path, revision: str | None = None) -> Any:
-    """Raises ModelError: there is none that can be read."""
-    return _tokenizer(resolve(name, cache), name, revision)
-
-
 def _tokenizer(source: str, name: str, revision: str | None) -> Any:
     from transformers import AutoTokenizer  # seconds
 
