@@ -17,6 +17,7 @@ from driftbook.exchange.matching import matched, read, write
 from driftbook.text_tables import read_text_table
 from driftbook.workbook import cli
 
+LOGS = Path(__file__).parent / "logs"  # written for this project by inspect_ai 0.3.285 and lm-evaluation-harness 0.4.13
 TALK = [
     ("What is a tide?", "The sea rises."),
     ("Name a tree.", "An oak \U0001f333, of course.\n\nOr a birch."),
@@ -145,6 +146,55 @@ def test_two_files_become_a_table_that_an_experiment_reads(tmp_path, form, make,
     if family == "talk":
         assert {p.family for p in found.prompts} == {"talk"}
     assert counts["texts"] == 2 * counts["prompts"] == len(table)
+
+
+def test_a_log_that_inspect_ai_wrote_gives_what_was_asked_and_the_last_answer():
+    """Entries in zstd, a solver's system prompt, a thought, a tool that was called, long answers put aside."""
+    table, counts = read("inspect", [LOGS / "base.eval", LOGS / "tuned.eval"], {})
+    assert counts == {"prompts": 2, "texts": 8} and set(table["family"]) == {"talk"}
+    asked = {(p[0]["content"], p[1]["content"], len(p)) for p in table["prompt"]}
+    assert asked == {("Be brief.", "What is a tide?", 2), ("Be brief.", "What is 1 + 1?", 2)}
+    for (side, name), texts in table.groupby(["side", "id"])["text"]:
+        tag = "base." if side == "base" else "tuned."
+        said = f"It is 2, {tag}" if name == "talk/2" else "The sea rises twice a day, " * 30 + f"or nearly. {tag}"
+        assert texts.tolist() == [said] * 2  # epochs
+
+
+def test_samples_that_lm_evaluation_harness_wrote_keep_their_few_shot_turns_and_repeats():
+    table, counts = read("lm-eval", [LOGS / "base", LOGS / "tuned"], {}, "id")
+    (path,) = (LOGS / "base").iterdir()
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert counts == {"prompts": len(rows), "texts": 4 * len(rows)}
+    first = table["prompt"].iloc[0]
+    assert [m["role"] for m in first] == ["system", "user", "assistant", "user"]
+    assert first[-1]["content"] == f"Q: {rows[0]['doc']['q']}\nA:"
+    assert all(t.startswith("tuned says: ") for t in table[table.side == "intervention"].text)
+
+
+def test_a_log_that_is_cut_or_damaged_is_named(tmp_path):
+    whole = (LOGS / "base.eval").read_bytes()
+    with zipfile.ZipFile(LOGS / "base.eval") as archive:
+        inside = archive.getinfo("samples/1_epoch_1.json").header_offset + 500
+    damaged = whole[:inside] + bytes([whole[inside] ^ 1]) + whole[inside + 1 :]
+    for written, said in ((whole[:-200], "no text in UTF-8"), (damaged, "samples/1_epoch_1.json: cannot be unpacked")):
+        (tmp_path / "base.eval").write_bytes(written)
+        with pytest.raises(DriftbookError, match=said):
+            read("inspect", [tmp_path / "base.eval", LOGS / "tuned.eval"], {})
+
+
+def test_questions_of_two_tasks_with_one_id_stay_apart(tmp_path):
+    for side in ("base", "tuned"):
+        (tmp_path / side).mkdir()
+        for task, talk in (("one", TALK[:1]), ("two", TALK[1:2])):
+            path = inspect_json(tmp_path / side / f"{task}.json", talk)
+            path.write_text(path.read_text().replace('"task": "talk"', f'"task": "{task}"'))
+    table, _ = read("inspect", [tmp_path / "base", tmp_path / "tuned"], {}, "id")
+    assert sorted(set(table["id"])) == ["one/q0", "two/q0"] and table.groupby("id").size().tolist() == [2, 2]
+
+
+def test_a_side_without_any_text_is_named():
+    with pytest.raises(DriftbookError, match=r"^changed: no answer has a text; 2 in all have none"):
+        matched([Answer("a", "1")], {"": [Answer("a", None), Answer("b", None)]})
 
 
 def test_what_is_left_out_is_counted():

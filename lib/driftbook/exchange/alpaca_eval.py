@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from driftbook.errors import DriftbookError
-from driftbook.exchange.answers import READERS, Answer, Options, key
+from driftbook.exchange.answers import READERS, Answer, Options, contents, key
 
 
 @READERS.register("alpaca-eval")
 def read(path: Path, options: Options) -> Iterator[Answer]:
     """An answer an instruction; the family is the data set."""
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(contents(path))
     except ValueError as reason:
         raise DriftbookError(f"{path}: not JSON ({reason})") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

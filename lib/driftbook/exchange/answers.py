@@ -34,12 +34,21 @@ READERS: Registry[Reader] = Registry()
 """Name of a format to what reads one file of it. Raises DriftbookError for a file that is none."""
 
 
+def contents(path: Path) -> str:
+    """The text of a file, without the mark that some put before it. Raises DriftbookError for what is no text."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as reason:
+        raise DriftbookError(
+            f"{path}: no text in UTF-8 ({reason.reason} at byte {reason.start}); cut off, or of another format?"
+        ) from None
+
+
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file:line, object) of each line that is not empty. Raises DriftbookError for one that is no JSON object."""
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield f"{path}:{number}", parsed(line, f"{path}:{number}")
+    for number, line in enumerate(contents(path).split("\n"), 1):
+        if line.strip():
+            yield f"{path}:{number}", parsed(line, f"{path}:{number}")
 
 
 def parsed(text: str, where: str) -> dict[str, Any]:

@@ -66,6 +66,9 @@ def matched(
     for name, own in sides.items():
         if left := sum(len(v) for k, v in own.items() if k not in set(common)):
             counts[f"left out, {name}: not answered by all sides"] = left
+    if none := [name for name, own in sides.items() if not own]:
+        without = counts["left out: no text"]
+        raise DriftbookError(f"{none[0]}: no answer has a text; {without} in all have none (errors, scored options)")
     if not common:
         raise DriftbookError(
             f"no {by} was answered by both sides ({', '.join(f'{n}: {len(own)}' for n, own in sides.items())}); "
