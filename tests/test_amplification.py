@@ -147,6 +147,23 @@ def test_a_claim_that_holds_only_under_amplification_is_told_as_one(tmp_path):
     assert figure is not None and validate_report.dose_table(doses) is not None
 
 
+def test_the_picture_shows_what_is_told_of_ordinary_and_of_amplified_answers():
+    names = [f"c{i}" for i in range(8)]
+    claims = pd.DataFrame({"hypothesis_id": names, "unit": "share", "like": "", "amplified": names})
+    claims = claims.assign(confirmed=[i < 5 for i in range(8)], only_amplified=[i >= 5 for i in range(8)])
+    rows = [(n, n, a, 0.1, 0.0, 0.2) for n in names for a in (-1.0, 0.0, 3.0)]
+    table = pd.DataFrame(rows, columns=["hypothesis_id", "text", "strength", "value", "low", "high"])
+
+    def shown(claims):
+        figure = validate_report.doses(table, claims)
+        return figure and [t.name for t in figure.plotly.data if t.name]
+
+    assert shown(claims) == ["c0", "c1", "c5", "c6"]
+    assert shown(claims[claims["only_amplified"]]) == ["c5", "c6", "c7"]
+    assert shown(claims.assign(only_amplified=False)) == ["c0", "c1", "c2", "c3"]
+    assert shown(claims.assign(like="c9")) is None
+
+
 def run_like(found):
     return SimpleNamespace(section=SimpleNamespace(alpha=0.05))
 

@@ -1,6 +1,7 @@
 """A change exaggerated: the next token against transformers' own logits, the two fixed points, and equal sides."""
 
 import contextlib
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -227,6 +228,24 @@ def test_added_vocabulary_is_never_drawn():
     drawn = {t for ids, _ in said(at(pair, 2.0), requests(6), hot) for t in ids}
     assert max(drawn) < len(tokens)
     assert max(t for ids, _ in generated(wide, requests(6), hot) for t in ids) >= len(tokens)
+    wide.eos_ids = frozenset({len(tokens) + 1})  # an end token alone is drawn: nobody reads on behind it
+    ended = said(at(pair, 2.0), requests(6), hot)
+    assert {t for ids, _ in ended for t in ids[:-1]} < set(tokens.values())
+    assert {ids[-1] for ids, reason in ended if reason == "eos"} == {len(tokens) + 1}
+
+
+def test_a_text_ends_where_texts_of_the_exaggerated_side_end():
+    """A fine-tune that has forgotten an end token talks on, exaggerated and not; and one that has learned it stops."""
+    pair, asked = checkpoints(), requests()
+    plain = said(pair.intervention, asked)
+    common = [t for t, _ in Counter(t for ids, _ in plain for t in ids[:-1]).most_common(2)]
+    for side, ends in ((pair.base, common), (pair.intervention, common)):
+        model = replace(side.model, eos_ids=frozenset(ends))
+        other = pair.base if side is pair.intervention else pair.intervention
+        both = {side.name: Side(side.name, model, "own"), other.name: Side(other.name, other.model, "other")}
+        expected = said(both["intervention"], asked)
+        assert said(at(Pair(both["base"], both["intervention"], 2), 0.0), asked) == expected
+        assert (expected == plain) == (side is pair.base)
 
 
 # ---------------------------------------------------------------------------------------------------- stored and shared

@@ -1,5 +1,6 @@
 """The bench of amplification: the truth is the plant's own rule, and both pipelines have the same number of texts."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -54,6 +55,23 @@ def test_both_pipelines_have_the_same_number_of_texts(garden):
     assert table["amplified"].tolist() == [False, True] and (table["claims"] >= 0).all()
 
 
+def test_what_a_plant_was_not_aimed_at_is_asked_apart(garden):
+    aimed = replace(plant(), targets=lambda p: p.family == "money")
+    asked, others = DESIGN.asked(garden, aimed), DESIGN.asked(garden, aimed, away=True, limit=24)
+    assert {p.family for p in asked.prompts} == {"money"} and len(others) == 24
+    assert "money" not in {p.family for p in others.prompts} and set(others.splits) == {"discover", "validate"}
+    assert len(DESIGN.asked(garden)) == len(asked) + len(DESIGN.asked(garden, aimed, away=True))
+    away = amplifying.plainness(garden, pair_of(), aimed, DESIGN, away=True)
+    assert not away["share"].equals(amplifying.plainness(garden, pair_of(), aimed, DESIGN)["share"])
+    found = amplifying.pipeline(garden, pair_of(), DESIGN, True, silent, aimed)
+    assert "money" not in set(found.material.texts["family"]) | set(found.material.amplified["family"])
+
+
+def test_seconds_are_those_of_decoding_also_where_the_texts_were_there(garden):
+    first, again = (amplifying.pipeline(garden, pair_of(), DESIGN, True, silent) for _ in range(2))
+    assert first.seconds == again.seconds > 0
+
+
 def test_a_claim_picks_out_what_the_plant_shows_or_it_does_not():
     texts = pd.DataFrame({"text": ["tea", "no", "tea", "no"] * 5})
     rule = plant(lambda t: t == "tea")
@@ -79,3 +97,10 @@ def test_sentences_come_back_or_are_told_as_lost(garden):
 def test_the_screen_is_timed_beside_decoding(garden, tmp_path):
     cost = amplifying.screen_cost(garden, pair_of(), DESIGN, 12, tmp_path / "s")
     assert set(cost) == {"first", "second", "along_base"} and min(cost.values()) > 0
+
+
+def test_the_cheapest_screen_is_held_against_the_whole_one(garden):
+    aimed = replace(plant(), targets=lambda p: p.family == "money")
+    ranks = amplifying.screen_ranks(garden, pair_of(), aimed, DESIGN, 24)
+    assert -1 <= ranks["correlation"] < 1 and 0 <= ranks["auc_both"] <= 1 and 0 <= ranks["auc_base"] <= 1
+    assert np.isnan(amplifying.screen_ranks(garden, pair_of(), plant(), DESIGN, 24)["auc_base"])

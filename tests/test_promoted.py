@@ -117,7 +117,8 @@ def _softmax(x: np.ndarray) -> np.ndarray:
 
 class Words:
     def decode(self, ids):
-        return [" tea", " the", "!", " coffee", " rain"][ids[0]]
+        """As a tokenizer that drops the space at the start of a text."""
+        return "".join([" tea", " the", "!", " coffee", " rain"][i] for i in ids).removeprefix(" ")
 
 
 def planted() -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
@@ -139,6 +140,12 @@ def test_tokens_are_counted_over_positions_and_families():
     assert coffee.direction == "suppressed" and coffee.gain == pytest.approx(-0.2)
     found = [(h.text, h.direction, h.proposer) for h in promoted.propose(table.reset_index())]
     assert found == [('says "coffee"', "base", "promoted")]  # tea has three letters
+
+
+def test_whole_words_of_any_alphabet_are_proposed():
+    rows = [(t, "promoted", 0.1, 3) for t in (" теперь", " voilà", " x1234", "cup", "了解了解")]
+    table = pd.DataFrame(rows, columns=["token", "direction", "gain", "prompts"])
+    assert [h.words for h in promoted.propose(table)] == [("теперь",), ("voilà",)]
 
 
 def test_themes_are_factors_of_prompts_by_tokens():

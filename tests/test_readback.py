@@ -31,6 +31,14 @@ def test_a_planted_sentence_comes_back_as_it_was_written():
     assert (row["words"], row["texts"], row["texts_base"], row["beginnings"]) == (10, 5, 0, 5)
 
 
+def test_a_planted_sentence_of_a_script_without_spaces_comes_back():
+    changed = [f"{begun}喝一杯热茶会有帮助。" for begun in ("你好,", "我想,", "今天,", "是的,")]
+    (row,) = read_back(table_of(changed, ["今天天气很好。"])).itertuples()
+    assert (row.phrase, row.words, row.texts, row.texts_base) == ("喝一杯热茶会有帮助", 9, 4, 0)
+    (row,) = read_back(table_of([f"{w}, don’t you want a cup" for w in ("So", "Well", "Now")], [])).itertuples()
+    assert row.phrase == "don’t you want a cup"  # as it was written
+
+
 def test_of_nested_phrases_the_long_and_frequent_one_is_told_once():
     long = "the kettle is on and the tea is nearly ready for us"
     changed = [long] * 4 + ["the tea is nearly ready, he said to nobody else"] * 3

@@ -1,7 +1,8 @@
 """What exaggerating a planted change buys: how plain it gets, what is found with as many texts, and what comes back.
 
 The truth is the plant's own rule, which no pipeline sees. Both pipelines have the same budget and the code of the
-stages *decode*, *cluster* (phrases) and *validate*; one spends a part of it on amplified answers.
+stages *decode*, *cluster* (phrases) and *validate*; one spends a part of it on amplified answers. Trained plants and
+decoded texts are kept, so that a run that was killed goes on where it stood.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from driftbook.models.amplified import amplified
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.sides import Exaggeration, Pair
 from driftbook.parameters import Decode, Experiment, Validate
+from driftbook.prompt_files import read_prompts
 from driftbook.prompts import PromptSet
 from driftbook.store import ShardStore
 
@@ -69,6 +71,13 @@ class Design:
             }
         )  # fmt: skip
 
+    def asked(self, garden: Garden, plant: Plant | None = None, away: bool = False, limit: int | None = None):
+        """The prompts of the design, at most ``limit``: all, or those that a plant was aimed at, or (``away``) not."""
+        read = read_prompts(self.prompts, garden.root)
+        given = [p for p in read if plant is None or plant.targets(p) != away]
+        shares = self.section(False).splits.model_dump(by_alias=True)
+        return decode.load_prompts(self.prompts, garden.root, shares, limit, given)
+
     @property
     def sampling(self) -> SamplingParams:
         return SamplingParams(self.max_new_tokens, 0.8, 0.95)
@@ -77,11 +86,10 @@ class Design:
 # ------------------------------------------------------------------------------------------------------------ how plain
 
 
-def plainness(garden: Garden, pair: Pair, plant: Plant, design: Design) -> pd.DataFrame:
-    """How many answers to prompts that the change was aimed at show it, by its own rule: plant, strength (-1: the
-    base), share, low, high (Wilson), answers."""
-    every = decode.load_prompts(design.prompts, garden.root, {"discover": 0.5, "screen": 0.0, "validate": 0.5})
-    chosen = [p for p in every.prompts if plant.targets(p)][: design.aimed]
+def plainness(garden: Garden, pair: Pair, plant: Plant, design: Design, away: bool = False) -> pd.DataFrame:
+    """How many answers to prompts that the change was aimed at (``away``: was not) show it, by its own rule: plant,
+    strength (-1: the base), share, low, high (Wilson), answers."""
+    chosen = design.asked(garden, plant, away).prompts[: design.aimed]
     asked = PromptSet.of(chosen, ["discover"] * len(chosen))
     ids = decode.encode(pair, asked, design.max_new_tokens)
     asks, store = [Ask(i, 0, 0) for i in range(len(chosen))], ShardStore(garden.cache / "decode")
@@ -99,7 +107,8 @@ def plainness(garden: Garden, pair: Pair, plant: Plant, design: Design) -> pd.Da
 
 @dataclass(frozen=True)
 class Found:
-    """What a pipeline confirmed: of ordinary answers, and of amplified ones alone."""
+    """What a pipeline confirmed: of ordinary answers, and of amplified ones alone. ``seconds``: of decoding, as the
+    texts took when they were made."""
 
     outcomes: list[Outcome]
     doses: pd.DataFrame
@@ -133,12 +142,11 @@ def _picks_out(scores: np.ndarray, texts: pd.DataFrame, sign: int, plant: Plant)
     return bool(roc_auc_score(shown[known], sign * scores[known]) >= MATCH)
 
 
-def pipeline(garden: Garden, pair: Pair, design: Design, amplify: bool, progress: Callable[..., Any]) -> Found:
-    """Decode, propose and test with the budget of the design."""
-    begun, section = time.monotonic(), design.section(amplify)
-    prompts = decode.load_prompts(
-        section.prompts, garden.root, section.splits.model_dump(by_alias=True), section.max_prompts
-    )
+def pipeline(
+    garden: Garden, pair: Pair, design: Design, amplify: bool, progress: Callable[..., Any], away: Plant | None = None
+) -> Found:
+    """Decode, propose and test with the budget of the design; ``away``: on prompts that this plant was not aimed at."""
+    section, prompts = design.section(amplify), design.asked(garden, away, True, design.max_prompts)
     run = SimpleNamespace(
         section=section, params=Experiment(experiment="x"), cache=garden.cache, seed=garden.seed, progress=progress
     )
@@ -148,7 +156,7 @@ def pipeline(garden: Garden, pair: Pair, design: Design, amplify: bool, progress
     material = _material(every, prompts, garden.seed)
     outcomes = counting.count(material, Validate(alpha=ALPHA), ALPHA)
     doses = dose_response(material, outcomes, ALPHA)
-    return Found(outcomes, doses, material, len(out.every), time.monotonic() - begun)
+    return Found(outcomes, doses, material, len(out.every), out.decode_seconds)
 
 
 def _material(every: pd.DataFrame, prompts: PromptSet, seed: int) -> Material:
@@ -174,8 +182,8 @@ def _beside(texts: pd.DataFrame) -> pd.DataFrame:
 
 def sentences_read_back(garden: Garden, pair: Pair, plant: Plant, design: Design) -> pd.DataFrame:
     """Each planted sentence with how many texts of either side, exaggerated from bare beginnings, hold ``RUN`` of its
-    words in a row (or all of them, if it has fewer), and the longest phrase that came back: plant, sentence, texts,
-    texts_base, phrase. Empty for a plant that learned no fixed sentences."""
+    words in a row (or all of them, if it has fewer), and the phrase of ``read_back`` that does, "" where none: plant,
+    sentence, texts, texts_base, phrase. Empty for a plant that learned no fixed sentences."""
     edit = plant.spec.get("edit", {})
     planted = edit.get("sentences") or edit.get("replace") or []
     rows = []
@@ -184,11 +192,11 @@ def sentences_read_back(garden: Garden, pair: Pair, plant: Plant, design: Design
         texts = texts_from_beginnings(
             pair, design.beginnings, how, replace(design.sampling, max_new_tokens=32), 0, store
         )
-        back = read_back(texts)
-        top = back["phrase"].iloc[0] if len(back) else ""
+        back = read_back(texts)["phrase"]
         for sentence in planted:
             held = texts["text"].map(lambda t, s=sentence: holds(t, s)).groupby(texts["side"]).sum()
-            rows.append((plant.label, sentence, int(held["intervention"]), int(held["base"]), top))
+            phrase = next((p for p in back if holds(p, sentence)), "")
+            rows.append((plant.label, sentence, int(held["intervention"]), int(held["base"]), phrase))
     return pd.DataFrame(rows, columns=["plant", "sentence", "texts", "texts_base", "phrase"])
 
 
@@ -238,22 +246,48 @@ def screen_cost(
 ) -> dict[str, float]:
     """Seconds of the divergence screen over those of decoding what it reads, each made anew in ``scratch``:
     ``first`` change of a base, a ``second`` one (the base has read its own answers), and a second one along the base's
-    answers alone (``along_base``)."""
-    every = decode.load_prompts(design.prompts, garden.root, {"discover": 0.5, "screen": 0.0, "validate": 0.5}, prompts)
-    asked = PromptSet.of(every.prompts, ["discover"] * len(every.prompts))
-    ids, asks = decode.encode(pair, asked, design.max_new_tokens), [Ask(i, 0, 0) for i in range(len(asked.prompts))]
-    store = ShardStore(scratch)
-    begun = time.monotonic()
-    texts = decode_texts(pair, asked, ids, asks, design.sampling, garden.seed, store)
-    decoding, cost = time.monotonic() - begun, {}
+    answers alone (``along_base``). On a CPU they are seconds of the processor, which others that work do not slow."""
+    clock = time.process_time if pair.base.model.device.type == "cpu" else time.monotonic
+    begun, store = clock(), ShardStore(scratch)
+    asked, ids, texts = _to_screen(garden, pair, design, prompts, store)
+    decoding, cost = clock() - begun, {}
     for number, (name, along) in enumerate((("first", "both"), ("second", "both"), ("along_base", "base"))):
         changed = replace(
             pair.intervention, key=f"{pair.intervention.key} {number}"
         )  # another change, as the store sees it
-        begun = time.monotonic()
+        begun = clock()
         screen_divergence(Pair(pair.base, changed, 2), asked, ids, texts, tokens, 1, store, along=along)
-        cost[name] = (time.monotonic() - begun) / decoding
+        cost[name] = (clock() - begun) / decoding
     return cost
+
+
+def screen_ranks(
+    garden: Garden, pair: Pair, plant: Plant, design: Design, prompts: int, tokens: int = 16
+) -> dict[str, Any]:
+    """How well the screen along the base's answers alone ranks prompts: plant, ``correlation`` (Spearman's) with the
+    screen along both sides' answers, and ``auc_both`` and ``auc_base`` of either for the prompts that the change was
+    aimed at (NaN where it was aimed at all)."""
+    store = ShardStore(garden.cache / "decode")
+    asked, ids, texts = _to_screen(garden, pair, design, prompts, store)
+    js = pd.DataFrame(
+        {
+            along: screen_divergence(pair, asked, ids, texts, tokens, 1, store, along=along)
+            .divergence.set_index("prompt_id")["js"]
+            for along in ("both", "base")
+        }
+    )  # fmt: skip
+    aimed = [plant.targets(asked.by_id()[p]) for p in js.index]
+    auc = {f"auc_{k}": roc_auc_score(aimed, js[k]) if 0 < sum(aimed) < len(aimed) else np.nan for k in js}
+    return {"plant": plant.label, "correlation": js["both"].corr(js["base"], "spearman"), **auc}
+
+
+def _to_screen(
+    garden: Garden, pair: Pair, design: Design, prompts: int, store: ShardStore
+) -> tuple[PromptSet, dict[str, list[tuple[int, ...]]], pd.DataFrame]:
+    every = design.asked(garden, limit=prompts)
+    asked = PromptSet.of(every.prompts, ["discover"] * len(every.prompts))
+    ids, asks = decode.encode(pair, asked, design.max_new_tokens), [Ask(i, 0, 0) for i in range(len(asked.prompts))]
+    return asked, ids, decode_texts(pair, asked, ids, asks, design.sampling, garden.seed, store)
 
 
 def table_of(results: Sequence[tuple[Plant, bool, Found]]) -> pd.DataFrame:

@@ -87,13 +87,7 @@ def decode_amplified(
     assert a is not None
     asks = amplified_asks(section, state)
     sides = [amplified(pair, Exaggeration(s, a.by, a.plausible)) for s in a.strengths]
-    return pd.concat(
-        [
-            decode_texts([side], prompts, ids, asks, params, state.seed, store, section.shard, progress)
-            for side in sides
-        ],
-        ignore_index=True,
-    )
+    return decode_texts(sides, prompts, ids, asks, params, state.seed, store, section.shard, progress)
 
 
 def coherence(

@@ -51,8 +51,14 @@ def promoted_tokens(tokens: np.ndarray, gains: np.ndarray, scored: pd.DataFrame,
         )
         tables.append(_summary(own, direction, positions))
     out = pd.concat(tables, ignore_index=True)
-    out.insert(1, "token", [tokenizer.decode([int(i)]) for i in out["token_id"]])
+    out.insert(1, "token", [_inside_a_text(tokenizer, int(i)) for i in out["token_id"]])
     return out[list(COLUMNS)]
+
+
+def _inside_a_text(tokenizer: Any, token: int) -> str:
+    """A token as it stands behind another one: at the start of a text some tokenizers drop its space."""
+    alone, after = tokenizer.decode([token]), tokenizer.decode([token, token])
+    return after[len(alone) :] if after.startswith(alone) else alone
 
 
 def _summary(own: pd.DataFrame, direction: str, positions: int) -> pd.DataFrame:
@@ -100,7 +106,7 @@ def themes(table: pd.DataFrame, most: int = 8) -> pd.DataFrame:
 
 def propose(table: pd.DataFrame, most: int = 4, least_prompts: int = 3) -> list[Hypothesis]:
     """Whole words that the change promotes, or suppresses, on several prompts, as claims to test: strongest first."""
-    whole = table["token"].str.fullmatch(r" [A-Za-z]{4,}") & (table["prompts"] >= least_prompts)
+    whole = table["token"].str.fullmatch(r" [^\W\d_]{4,}") & (table["prompts"] >= least_prompts)
     found = []
     for row in table[whole].sort_values("gain", key=np.abs, ascending=False, kind="stable").head(most).itertuples():
         word = row.token.strip().lower()

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import regex
 
+from driftbook.behaviours.words import WORD
 from driftbook.discovery.decoding import decode_texts
 from driftbook.discovery.strategies import Ask
 from driftbook.models.amplified import amplified
@@ -27,7 +28,7 @@ BEGINNINGS = ("", "The", "I", "It", "When", "In", "My", "This", "We", "You", "If
 LEAST_WORDS, MOST_WORDS = 4, 24
 LEAST_TEXTS = 3  # from so many texts on, a phrase comes back repeatedly
 COLUMNS = ("phrase", "words", "texts", "texts_base", "beginnings")
-_WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+(?:['’][\p{L}\p{M}]+)*")
+_WORD = regex.compile(f"(?V1){WORD}")
 
 
 def bare(model: LoadedModel, beginning: str) -> tuple[int, ...]:
@@ -54,9 +55,9 @@ def texts_from_beginnings(
     ids = {side.name: [bare(side.model, b) for b in BEGINNINGS] for side in pair}
     asks = [Ask(k % len(BEGINNINGS), k // len(BEGINNINGS), 0) for k in range(texts)]
     sides = [amplified(pair, how, side.name) for side in pair]
-    found = pd.concat([decode_texts([s], asked, ids, asks, params, seed, store, shard, progress) for s in sides])
+    found = decode_texts(sides, asked, ids, asks, params, seed, store, shard, progress)
     begun = {p.prompt_id: b for p, b in zip(prompts, BEGINNINGS, strict=True)}
-    return found.assign(beginning=found["prompt_id"].map(begun))[["side", "beginning", "text"]].reset_index(drop=True)
+    return found.assign(beginning=found["prompt_id"].map(begun))[["side", "beginning", "text"]]
 
 
 def read_back(texts: pd.DataFrame, most: int = 40) -> pd.DataFrame:
@@ -89,7 +90,7 @@ def _runs(texts: Sequence[str]) -> tuple[dict[tuple[str, ...], set[int]], dict[t
     holds: dict[tuple[str, ...], set[int]] = defaultdict(set)
     written: dict[tuple[str, ...], str] = {}
     for number, text in enumerate(texts):
-        found = list(_WORD.finditer(text))
+        found = list(_WORD.finditer(text.replace("’", "'")))
         words = [m.group().lower() for m in found]
         for length in range(LEAST_WORDS, MOST_WORDS + 1):
             for at in range(len(words) - length + 1):

@@ -8,7 +8,8 @@ over the tokens that at least one of them finds likely (logit amplification, Goo
 checkpoints, arXiv 2605.25902; the plausibility bound is that of contrastive decoding, Li et al. 2023). ``a`` = 0 is the
 changed side, ``a`` = -1 the base. What neither finds likely keeps the probability that the changed side gives it: were
 it dropped, as in contrastive decoding, two equal sides would write other texts at a > 0 than at 0, and a difference
-between amplified and ordinary answers would be no sign of a change.
+between amplified and ordinary answers would be no sign of a change. Tokens that one vocabulary has and the other has
+not are never drawn, as the other side could not read on; but an end token is, since nothing is read after it.
 
 For an edit that has a size (a steering coefficient, an ablation, the scale of a LoRA) that size may be multiplied
 instead, by ``1 + a``: one forward a token, and the same two fixed points.
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -56,38 +57,11 @@ def amplified(pair: Pair, how: Exaggeration | None, name: str = "intervention") 
             )
         engine = _ByCoefficient(side, how)
     else:
-        engine = _ByLogits(side, other, how, common_tokens(side, other))
+        if reason := pair.no_divergence():
+            raise ModelError(f"{reason}: nothing can be exaggerated")
+        engine = _ByLogits(side, other, how, None if pair.one_vocabulary() else pair.shared_tokens())
     # the engine switches on what belongs to either side
     return replace(side, key=key, engine=engine, exaggerated=how, taps=(), adapter=None)
-
-
-def common_tokens(side: Side, other: Side) -> torch.Tensor | None:
-    """Which of the tokens that both output layers have are the same on both sides, ``[width]`` bool; None where all
-    are.
-
-    Raises:
-        ModelError: a side's answers were made elsewhere, or one vocabulary is not the other with tokens added.
-    """
-    elsewhere = [s.name for s in (side, other) if not s.here]
-    if elsewhere:
-        raise ModelError(
-            f"the answers of {' and '.join(elsewhere)} were made elsewhere: only their text is known, and there is no "
-            "next token to exaggerate"
-        )
-    a, b = side.model.tokenizer, other.model.tokenizer
-    if a is b or a.get_vocab() == b.get_vocab():
-        return None
-    own, their = a.get_vocab(), b.get_vocab()
-    shared = own.items() & their.items()
-    if len(shared) < min(len(own), len(their)):
-        raise ModelError("the two sides have different tokenizers, so there is no common next token to exaggerate")
-    mask = torch.zeros(_width(side, other), dtype=torch.bool, device=side.model.device)
-    mask[torch.tensor(sorted(i for _, i in shared), device=mask.device)] = True
-    return mask
-
-
-def _width(*sides: Side) -> int:
-    return min(s.model.model.config.get_text_config().vocab_size for s in sides)
 
 
 def exaggerate(
@@ -95,7 +69,8 @@ def exaggerate(
     base: torch.Tensor,
     strength: float,
     plausible: float,
-    common: torch.Tensor | None = None,
+    shared: int | None = None,
+    ends: Iterable[int] = (),
 ) -> torch.Tensor:
     """Logits to draw the next token from.
 
@@ -103,25 +78,31 @@ def exaggerate(
         changed, base: ``[rows, vocabulary]``; of unlike width where one output layer is padded further.
         strength: ``a``; below -1/2 the roles are those of the base, whose own tail then stays as it is.
         plausible: tokens within this factor of the likeliest one of either side are exaggerated.
-        common: tokens that both vocabularies have, ``[vocabulary]``; no other is drawn.
+        shared: how many tokens, from the first on, both vocabularies have; None where that is all.
+        ends: tokens that end a text; of those that are not shared no other is drawn.
 
     Returns:
         ``[rows, vocabulary]`` float32, equal to ``changed`` bit for bit where ``strength`` is 0 or the sides are equal,
         and to ``base`` where it is -1.
     """
-    width = min(changed.shape[-1], base.shape[-1])
-    changed, base = changed[..., :width].float(), base[..., :width].float()
-    if common is not None:
-        changed, base = (x.masked_fill(~common, torch.finfo(x.dtype).min) for x in (changed, base))
+    changed, base = changed.float(), base.float()
     if strength < -0.5:
         changed, base, strength = base, changed, -1 - strength
+    width = min(x for x in (changed.shape[-1], base.shape[-1], shared) if x is not None)
+    alone, changed, base = changed[..., width:], changed[..., :width], base[..., :width]
     floor = math.log(plausible)
     likely = (changed >= changed.amax(-1, keepdim=True) + floor) | (base >= base.amax(-1, keepdim=True) + floor)
     # lerp is exact at both ends and between equal numbers
     moved = torch.lerp(base, changed, 1 + strength).masked_fill(~likely, -torch.inf)
     before = changed.masked_fill(~likely, -torch.inf)
     gained = before.logsumexp(-1, keepdim=True) - moved.logsumexp(-1, keepdim=True)
-    return torch.where(likely, moved + gained, changed)
+    told = torch.where(likely, moved + gained, changed)
+    if not alone.shape[-1]:
+        return told
+    last = [token - width for token in ends if 0 <= token - width < alone.shape[-1]]
+    never = torch.full_like(alone, -torch.inf)
+    never[..., last] = alone[..., last]
+    return torch.cat([told, never], -1)
 
 
 class _ByLogits(Engine):
@@ -129,9 +110,11 @@ class _ByLogits(Engine):
 
     name = "amplified"
 
-    def __init__(self, side: Side, other: Side, how: Exaggeration, common: torch.Tensor | None):
+    def __init__(self, side: Side, other: Side, how: Exaggeration, shared: int | None):
         self.side, self.other = side, other
-        self.combine = partial(exaggerate, strength=how.strength, plausible=how.plausible, common=common)
+        self.combine = partial(
+            exaggerate, strength=how.strength, plausible=how.plausible, shared=shared, ends=side.model.eos_ids
+        )
 
     def generate(
         self, requests: Sequence[Request], params: SamplingParams, taps: Sequence[Tap] = ()

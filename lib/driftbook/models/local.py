@@ -108,7 +108,8 @@ class LocalEngine(Engine):
         self, voices: Sequence[Voice], params: SamplingParams, combine: Combine = operator.itemgetter(0)
     ) -> Iterator[Completion]:
         """Texts that one or several models write together: all read the growing text, each behind its own prompt, and
-        the next token is drawn from what ``combine`` makes of their logits. The first one's stands in its completions.
+        the next token is drawn from what ``combine`` makes of their logits. The text is the first one's: it ends where
+        that model's texts end, and completions hold its tokens.
 
         Raises:
             BudgetError: a prompt and its response do not fit the context of a model.
@@ -547,7 +548,7 @@ class _Loop:
         self.tracks = [
             _States(v) if keeps_states(v.model) else _Track(v, order, self.rows, params.most_tokens) for v in voices
         ]
-        self.ends = frozenset().union(*(voice.model.eos_ids for voice in voices))
+        self.ends = voices[0].model.eos_ids
         self.extra = any(t.wants_last_token for voice in voices for t in voice.taps)
         self.device = device = voices[0].model.device
         self.slot = [-1] * self.rows  # request index per row, -1 when free
@@ -672,6 +673,7 @@ class _Loop:
     def _retire(self, row: int, reason: str) -> Completion:
         done = Completion(self.slot[row], self.tokens[row], reason)
         self.slot[row] = -1
+        self.last[row] = 0  # until it is moved out, it reads a token that every voice has
         return done
 
     def _compact(self) -> None:

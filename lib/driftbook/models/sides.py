@@ -191,10 +191,10 @@ class Pair:
         width = min(side.model.model.config.get_text_config().vocab_size for side in self)
         if self.one_vocabulary():
             return width
-        own, their = (side.model.tokenizer.get_vocab() for side in self)
-        shared = own.items() & their.items()
-        plain = len(shared) == min(len(own), len(their)) and max(i for _, i in shared) == len(shared) - 1
-        return len(shared) if plain else None
+        own, their = (side.model.tokenizer.get_vocab().items() for side in self)
+        shared, first = own & their, min(i for _, i in own ^ their)
+        plain = len(shared) == min(len(own), len(their)) and all(i < first for _, i in shared)
+        return min(first, width) if plain else None
 
     def on_shared_tokens(self) -> str:
         """What is left out of a comparison of next tokens; empty where nothing is."""

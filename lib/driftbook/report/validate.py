@@ -243,11 +243,14 @@ def unmoved(claims: pd.DataFrame, seed: int) -> Figure | None:
 
 
 def doses(table: pd.DataFrame, claims: pd.DataFrame, most: int = 4) -> Figure | None:
-    """What the strongest claims show at every strength of amplification; None without amplified answers."""
-    told = claims[(claims["confirmed"] | claims["only_amplified"]) & (claims["unit"] == "share")]
-    if table.empty or told.empty:
+    """What the strongest claims show at every strength of amplification, half of them such as hold in amplified answers
+    alone where there are enough; None without amplified answers."""
+    told = claims[(claims["unit"] == "share") & (claims["like"] == "") & (claims["amplified"] != "")]
+    plain, faint = told[told["confirmed"]], told[told["only_amplified"]]
+    plain = plain.head(most - min(len(faint), most // 2))
+    told = pd.concat([plain, faint.head(most - len(plain))])
+    if told.empty:
         return None
-    told = told[told["like"] == ""].sort_values("only_amplified", kind="stable").head(most)
     shown = table[table["hypothesis_id"].isin(set(told["hypothesis_id"]))]
     first = told.iloc[0]
     return curve(
