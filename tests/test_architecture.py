@@ -180,6 +180,17 @@ def test_a_function_imports_only_what_is_heavy_and_what_its_module_can_go_withou
             assert not here_already, f"{where}, and it is imported already: import it at the top"
 
 
+@pytest.mark.parametrize("module", [*MODULES, *all_modules("driftbench")])
+def test_imports_in_a_function_say_why_they_are_there(module):
+    """In a few words behind the first of them, or above it."""
+    lines = ["", *file_of(module).read_text(encoding="utf-8").splitlines(keepends=True)]
+    for line in {i.line for i in imports(module) if i.late and module != FACE}:
+        while "#" not in lines[line] and lines[line - 1].lstrip(" ").startswith(("import ", "from ", "\n")):
+            line -= 1
+        why = "#" in lines[line] or lines[line - 1].lstrip().startswith("#")
+        assert why, f"{module}:{line}: {lines[line].strip()}  # what it costs, or who does without"
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_what_only_type_checkers_import_is_heavy(module):
     for i in imports(module):

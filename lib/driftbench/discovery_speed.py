@@ -12,6 +12,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from scipy.spatial import cKDTree
+from sentence_transformers import SentenceTransformer
+from sklearn.metrics import adjusted_rand_score
 
 from driftbook.discovery.clustering import Update, fit, silhouette, stability, structureless
 from driftbook.discovery.embeddings import (
@@ -101,8 +105,6 @@ def embed_into(folder: Path, texts: list[str], embedder: Embedder) -> Embedded:
 
 def encode_under_autocast(model: Any, texts: list[str], embedder: Embedder) -> np.ndarray:
     """Plain ``encode`` in the embedder's own dtype."""
-    import torch
-
     with torch.autocast(embedder.device, dtype=getattr(torch, embedder.dtype), enabled=embedder.dtype != "float32"):
         return model.encode(texts, show_progress_bar=False)
 
@@ -110,8 +112,6 @@ def encode_under_autocast(model: Any, texts: list[str], embedder: Embedder) -> n
 def three_ways(texts: list[str], embedder: Embedder, scratch: Path) -> dict[str, Callable[[], Any]]:
     """Plain ``encode``, alone and under our dtype, and ``embed`` into an empty cache and out of a full one, which is
     the first that was filled. Both models are warm."""
-    from sentence_transformers import SentenceTransformer
-
     plain = SentenceTransformer(str(embedder.folder), device=embedder.device)
     plain.encode(texts[:32]), embedder.encode(texts[:32])
     numbers = count()
@@ -154,8 +154,6 @@ def update_table(updates: Mapping[str, Update]) -> pd.DataFrame:
 
 def map_agreement(placed: np.ndarray, truth: np.ndarray, seed: int, sample: int = 5000) -> float:
     """How often the nearest of a row's neighbours on a map ``[n, 2]`` is of the same group, over a sample of rows."""
-    from scipy.spatial import cKDTree
-
     rows = np.random.default_rng(seed).permutation(len(placed))[:sample]
     near = cKDTree(placed).query(placed[rows], k=2)[1]
     other = np.where(near[:, 0] == rows, near[:, 1], near[:, 0])
@@ -164,8 +162,6 @@ def map_agreement(placed: np.ndarray, truth: np.ndarray, seed: int, sample: int 
 
 def compare_methods(methods: list[str], X: np.ndarray, truth: np.ndarray, k: int, seed: int) -> pd.DataFrame:
     """Seconds of the first and the second fit, agreement with the truth, noise, and stability of each method."""
-    from sklearn.metrics import adjusted_rand_score
-
     rows = []
     for method in methods:
         times, found = alternate({method: partial(fit, method, X, k, seed)}, 2)

@@ -21,6 +21,7 @@ from driftbook.models.local import LocalEngine, Request, Tap, left_pad
 from driftbook.models.projection import ProjectionTap
 from driftbook.models.replay import TokenSequence, replay
 from driftbook.models.sampling import SamplingParams, stream_seed
+from driftbook.models.sides import Side
 
 
 def requests_for(model: LoadedModel, prompts: Sequence[str], samples: Sequence[int], seed: int) -> list[Request]:
@@ -91,8 +92,7 @@ def decode_works(
         "local": lambda: sum(map(len, local_generate(model, requests, params, batch))),
     }
     if importlib.util.find_spec("vllm"):
-        from driftbook.models.sides import Side
-        from driftbook.models.vllm_engine import VllmEngine
+        from driftbook.models.vllm_engine import VllmEngine  # peft: many seconds
 
         engine = VllmEngine(Side("base", model, model.key), cache, max_num_seqs=batch)
         next(engine.generate(requests[:1], SamplingParams(1)))  # loads the model

@@ -10,7 +10,11 @@ trait. ``one_load`` does the same after one load. ``one_batch`` is ours: one loa
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import platform
+import resource
 import subprocess
 import sys
 import time
@@ -91,7 +95,7 @@ def _only(work: Work, job: int) -> Work:
 def table(nights: Sequence[Night]) -> pd.DataFrame:
     """One row per way, means where it was run more than once; ``label`` and ``tokens_per_s`` beside the fields of
     :class:`Night`."""
-    import pandas as pd
+    import pandas as pd  # no way needs it
 
     frame = pd.DataFrame([asdict(n) for n in nights]).groupby("way", sort=False).mean().loc[list(WAYS)].reset_index()
     frame.insert(1, "label", [WAYS[way] for way in frame.way])
@@ -113,7 +117,7 @@ def title(table: pd.DataFrame) -> str:
 
 def picture(table: pd.DataFrame, work: Work) -> Figure:
     """Seconds of every way."""
-    from driftbook.workbook.figures import bars
+    from driftbook.workbook.figures import bars  # no way needs it
 
     return bars(
         list(table.label),
@@ -129,7 +133,7 @@ def picture(table: pd.DataFrame, work: Work) -> Figure:
 
 def stages(table: pd.DataFrame) -> Table:
     """The same, part by part."""
-    from driftbook.workbook.tables import Table
+    from driftbook.workbook.tables import Table  # no way needs it
 
     caption = (
         "Seconds. start: python and its libraries; load: the model; tier 2 and tier 3: the prompts (the old ways read "
@@ -167,10 +171,7 @@ def metrics(table: pd.DataFrame) -> dict[str, float]:
 
 def machine_table() -> pd.DataFrame:
     """The hardware that the figures belong to: columns what, value."""
-    import os
-    import platform
-
-    import pandas as pd
+    import pandas as pd  # no way needs them
     import torch
 
     info = Path("/proc/cpuinfo")
@@ -191,9 +192,7 @@ def machine_table() -> pd.DataFrame:
 
 def one_batch(work: Work) -> dict[str, float]:
     """All prompts in one batch, all traits; then the tier 3 prompts once more through the layer."""
-    import dataclasses
-
-    import torch
+    import torch  # what this way needs
 
     from driftbook.models.captured import Sample
     from driftbook.models.loading import load
@@ -236,7 +235,7 @@ def one_batch(work: Work) -> dict[str, float]:
 
 def one_load(work: Work) -> dict[str, float]:
     """What the scripts did, for each prompt in turn: states to the host at every token, then one vector on them."""
-    import torch
+    import torch  # what this way needs
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     clock = _Clock()
@@ -314,8 +313,6 @@ def main(arguments: Sequence[str]) -> None:
     way, spec = arguments
     work = Work(**json.loads(Path(spec).read_text()))
     out = one_batch(work) if way == "one_batch" else one_load(work)
-    import resource
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps(out | {"peak_rss_mb": peak}))
 

@@ -43,7 +43,7 @@ class Transformers:
     packages = ("transformers",)
 
     def __init__(self, spec: dict[str, Any], vectors: torch.Tensor):
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM  # seconds
 
         self.spec, self.vectors = spec, vectors
         self.model = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=torch.float32).eval()
@@ -88,7 +88,7 @@ class TransformerLens:
     packages = ("transformer-lens", "transformers")
 
     def __init__(self, spec: dict[str, Any], vectors: torch.Tensor):
-        from transformer_lens.model_bridge import TransformerBridge
+        from transformer_lens.model_bridge import TransformerBridge  # in an environment of its own
 
         self.spec, self.vectors = spec, vectors
         self.model = TransformerBridge.boot_transformers(spec["model"], device="cpu", dtype=torch.float32)
@@ -127,14 +127,14 @@ class NNsight:
     packages = ("nnsight", "transformers")
 
     def __init__(self, spec: dict[str, Any], vectors: torch.Tensor):
-        from nnsight import TransformersModel
+        from nnsight import TransformersModel  # in an environment of its own
 
         self.spec, self.vectors = spec, vectors
         self.model = TransformersModel(spec["model"], task="text-generation", dispatch=True, dtype=torch.float32)
         self.model._module.generation_config.eos_token_id = None
 
     def live(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        import nnsight
+        import nnsight  # in an environment of its own
 
         model, vectors, n = self.model, self.vectors, self.spec["max_new_tokens"]
         layers = list(model.model.layers)
@@ -152,7 +152,7 @@ class NNsight:
         return out[:, ids.shape[1] :].numpy(), torch.cat(list(steps), 1).cpu().numpy()
 
     def replay(self, ids: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
-        import nnsight
+        import nnsight  # in an environment of its own
 
         model, vectors = self.model, self.vectors
         layers = list(model.model.layers)

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import adjusted_mutual_info_score
+from threadpoolctl import threadpool_limits
 
 from driftbench.pools import TextPool, World, draw, found, jensen_shannon, recall, sample
 from driftbook.discovery import clustering
@@ -73,8 +75,6 @@ def side_by_side(
     works: Sequence[tuple[Callable[..., Any], dict[str, Any]]], progress: Callable[[int], Any] | None = None
 ) -> Iterator[Any]:
     """Results of ``function(**options)`` in the order in which they finish, one process a core."""
-    from threadpoolctl import threadpool_limits
-
     with threadpool_limits(1), ProcessPoolExecutor() as pool:
         for done in as_completed([pool.submit(function, **options) for function, options in works]):
             yield done.result()
@@ -132,8 +132,6 @@ def _clustered(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
 
 
 def _replayed(pool: TextPool, texts: pd.DataFrame, everything: np.ndarray, clusters: int) -> dict[str, float]:
-    from sklearn.metrics import adjusted_mutual_info_score
-
     truth = pool.truth(texts)
     readings = {name: how for name, how in READINGS.items() if not how.get("likelihood")}
     row = {name: float("nan") for name in [*readings, "clusters"]}

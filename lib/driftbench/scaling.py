@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from driftbench.tiny import tiny_model, tiny_tokenizer
 from driftbook import decode, scale
 from driftbook.discovery.decoding import decode_texts
 from driftbook.discovery.strategies import Ask, first_round
@@ -24,6 +25,7 @@ from driftbook.processes import Processes
 from driftbook.prompts import Prompt, PromptSet
 from driftbook.store import ShardStore
 from driftbook.workbook.figures import Figure, curve
+from driftbook.workbook.runner import run_stage
 from driftbook.workers import Workers, cores
 
 GROWTH_STAGES = ("decode", "cluster", "validate")
@@ -98,9 +100,6 @@ def grow(texts: Sequence[int], prompts: int, tokens: int, workers: int, seed: in
         texts, stage, seconds, and the peak memory in MB of the process that ran the notebook (with ``engine.kind: ray``
         the driver); bytes that the caches and the tables of all stages take on disk.
     """
-    from driftbench.tiny import tiny_model, tiny_tokenizer
-    from driftbook.workbook.runner import run_stage
-
     rows = []
     for count in texts:
         with tempfile.TemporaryDirectory() as place:

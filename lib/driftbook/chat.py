@@ -295,7 +295,7 @@ class ChatClient:
     async def _run(
         self, waiting: Sequence[Conversation], ended: queue.SimpleQueue[Any], stop: list[BaseException], needed: bool
     ) -> None:
-        import openai
+        import openai  # two seconds; stored replies need none of it
 
         throttle, rest = Throttle(self.concurrency), iter(waiting)
         key = self._key or "none"  # the SDK wants one, servers without keys ignore it
@@ -327,7 +327,7 @@ class ChatClient:
     ) -> Answer | None:
         """The answer, stored; None when all attempts failed and it is not ``needed``. Raises for what no repetition
         mends."""
-        import openai
+        import openai  # two seconds; stored replies need none of it
 
         most, attempt = self.most(request), 0
         while True:
@@ -448,7 +448,7 @@ class _Single:
 
 def _may_be_billed(failure: Exception) -> bool:
     """Whether a call without a reply may stand on the bill: it got there, and no status came back."""
-    import openai
+    import openai  # two seconds; stored replies need none of it
 
     if isinstance(failure, openai.APIStatusError):
         return False

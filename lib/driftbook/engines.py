@@ -27,7 +27,7 @@ def local(side: Answering, cache: Path) -> Engine:
 
 @DECODERS.register("vllm")
 def vllm(side: Answering, cache: Path) -> Engine:
-    from driftbook.models.vllm_engine import VllmEngine
+    from driftbook.models.vllm_engine import VllmEngine  # installed where it is asked for alone
 
     return VllmEngine(side, cache / "steered")
 

@@ -176,7 +176,7 @@ def read_table(path: Path, where: str, wrong: list[str] | None = None) -> pd.Dat
     What is wrong with lines that are no JSON goes into ``wrong``. Raises DriftbookError, which begins with ``where``,
     for a file that cannot be read, and without ``wrong`` for such a line.
     """
-    import pandas as pd
+    import pandas as pd  # a second, and texts are read without
 
     if path.suffix not in TABLES:
         raise DriftbookError(f"{where}: a table is one of {', '.join(TABLES)}")

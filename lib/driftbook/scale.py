@@ -92,7 +92,7 @@ def connect(engine: EngineSpec, threads: int, gpus: int = 0) -> None:
             )
         os.environ.update(_LOOPBACK_ONLY | _OF_OUR_OWN | {"RAY_AUTH_TOKEN": secrets.token_hex(32)})
         _prepared.append(True)
-    import ray
+    import ray  # seconds, where an experiment asks for it
 
     if ray.is_initialized():
         raise DriftbookError(
@@ -140,7 +140,7 @@ _prepared: list[bool] = []  # whether Ray was imported under the settings for a 
 def disconnect() -> None:
     """Leave the cluster; a Ray that was started here ends. Workers that were opened are gone."""
     if _connected:
-        import ray
+        import ray  # seconds, where an experiment asks for it
 
         ray.shutdown()
         _connected.clear()
@@ -160,7 +160,7 @@ class _Worker:
         self.number = -1
 
     def do(self, number: int, jobs: list[Any], item: Any) -> Any:
-        import ray
+        import ray  # seconds, where an experiment asks for it
 
         if self.job is None or self.number != number:
             if not os.path.isdir(self.folder):
@@ -209,7 +209,7 @@ class RayWorkers(Workers):
 
     def _run(self, number: int, job: tuple[str, Callable, Callable], items: Iterator[Any]) -> Iterator[Any]:
         self._start()
-        import ray
+        import ray  # seconds, where an experiment asks for it
         from ray.util import ActorPool
 
         stored, pool = ray.put(job), ActorPool(self._actors)
@@ -233,12 +233,12 @@ class RayWorkers(Workers):
 
     def memory(self) -> dict[int, float]:
         """Peak resident memory of each worker in MB, by process id."""
-        import ray
+        import ray  # seconds, where an experiment asks for it
 
         return dict(ray.get([actor.memory.remote() for actor in self._actors]))
 
     def close(self) -> None:
-        import ray
+        import ray  # seconds, where an experiment asks for it
 
         for actor in self._actors:
             ray.kill(actor)
@@ -253,7 +253,7 @@ class RayWorkers(Workers):
         if self._actors:
             return
         connect(self.engine, self.threads, _gpus() if self.gpu else 0)
-        import ray
+        import ray  # seconds, where an experiment asks for it
 
         there = ray.cluster_resources()
         kind, have = ("GPU", int(there.get("GPU", 0))) if self.gpu else ("CPU", int(there.get("CPU", 0)))

@@ -19,11 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 
-from driftbook import parameters
+from driftbook import parameters, traits
 from driftbook.errors import ParameterError
 from driftbook.hashes import file_hash
 from driftbook.interventions import Finetune
+from driftbook.models import traitfiles
 from driftbook.models.finetune import train_lora
 from driftbook.models.loading import LoadedModel, load
 from driftbook.models.sides import Pair, Side, open_pair
@@ -175,9 +178,6 @@ def merged(loaded: LoadedModel, adapter: Path, scale: float) -> LoadedModel:
 
     ``loaded`` must be a model of its own, its modules are changed.
     """
-    from peft import PeftModel
-    from peft.tuners.lora import LoraLayer
-
     wrapped = PeftModel.from_pretrained(loaded.model, str(adapter))
     for module in wrapped.modules():
         if isinstance(module, LoraLayer):
@@ -192,9 +192,6 @@ def merged(loaded: LoadedModel, adapter: Path, scale: float) -> LoadedModel:
 
 def trait_vectors(cache: Path, root: Path, seed: int, progress: Callable[..., Any]) -> VectorSet:
     """Vectors of the shipped traits in the bundled model, as the traits stage fits them by default."""
-    from driftbook import traits
-    from driftbook.models import traitfiles
-
     wanted = parameters.Traits()
     model = load(parameters.ModelSpec(), cache)
     files = traitfiles.read_traits(wanted.files, root, wanted.scenarios, wanted.max_scenarios)

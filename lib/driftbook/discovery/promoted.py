@@ -79,7 +79,7 @@ def _summary(own: pd.DataFrame, direction: str, positions: int) -> pd.DataFrame:
 def _themes(own: pd.DataFrame, kept: np.ndarray) -> np.ndarray:
     """The theme of each token: the factor of prompts by tokens that it weighs most in, [tokens]; 0 where there are too
     few prompts or tokens to tell themes apart."""
-    from sklearn.decomposition import NMF
+    from sklearn.decomposition import NMF  # seconds
 
     own = own[own["token_id"].isin(kept)]
     prompts, row = np.unique(own["prompt"], return_inverse=True)

@@ -49,7 +49,7 @@ def run(experiment: str | Path, stages: Iterable[str] | None = None, *, force: b
     Raises:
         DriftbookError: the file is wrong, or a stage failed; its evidence lies in ``<stage>.failed``.
     """
-    import pandas as pd
+    import pandas as pd  # a second, and only a table needs it
 
     results = run_experiment(_file(experiment), stages, force)
     if failed := [r for r in results if not r.good]:

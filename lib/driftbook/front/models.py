@@ -190,7 +190,7 @@ class Vectors(Shown):
 
     def plot(self) -> Figure:
         """How well each trait's direction tells held-out answers apart, at its layer."""
-        from driftbook.workbook.figures import bars
+        from driftbook.workbook.figures import bars  # plotly: a result is drawn when it is asked to be
 
         table = self.to_frame()
         caption = "Area under the ROC curve over scenarios that the direction was not fitted on. Dashed: chance."
@@ -482,7 +482,7 @@ class Divergence(Shown):
 
     def plot(self, most: int = 24) -> Figure:
         """The prompts where the sides are furthest apart."""
-        from driftbook.workbook.figures import bars
+        from driftbook.workbook.figures import bars  # plotly: a result is drawn when it is asked to be
 
         shown = self.table.head(most)
         caption = f"The {len(shown)} of {len(self.table)} prompts with the largest divergence, along answers of both."
@@ -595,7 +595,7 @@ class States(Shown):
     def plot(self, trait: str | None = None, sample: int = 0, layer: int | None = None) -> Figure:
         """One trait along the tokens of one sample; with two sides, of the intervention's answer to the same prompt,
         too."""
-        from driftbook.workbook.figures import curve, trait_trace
+        from driftbook.workbook.figures import curve, trait_trace  # plotly: a result is drawn when it is asked to be
 
         trait = self.traits[0] if trait is None else trait
         read, (layer, site) = self.at(trait, layer), self._place(trait, layer)

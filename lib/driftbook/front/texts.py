@@ -231,7 +231,7 @@ class Claim(Shown):
 
     def plot(self) -> Figure:
         """Both sides with the interval of the change."""
-        from driftbook.workbook.figures import dumbbell
+        from driftbook.workbook.figures import dumbbell  # plotly: a result is drawn when it is asked to be
 
         share = self.measure.unit == "share"
         return dumbbell(
@@ -361,7 +361,7 @@ class Comparison(Shown):
 
         Raises DriftbookError where no behaviour is a share of answers.
         """
-        from driftbook.report import validate as report
+        from driftbook.report import validate as report  # plotly: a result is drawn when it is asked to be
 
         prompts = int(self.claims["prompts"].max())
         figure = report.shares(self.claims, prompts, self.seed) or report.unmoved(self.claims, self.seed)

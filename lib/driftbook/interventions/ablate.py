@@ -22,7 +22,7 @@ class Ablate(AlongTrait):
     layer: int | Literal["auto", "all"] = "all"
 
     def tap(self, directions: dict[int, torch.Tensor], site: str, unit: float) -> tuple[Tap, dict[str, Any]]:
-        from driftbook.models.steering import AblateTap
+        from driftbook.models.steering import AblateTap  # torch; parameters are read without it
 
         return AblateTap(site, directions), {}
 

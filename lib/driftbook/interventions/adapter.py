@@ -64,7 +64,7 @@ def with_adapter(
     Raises:
         ModelError: the two do not fit.
     """
-    from driftbook.models.adapters import Adapted, put_into, weights_of
+    from driftbook.models.adapters import Adapted, put_into, weights_of  # torch; parameters are read without it
     from driftbook.models.loading import load, with_tokenizer_of
     from driftbook.models.sides import Pair, Side
     from driftbook.store import digest

@@ -20,7 +20,7 @@ class Checkpoint(Intervention, ModelSpec):
     places: ClassVar[tuple[str, ...]] = ("model",)
 
     def open(self, base: LoadedModel, opening: Opening) -> Pair:
-        from driftbook.models.loading import load
+        from driftbook.models.loading import load  # torch; parameters are read without it
         from driftbook.models.sides import Pair, Side
 
         other = load(self, opening.cache)
@@ -36,7 +36,7 @@ class Checkpoint(Intervention, ModelSpec):
     def unavailable(self) -> str:
         if self.model.startswith("bundled:") or Path(self.model).expanduser().exists():
             return ""
-        from transformers.utils import cached_file
+        from transformers.utils import cached_file  # transformers takes seconds
 
         try:
             cached_file(self.model, "config.json", revision=self.revision)

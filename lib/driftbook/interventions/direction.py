@@ -43,7 +43,7 @@ class AlongTrait(Intervention):
         return self.trait.replace("_", " ")
 
     def open(self, base: LoadedModel, opening: Opening) -> Pair:
-        from driftbook.models.sides import Pair, Side
+        from driftbook.models.sides import Pair, Side  # torch; parameters are read without it
         from driftbook.store import digest
 
         if opening.vectors is None:
@@ -54,7 +54,7 @@ class AlongTrait(Intervention):
         return Pair(Side("base", base, base.key), changed, 1)
 
     def _made(self, vectors: VectorSet, model: LoadedModel) -> tuple[Tap, dict[str, Any]]:
-        import torch
+        import torch  # parameters are read without it
 
         record = vectors.chosen(self.trait)
         method, site = record.method, record.site

@@ -25,7 +25,7 @@ class Endpoint(Intervention, Server):
 
     def open(self, base: LoadedModel, opening: Opening) -> Pair:
         """The base reads what the server answers."""
-        from driftbook.models.endpoint import EndpointEngine
+        from driftbook.models.endpoint import EndpointEngine  # torch; parameters are read without it
         from driftbook.models.sides import Pair, Side
         from driftbook.store import digest
 

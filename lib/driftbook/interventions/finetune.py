@@ -36,7 +36,7 @@ class Finetune(Intervention):
     sized: ClassVar[bool] = True
 
     def open(self, base: LoadedModel, opening: Opening) -> Pair:
-        from driftbook.models.finetune import train_lora
+        from driftbook.models.finetune import train_lora  # torch; parameters are read without it
 
         folder = train_lora(base, self, opening.cache, opening.root, opening.progress)
         return with_adapter(base, folder, self.scale, opening)

@@ -17,7 +17,7 @@ class NoIntervention(Intervention):
     changes: ClassVar[bool] = False
 
     def open(self, base: LoadedModel, opening: Opening) -> Pair:
-        from driftbook.models.sides import Pair, Side
+        from driftbook.models.sides import Pair, Side  # torch; parameters are read without it
 
         return Pair(Side("base", base, base.key), Side("intervention", base, base.key), 1)
 

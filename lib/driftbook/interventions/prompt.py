@@ -18,7 +18,7 @@ class SystemPrompt(Intervention):
     changes_the_prompt: ClassVar[bool] = True
 
     def open(self, base: LoadedModel, opening: Opening) -> Pair:
-        from driftbook.models.sides import Pair, Side
+        from driftbook.models.sides import Pair, Side  # torch; parameters are read without it
         from driftbook.store import digest
 
         key = digest(base.key, "prompt", self.system)[:16]

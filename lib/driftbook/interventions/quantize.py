@@ -18,7 +18,7 @@ class Quantize(Intervention):
     models: ClassVar[int] = 2
 
     def open(self, base: LoadedModel, opening: Opening) -> Pair:
-        from driftbook.models.loading import load
+        from driftbook.models.loading import load  # torch; parameters are read without it
         from driftbook.models.quantize import quantized
         from driftbook.models.sides import Pair, Side
 

@@ -24,7 +24,7 @@ class Steer(AlongTrait):
     positions: Literal["all", "response"] = "all"
 
     def tap(self, directions: dict[int, torch.Tensor], site: str, unit: float) -> tuple[Tap, dict[str, Any]]:
-        from driftbook.models.steering import SteerTap
+        from driftbook.models.steering import SteerTap  # torch; parameters are read without it
 
         ((layer, vector),) = directions.items()
         told = {"coefficient": self.coefficient, "mean_activation_norm": unit, "positions": self.positions}

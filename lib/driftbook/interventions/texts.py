@@ -31,7 +31,7 @@ class Texts(Intervention):
 
     def open(self, base: LoadedModel, opening: Opening) -> Pair:
         """The base reads the answers of both sides."""
-        from driftbook.models.sides import Pair, Side
+        from driftbook.models.sides import Pair, Side  # torch; parameters are read without it
         from driftbook.models.table_engine import TableEngine
         from driftbook.store import digest
 

@@ -54,7 +54,7 @@ class EmbeddingJudge:
         self, texts: Sequence[str], hypotheses: Sequence[Hypothesis], prompts: Sequence[str] | None = None
     ) -> np.ndarray:
         """Raises DriftbookError for a hypothesis without evidence on both sides."""
-        import numpy as np
+        import numpy as np  # parameters are read without it
 
         scores = np.zeros((len(texts), len(hypotheses)))
         if not len(texts):

@@ -44,7 +44,7 @@ class Endpoint(Told, Server):
         return EndpointJudge(self.talk(opening), mode=self.mode, rubric=self.instructions(opening), **asked)
 
     def talk(self, opening: JudgeOpening) -> ChatClient:
-        from driftbook.chat import ChatClient
+        from driftbook.chat import ChatClient  # numpy; parameters are read without it
 
         return ChatClient(
             f"{self.model} ({opening.role})",
@@ -218,7 +218,7 @@ class EndpointJudge:
         ]
 
     def _verdicts(self, questions: list[Question], shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        import numpy as np
+        import numpy as np  # parameters are read without it
 
         self.endpoint.converse(questions)
         asked, missing = (sum(n) for n in (map(len, (q.cells for q in questions)), (q.missing for q in questions)))

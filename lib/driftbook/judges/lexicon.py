@@ -32,7 +32,7 @@ class Lexicon(JudgeSpec):
         self, texts: Sequence[str], hypotheses: Sequence[Hypothesis], prompts: Sequence[str] | None = None
     ) -> np.ndarray:
         """Raises DriftbookError for a hypothesis without words."""
-        import numpy as np
+        import numpy as np  # parameters are read without it
 
         from driftbook.behaviours.measure import Words
         from driftbook.behaviours.words import fold

@@ -58,7 +58,7 @@ class Local(Told):
         )
 
     def open(self, opening: JudgeOpening) -> LocalJudge:
-        from driftbook.models import loading
+        from driftbook.models import loading  # torch; parameters are read without it
 
         _, weights = loading.place_and_hash(self.model, opening.cache)
         _, dtype, _ = loading.choose_device()
@@ -76,7 +76,7 @@ class Local(Told):
         )
 
     def talk(self, opening: JudgeOpening) -> LocalChat:
-        from driftbook.models import loading
+        from driftbook.models import loading  # torch; parameters are read without it
         from driftbook.models.local_chat import LocalChat
 
         _, weights = loading.place_and_hash(self.model, opening.cache)
@@ -163,7 +163,7 @@ class LocalJudge:
         return (shown + 1 - flipped) / 2
 
     def _verdicts(self, users: Sequence[str]) -> np.ndarray:
-        import numpy as np
+        import numpy as np  # parameters are read without it
 
         keys = [request_key({**self.identity, "user": user}) for user in users]
         asked = dict(zip(keys, users, strict=True))
@@ -208,7 +208,7 @@ def read_levels(
     name: str, rubric: str, levels: Sequence[str], thought: int, loaded: LoadedModel, batch: Batch
 ) -> tuple[list[str], list[dict[str, float]]]:
     """Probability that the reply to each text begins with each level, beside the keys that the batch names."""
-    import torch
+    import torch  # parameters are read without it
 
     from driftbook.models.finite import require_finite
     from driftbook.models.local import left_pad
@@ -250,7 +250,7 @@ def thought_through(loaded: LoadedModel, prompts: Sequence[list[int]], bound: in
         return list(prompts)
     thoughts = [""] * len(prompts)
     if bound:
-        from driftbook.models.local import LocalEngine, Request
+        from driftbook.models.local import LocalEngine, Request  # torch; parameters are read without it
         from driftbook.models.sampling import SamplingParams
 
         requests = [Request(tuple(ids), 0) for ids in prompts]

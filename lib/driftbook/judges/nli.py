@@ -31,7 +31,7 @@ class Nli(JudgeSpec):
     places: ClassVar[tuple[str, ...]] = ("model",)
 
     def open(self, opening: JudgeOpening) -> NliJudge:
-        from driftbook.models import loading
+        from driftbook.models import loading  # torch; parameters are read without it
 
         source, weights = loading.place_and_hash(self.model, opening.cache)
 
@@ -90,7 +90,7 @@ class NliJudge:
     def score(
         self, texts: Sequence[str], hypotheses: Sequence[Hypothesis], prompts: Sequence[str] | None = None
     ) -> np.ndarray:
-        import numpy as np
+        import numpy as np  # parameters are read without it
 
         requests = self._requests(texts, hypotheses)
         keys = [request_key(r) for r in requests]
@@ -108,7 +108,7 @@ class NliJudge:
         return scores.reshape(len(texts), len(hypotheses))
 
     def _entailment(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        import numpy as np
+        import numpy as np  # parameters are read without it
         import torch
 
         if self._model is None:

@@ -239,7 +239,7 @@ def train_lora(
 def _train(
     loaded: LoadedModel, spec: Any, examples: Sequence[Example], folder: Path, progress: Progress | None
 ) -> dict[str, Any]:
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, get_peft_model  # seconds
 
     targets = spec.targets if spec.targets == "all-linear" else list(spec.targets)
     config = LoraConfig(
@@ -287,7 +287,7 @@ def _fit(
     adapted: Any, loaded: LoadedModel, spec: Any, examples: Sequence[Example], folder: Path, progress: Progress | None
 ) -> list[float]:
     """Train the adapter in place; the loss of every step."""
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments  # seconds
 
     losses: list[float] = []
 

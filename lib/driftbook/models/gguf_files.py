@@ -149,6 +149,7 @@ def _convert(files: list[Path], headers: list[GgufHeader], staging: Path) -> Con
 
 def _passed_over(header: GgufHeader) -> dict[str, Any]:
     """Fields of the architecture that the older reader knows nothing of; the newer one works from the fields itself."""
+    # a second, and texts are read without
     from transformers.modeling_gguf_pytorch_utils import GGUF_TO_TRANSFORMERS_MAPPING
 
     arch = str(header.fields.get("general.architecture"))
@@ -160,7 +161,7 @@ def _passed_over(header: GgufHeader) -> dict[str, Any]:
 
 
 def _refuse_cut(files: list[Path], headers: list[GgufHeader]) -> None:
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType  # a second
 
     for path, header in zip(files, headers, strict=True):
         end = header.start
@@ -183,7 +184,7 @@ def _read_once(files: list[Path], names: dict[str, str]) -> Iterator[None]:
     """While active, a GGUF model is parsed once, with the tensors of all its files, and the names of its tensors are
     worked out once (transformers does the first for configuration, weights and tokenizer each, and the second for every
     module). ``names`` receives the tensors that get a place."""
-    import gguf
+    import gguf  # a second
     from transformers import modeling_gguf_pytorch_utils as reader
 
     def whole(path: Any, *args: Any) -> Any:

@@ -56,7 +56,7 @@ class VllmEngine(Engine):
     def vllm(self) -> ModuleType:
         """The package, which is imported where it is needed: stages that decode nothing do without it."""
         try:
-            import vllm
+            import vllm  # installed where it is asked for alone
         except ImportError as error:
             raise DriftbookError(
                 f"engine.decoder vllm: vLLM cannot be imported ({error}). On a machine with a GPU: pip install "
@@ -140,7 +140,7 @@ class VllmEngine(Engine):
     def _adapter(self) -> Any:
         if self.side.adapter is None or not self.side.adapter.on:
             return None
-        from vllm.lora.request import LoRARequest
+        from vllm.lora.request import LoRARequest  # installed where it is asked for alone
 
         return LoRARequest(self.side.key, 1, str(self._adapter_folder()))
 

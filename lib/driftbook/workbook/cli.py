@@ -199,7 +199,7 @@ def _render(args: argparse.Namespace, layout: Layout) -> int:
 
 
 def _example(args: argparse.Namespace, layout: Layout) -> int:
-    from driftbook.workbook.frontpage import alone
+    from driftbook.workbook.frontpage import alone  # pandas and more, which `--help` and `why` do without
     from driftbook.workbook.records import write_page
 
     name = _file(layout, args.experiment).stem
@@ -212,7 +212,7 @@ def _example(args: argparse.Namespace, layout: Layout) -> int:
 
 
 def _compare(args: argparse.Namespace, layout: Layout) -> int:
-    from driftbook.workbook import reports
+    from driftbook.workbook import reports  # pandas and more, which `--help` and `why` do without
     from driftbook.workbook.comparison import members_apart
 
     names = [_file(layout, name).stem for name in (args.a, args.b)]
@@ -258,7 +258,7 @@ def _import(args: argparse.Namespace, layout: Layout) -> int:
 
 
 def _label(args: argparse.Namespace, layout: Layout) -> int:
-    from driftbook.workbook import people
+    from driftbook.workbook import people  # pandas and more, which `--help` and `why` do without
 
     page = people.label_page(_file(layout, args.experiment), layout, args.claim, args.count)
     print(f"open in a browser: {page}")
@@ -267,7 +267,7 @@ def _label(args: argparse.Namespace, layout: Layout) -> int:
 
 
 def _judge_check(args: argparse.Namespace, layout: Layout) -> int:
-    from driftbook.workbook import people
+    from driftbook.workbook import people  # pandas and more, which `--help` and `why` do without
 
     agreement, effects = people.judge_check(_file(layout, args.experiment), layout, args.labels)
     print(people.written(agreement, effects))
@@ -275,7 +275,7 @@ def _judge_check(args: argparse.Namespace, layout: Layout) -> int:
 
 
 def _export(args: argparse.Namespace, layout: Layout) -> int:
-    from driftbook.exchange import findings
+    from driftbook.exchange import findings  # pandas and more, which `--help` and `why` do without
     from driftbook.models import formats  # torch
     from driftbook.models.vectors import VectorSet
     from driftbook.workbook.claims import read_table
@@ -303,7 +303,7 @@ def _export(args: argparse.Namespace, layout: Layout) -> int:
 
 
 def _index(args: argparse.Namespace, layout: Layout) -> int:
-    from driftbook.workbook import reports
+    from driftbook.workbook import reports  # pandas and more, which `--help` and `why` do without
 
     layout.outputs.mkdir(parents=True, exist_ok=True)
     reports.render_outputs(layout.outputs)
@@ -312,7 +312,7 @@ def _index(args: argparse.Namespace, layout: Layout) -> int:
 
 
 def _cache(args: argparse.Namespace, layout: Layout) -> int:
-    from driftbook.discovery.embeddings import EmbeddingCache
+    from driftbook.discovery.embeddings import EmbeddingCache  # pandas and more, which `--help` and `why` do without
 
     folder = layout.cache / "embeddings"
     if args.what in (None, "size"):
@@ -348,7 +348,7 @@ def _cache(args: argparse.Namespace, layout: Layout) -> int:
 
 def _embedder(layout: Layout, experiment: str):
     """The embedder of an experiment's cluster stage; its model is not loaded."""
-    from driftbook.discovery.embeddings import Embedder
+    from driftbook.discovery.embeddings import Embedder  # pandas and more, which `--help` and `why` do without
 
     file = _file(layout, experiment)
     found = load_experiment(file)
