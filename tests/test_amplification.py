@@ -22,7 +22,7 @@ from driftbook.store import ShardStore
 from driftbook.workbook import examples
 from models import fresh
 from planted import FILLER, HYPOTHESES, run_of, texts_of
-from test_decode import PROMPTS, pair_of
+from test_decode import PROMPTS, content, killed_at, pair_of
 from test_decode import decoded as decoded_on
 from test_decode import run_of as decode_run
 from test_validate import stages
@@ -223,6 +223,17 @@ def test_equal_sides_give_ordinary_answers_at_every_strength(tmp_path):
     plain = out.texts[out.texts["side"] == "intervention"].set_index(["prompt_id", "sample_index"])["text"]
     both = by[1.0].index.intersection(plain.index)
     assert len(both) and by[1.0][both].equals(plain[both])
+
+
+def test_a_stage_that_is_killed_while_it_amplifies_loses_one_shard(tmp_path):
+    """SIGKILL at the eleventh of 24 amplified answers, in shards of four: two stay, and no text differs."""
+    killed_at("amplified answers", tmp_path / "killed", amplify=AMPLIFY)
+    stored = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("*.parquet")}
+    assert len(stored) == 48 // 4 + 2
+    resumed, whole = (decoded_on(tmp_path / name, shard=4, amplify=AMPLIFY) for name in ("killed", "whole"))
+    pd.testing.assert_frame_equal(content(resumed.every), content(whole.every))
+    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("*.parquet")}
+    assert stored.items() < kept.items()
 
 
 def test_texts_are_written_with_their_strength(tmp_path):

@@ -1,5 +1,6 @@
 """The decode stage on a tiny model: texts by their seeds alone, resumable at any point, and where the sides part."""
 
+import json
 import math
 import signal
 import subprocess
@@ -390,7 +391,7 @@ def test_a_second_run_reads_what_the_first_one_made(tmp_path, monkeypatch):
 
 
 KILLED_STAGE = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 from types import SimpleNamespace
 sys.path.insert(0, sys.argv[2])
@@ -400,21 +401,27 @@ left = 11
 def update(label):
     def die(n):
         global left
-        left -= n if label == "round 1" else 0
+        left -= n if label == sys.argv[3] else 0
         if left <= 0:
             os.kill(os.getpid(), signal.SIGKILL)
     return die
-run, pair = run_of(Path(sys.argv[1]), shard=4), pair_of()
+run, pair = run_of(Path(sys.argv[1]), shard=4, **json.loads(sys.argv[4])), pair_of()
 run.progress = lambda total, label, unit: SimpleNamespace(update=update(label))
 decode.decode_rounds(run, pair, PROMPTS, decode.encode(pair, PROMPTS, 6))
 """
 
 
+def killed_at(label: str, folder: Path, **section) -> None:
+    """The stage, killed when the progress that is called ``label`` tells of its eleventh text."""
+    given = [str(folder), str(Path(__file__).parent), label, json.dumps(section)]
+    command = [sys.executable, "-c", KILLED_STAGE, *given]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+
+
 def test_a_stage_that_is_killed_in_a_later_round_asks_for_the_same_texts_again(tmp_path):
     """SIGKILL while the second side answers: all but one shard of four texts are read, rounds and texts are the
     same."""
-    command = [sys.executable, "-c", KILLED_STAGE, str(tmp_path / "killed"), str(Path(__file__).parent)]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    killed_at("round 1", tmp_path / "killed")
     whole = decoded(tmp_path / "whole", shard=4)
     stored = {p.name for p in (tmp_path / "killed").rglob("*.parquet")}
     assert whole.rounds.texts.tolist() == [48, 16, 16] and len(stored) == (48 + 8) // 4

@@ -32,7 +32,7 @@ from driftbook.discovery.strategies import Ask
 from driftbook.evidence import counting, panel
 from driftbook.evidence.amplification import dose_response
 from driftbook.evidence.counting import read_all
-from driftbook.evidence.intervals import wilson
+from driftbook.evidence.intervals import Interval, wilson
 from driftbook.evidence.material import Material
 from driftbook.evidence.outcomes import Outcome
 from driftbook.models.amplified import amplified
@@ -288,6 +288,16 @@ def _to_screen(
     asked = PromptSet.of(every.prompts, ["discover"] * len(every.prompts))
     ids, asks = decode.encode(pair, asked, design.max_new_tokens), [Ask(i, 0, 0) for i in range(len(asked.prompts))]
     return asked, ids, decode_texts(pair, asked, ids, asks, design.sampling, garden.seed, store)
+
+
+def share(hits: pd.Series) -> Interval:
+    """How many of them hit, with Wilson's interval."""
+    return wilson(int(hits.sum()), len(hits))
+
+
+def weakest(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of ``table_of`` in which a plant has the least of its strengths."""
+    return table[table["strength"] == table.groupby(table["plant"].str.split().str[0])["strength"].transform("min")]
 
 
 def table_of(results: Sequence[tuple[Plant, bool, Found]]) -> pd.DataFrame:
