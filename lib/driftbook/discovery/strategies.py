@@ -231,14 +231,18 @@ def _belongs(texts: pd.DataFrame, state: State) -> np.ndarray:
 
 
 def warm_centres(vectors: np.ndarray, rounds: np.ndarray, clusters: int | str, seed: int) -> np.ndarray:
-    """Centres ``[k, d]``: k-means of the first round's texts, then from there once over all texts so far."""
+    """Centres ``[k, d]``: k-means of the first round's texts, moved by those of later rounds (``clustering.update``); once
+    those have drifted away, k-means over all texts from there."""
     first = vectors[rounds == rounds.min()]
     if clusters != "auto":
         clusters = max(2, min(clusters, len(first) // TEXTS_PER_CLUSTER, len(np.unique(clustering.row_keys(first)))))
-    centres = clustering.fit("minibatch_kmeans", first, clusters, seed).centres
+    fitted = clustering.fit("minibatch_kmeans", first, clusters, seed)
     if len(first) == len(vectors):
-        return centres
-    return clustering.fit("minibatch_kmeans", vectors, len(centres), seed, warm_start=centres).centres
+        return fitted.centres
+    later = clustering.update(fitted, vectors[rounds != rounds.min()])
+    if not later.refit:
+        return later.state.position
+    return clustering.fit("minibatch_kmeans", vectors, fitted.k, seed, warm_start=fitted.centres).centres
 
 
 def memberships(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:

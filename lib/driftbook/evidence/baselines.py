@@ -193,7 +193,7 @@ def _residual(target: np.ndarray, given: np.ndarray, group: np.ndarray, binary: 
         if not learn.any() or np.ptp(target[learn]) == 0:
             missed[test] = target[test] - (target[learn].mean() if learn.any() else target.mean())
         elif binary:
-            model = LogisticRegression(C=10.0, max_iter=300).fit(rows[learn], target[learn] > 0.5)
+            model = LogisticRegression(C=10.0, solver="newton-cholesky").fit(rows[learn], target[learn] > 0.5)
             missed[test] = target[test] - model.predict_proba(rows[test])[:, 1]
         else:
             missed[test] = target[test] - LinearRegression().fit(rows[learn], target[learn]).predict(rows[test])

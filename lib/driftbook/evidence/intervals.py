@@ -6,6 +6,7 @@ Texts of one prompt are not independent, so whatever resamples here resamples pr
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -36,11 +37,14 @@ def wilson_limits(share: float, n: float, z: float) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+@lru_cache(maxsize=4)  # every claim of a run draws the same
 def resample_counts(prompts: int, resamples: int, seed: int) -> np.ndarray:
     """How often each prompt is drawn in each bootstrap resample: [resamples, prompts] int32, every row sums to
-    ``prompts``."""
+    ``prompts``. Not to be written to."""
     rng = np.random.default_rng(seed)
-    return rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples).astype(np.int32)
+    drawn = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples).astype(np.int32)
+    drawn.setflags(write=False)
+    return drawn
 
 
 def bootstrap_mean(values: np.ndarray, alpha: float = 0.05, resamples: int = 2000, seed: int = 0) -> Interval:

@@ -105,25 +105,23 @@ def alike(outcomes: Sequence[Outcome]) -> dict[str, str]:
     Two claims are alike when their scores correlate (either sign) by at least ``SAME`` over the answers that both have
     read; a claim that is like another stands for none itself.
     """
-    heads: list[Outcome] = []
+    ordered = [o for o in strongest_first(outcomes) if o.confirmed]
+    close = np.abs(_correlations(ordered)) >= SAME
+    heads: list[int] = []
     found: dict[str, str] = {}
-    for one in (o for o in strongest_first(outcomes) if o.confirmed):
-        head = next((h for h in heads if _correlation(one, h) >= SAME), None)
+    for i, one in enumerate(ordered):
+        head = next((h for h in heads if close[i, h]), None)
         if head is None:
-            heads.append(one)
+            heads.append(i)
         else:
-            found[one.hypothesis.hypothesis_id] = head.hypothesis.hypothesis_id
+            found[one.hypothesis.hypothesis_id] = ordered[head].hypothesis.hypothesis_id
     return found
 
 
-def _correlation(one: Outcome, two: Outcome) -> float:
-    """Of the scores over the answers that both have read; 0 where one of them is constant."""
-    a = pd.Series(one.scores, index=one.texts["text_id"].to_numpy())
-    b = pd.Series(two.scores, index=two.texts["text_id"].to_numpy())
-    both = pd.concat([a, b], axis=1, join="inner").dropna().to_numpy()
-    if len(both) < 2 or (both.std(axis=0) == 0).any():
-        return 0.0
-    return abs(float(np.corrcoef(both, rowvar=False)[0, 1]))
+def _correlations(outcomes: Sequence[Outcome]) -> np.ndarray:
+    """Of each two's scores over the answers that both have read, ``[outcomes, outcomes]``; 0 where one is constant."""
+    read = [pd.Series(o.scores, index=o.texts["text_id"].to_numpy(), dtype=np.float64) for o in outcomes]
+    return pd.concat(read, axis=1).corr(min_periods=2).fillna(0.0).to_numpy() if read else np.zeros((0, 0))
 
 
 def means(scores: np.ndarray, texts: pd.DataFrame, prompts: Sequence[str]) -> dict[str, np.ndarray]:
