@@ -231,8 +231,8 @@ def _belongs(texts: pd.DataFrame, state: State) -> np.ndarray:
 
 
 def warm_centres(vectors: np.ndarray, rounds: np.ndarray, clusters: int | str, seed: int) -> np.ndarray:
-    """Centres ``[k, d]``: k-means of the first round's texts, moved by those of later rounds (``clustering.update``); once
-    those have drifted away, k-means over all texts from there."""
+    """Centres ``[k, d]``: k-means of the first round's texts, moved by those of later rounds (``clustering.update``);
+    once those have drifted away, k-means over all texts from there."""
     first = vectors[rounds == rounds.min()]
     if clusters != "auto":
         clusters = max(2, min(clusters, len(first) // TEXTS_PER_CLUSTER, len(np.unique(clustering.row_keys(first)))))
