@@ -51,8 +51,8 @@ def test_both_pipelines_have_the_same_number_of_texts(garden):
     assert abs(found[False].texts - found[True].texts) <= 4 and found[False].texts <= 130
     assert found[False].doses.empty and found[False].only_amplified == []
     assert set(found[False].material.texts["strength"]) == {0.0} == set(found[True].material.texts["strength"])
-    table = amplifying.table_of([(plant(), a, f) for a, f in found.items()])
-    assert table["amplified"].tolist() == [False, True] and (table["claims"] >= 0).all()
+    row = found[True].row(plant())
+    assert row["plant"] == "topic 1" and row["claims"] >= 0 and row["recovered"] == (row["claim"] != "")
 
 
 def test_what_a_plant_was_not_aimed_at_is_asked_apart(garden):
@@ -104,3 +104,48 @@ def test_the_cheapest_screen_is_held_against_the_whole_one(garden):
     ranks = amplifying.screen_ranks(garden, pair_of(), aimed, DESIGN, 24)
     assert -1 <= ranks["correlation"] < 1 and 0 <= ranks["auc_both"] <= 1 and 0 <= ranks["auc_base"] <= 1
     assert np.isnan(amplifying.screen_ranks(garden, pair_of(), plant(), DESIGN, 24)["auc_base"])
+
+
+# -------------------------------------------------------------------------------------------------------- what is kept
+
+
+def test_a_plant_that_was_tried_is_not_tried_again_unless_anything_changed(garden, monkeypatch):
+    garden.settings, garden.open, runs = {"answers": "params/bench/plants/plants.yml"}, lambda _: pair_of(), []
+    real = amplifying.pipeline
+    monkeypatch.setattr(amplifying, "pipeline", lambda *a: (runs.append(a[3]), real(*a))[1])
+    narrow = replace(plant(only={}, edit={"sentences": SENTENCES}), targets=lambda p: p.family == "money")
+    design = replace(DESIGN, max_prompts=30, max_texts=100)
+    first = amplifying.tried(garden, narrow, design, 24, silent)
+    assert runs == [False, True, False, True] and tuple(first) == amplifying.TABLES
+    assert first["recall"]["amplified"].tolist() == first["narrow"]["amplified"].tolist() == [False, True]
+    again = amplifying.tried(garden, narrow, design, 24, silent)
+    assert len(runs) == 4
+    for name, table in first.items():
+        pd.testing.assert_frame_equal(table.reset_index(drop=True), again[name], check_dtype=False)
+    monkeypatch.setattr(amplifying, "_code", lambda: {"driftbench/amplifying.py": "edited"})
+    amplifying.tried(garden, plant(), design, 24, silent)
+    assert len(runs) == 6  # without conditions there are no other prompts
+
+
+def test_null_runs_go_on_where_they_were_killed(garden, monkeypatch):
+    words, rng = ["rain", "wind", "snow", "sun", "fog"], np.random.default_rng(0)
+    prompts = DESIGN.asked(garden, limit=24)
+    rows = [(p.prompt_id, p.family, p.split, k) for p in prompts.prompts for k in range(4)]
+    texts = pd.DataFrame(rows, columns=["prompt_id", "family", "split", "sample_index"])
+    texts = texts.assign(text_id=[f"t{i}" for i in range(len(texts))], round=0, propensity=1.0, log_ratio=np.nan)
+    texts["text"] = [" ".join(rng.choice(words, 6)) for _ in range(len(texts))]
+    monkeypatch.setattr(amplifying.null_runs, "sample_texts", lambda *a: texts)
+    real, made = amplifying._null_run, []
+
+    def dies(*given):
+        if given[-1] == 2 and len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(given[-1])
+        return real(*given)
+
+    monkeypatch.setattr(amplifying, "_null_run", dies)
+    with pytest.raises(KeyboardInterrupt):
+        amplifying.null_claims(garden, DESIGN, 4, 4, silent)
+    made.append("again")
+    assert len(amplifying.null_claims(garden, DESIGN, 4, 4, silent)) == 4
+    assert made == [0, 1, "again", 2, 3]

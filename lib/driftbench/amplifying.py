@@ -1,21 +1,25 @@
 """What exaggerating a planted change buys: how plain it gets, what is found with as many texts, and what comes back.
 
 The truth is the plant's own rule, which no pipeline sees. Both pipelines have the same budget and the code of the
-stages *decode*, *cluster* (phrases) and *validate*; one spends a part of it on amplified answers. Trained plants and
-decoded texts are kept, so that a run that was killed goes on where it stood.
+stages *decode*, *cluster* (phrases) and *validate*; one spends a part of it on amplified answers.
+
+Trained plants, decoded texts and what was made of them are kept, each under all that shaped it, the code included. So a
+run that was killed goes on at the plant, or at the experiment without a change, where it stood.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from sklearn.metrics import roc_auc_score
 
 from driftbench import null_runs
@@ -35,13 +39,15 @@ from driftbook.evidence.counting import read_all
 from driftbook.evidence.intervals import Interval, wilson
 from driftbook.evidence.material import Material
 from driftbook.evidence.outcomes import Outcome
+from driftbook.hashes import file_hash
 from driftbook.models.amplified import amplified
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.sides import Exaggeration, Pair
 from driftbook.parameters import Decode, Experiment, Validate
 from driftbook.prompt_files import read_prompts
 from driftbook.prompts import PromptSet
-from driftbook.store import ShardStore
+from driftbook.store import ShardStore, digest
+from driftbook.workbook.sources import reached
 
 ALPHA = 0.05
 RUN = 5  # words of a planted sentence in a row that count as read back
@@ -113,8 +119,8 @@ class Found:
     outcomes: list[Outcome]
     doses: pd.DataFrame
     material: Material
-    texts: int
-    seconds: float
+    texts: int = 0
+    seconds: float = 0.0
 
     @property
     def only_amplified(self) -> list[Outcome]:
@@ -124,15 +130,23 @@ class Found:
     def claims(self) -> int:
         return sum(o.confirmed for o in self.outcomes) + len(self.only_amplified)
 
-    def recovers(self, plant: Plant) -> bool:
-        """Whether a claim on the changed side picks out the answers that show the plant (AUC at least ``MATCH``)."""
-        return any(
-            _picks_out(o.scores, o.texts, o.sign, plant) for o in self.outcomes if o.confirmed
-        ) or any(
-            _picks_out(read_all([o.hypothesis], self.material.amplified, self.material)[1][:, 0],
-                       self.material.amplified, o.sign, plant)
-            for o in self.only_amplified
-        )  # fmt: skip
+    def recovering(self, plant: Plant) -> list[Outcome]:
+        """The claims that pick out the answers that show the plant (AUC at least ``MATCH``), ordinary ones first."""
+        plain = [o for o in self.outcomes if o.confirmed and _picks_out(o.scores, o.texts, o.sign, plant)]
+        material, found = self.material, self.only_amplified
+        shown = read_all([o.hypothesis for o in found], material.amplified, material)[1] if found else None
+        return plain + [
+            o for i, o in enumerate(found) if _picks_out(shown[:, i], material.amplified, o.sign, plant)
+        ]  # fmt: skip
+
+    def row(self, plant: Plant) -> dict[str, Any]:
+        """A row of the table of recall."""
+        claims = [o.hypothesis.text for o in self.recovering(plant)]
+        return {
+            "plant": plant.label, "strength": plant.strength, "recovered": bool(claims), "claim": (claims or [""])[0],
+            "claims": self.claims(), "only_amplified": len(self.only_amplified), "texts": self.texts,
+            "seconds": self.seconds,
+        }  # fmt: skip
 
 
 def _picks_out(scores: np.ndarray, texts: pd.DataFrame, sign: int, plant: Plant) -> bool:
@@ -152,11 +166,14 @@ def pipeline(
     )
     out = decode.decode_rounds(run, pair, prompts, decode.encode(pair, prompts, section.max_new_tokens))
     used = set(out.strengths.loc[out.strengths["used"].eq(True), "strength"])
-    every = out.every[out.every["strength"].isin({0.0, *used})]
-    material = _material(every, prompts, garden.seed)
+    found = _found(out.every[out.every["strength"].isin({0.0, *used})], prompts, garden.seed)
+    return replace(found, texts=len(out.every), seconds=out.decode_seconds)
+
+
+def _found(every: pd.DataFrame, prompts: PromptSet, seed: int) -> Found:
+    material = _material(every, prompts, seed)
     outcomes = counting.count(material, Validate(alpha=ALPHA), ALPHA)
-    doses = dose_response(material, outcomes, ALPHA)
-    return Found(outcomes, doses, material, len(out.every), out.decode_seconds)
+    return Found(outcomes, dose_response(material, outcomes, ALPHA), material)
 
 
 def _material(every: pd.DataFrame, prompts: PromptSet, seed: int) -> Material:
@@ -223,19 +240,22 @@ def null_claims(garden: Garden, design: Design, runs: int, samples: int, progres
     shares = section.splits.model_dump(by_alias=True)
     prompts = decode.load_prompts(section.prompts, garden.root, shares, design.max_prompts)
     bar = progress(runs, "null runs", "runs")
+    store, shaped = ShardStore(garden.cache / "amplifying"), digest(_code(), texts["text"].tolist(), design.share)
     for seed in range(runs):
-        dealt = null_runs.deal(texts, seed).assign(strength=0.0)
-        turn = dealt.sort_values("text_id").groupby(["prompt_id", "side"]).cumcount()
-        first, rest = dealt[turn == 0], dealt[(turn > 0) & (dealt["side"] == "intervention")]
-        asked = set(sorted(set(first["prompt_id"]))[:: max(1, round(1 / design.share))])
-        every = pd.concat([first, rest[rest["prompt_id"].isin(asked)].assign(strength=3.0)], ignore_index=True)
-        material = _material(every, prompts, seed)
-        outcomes = counting.count(material, Validate(alpha=ALPHA), ALPHA)
-        doses = dose_response(material, outcomes, ALPHA)
-        claims.append(Found(outcomes, doses, material, len(every), 0.0).claims())
+        made = partial(_null_run, texts, prompts, design.share, seed)
+        claims.append(int(store.kept_arrays(digest("null run", shaped, seed), made)["claims"][0]))
         bar.update(1)
     bar.close()
     return claims
+
+
+def _null_run(texts: pd.DataFrame, prompts: PromptSet, share: float, seed: int) -> dict[str, np.ndarray]:
+    dealt = null_runs.deal(texts, seed).assign(strength=0.0).sort_values("text_id", ignore_index=True)
+    turn = dealt.groupby(["prompt_id", "side"]).cumcount()
+    first, rest = dealt[turn == 0], dealt[(turn > 0) & (dealt["side"] == "intervention")]
+    asked = set(sorted(set(first["prompt_id"]))[:: max(1, round(1 / share))])
+    every = pd.concat([first, rest[rest["prompt_id"].isin(asked)].assign(strength=3.0)], ignore_index=True)
+    return {"claims": np.array([_found(every, prompts, seed).claims()])}
 
 
 # ----------------------------------------------------------------------------------------------------------- the screen
@@ -290,23 +310,53 @@ def _to_screen(
     return asked, ids, decode_texts(pair, asked, ids, asks, design.sampling, garden.seed, store)
 
 
+# --------------------------------------------------------------------------------------------------------- all of it
+
+
+TABLES = ("plainness", "recall", "doses", "read_back", "ranks", "away", "narrow")
+
+
+def tried(
+    garden: Garden, plant: Plant, design: Design, screened: int, progress: Callable[..., Any]
+) -> dict[str, pd.DataFrame]:
+    """All that is asked of a plant: tables by the names of ``TABLES``. ``doses`` is the dose-response of the claim that
+    finds it; ``away`` and ``narrow`` are plainness and recall on prompts that a plant with conditions was not aimed
+    at."""
+    shaped = (garden.settings, file_hash(garden.root / garden.settings["answers"]), garden.base.key, garden.seed)
+    key = digest(_code(), *shaped, plant.label, plant.spec, asdict(design), screened)
+    store = ShardStore(garden.cache / "amplifying")
+    held = [store.table(f"{key}-{name}") for name in TABLES]
+    if all(h is not None for h in held):
+        return {name: h.to_pandas() for name, h in zip(TABLES, held, strict=True)}
+    pair = garden.open(plant)
+    found = {a: pipeline(garden, pair, design, a, progress) for a in (False, True)}
+    elsewhere = {a: pipeline(garden, pair, design, a, progress, plant) for a in (False, True) if plant.conditional}
+    best = next(iter(found[True].recovering(plant)), None)
+    doses = found[True].doses.assign(plant=plant.label)
+    tables = {
+        "plainness": plainness(garden, pair, plant, design),
+        "recall": pd.DataFrame([f.row(plant) | {"amplified": a} for a, f in found.items()]),
+        "doses": doses[doses["hypothesis_id"] == (best.hypothesis.hypothesis_id if best else "")],
+        "read_back": sentences_read_back(garden, pair, plant, design),
+        "ranks": pd.DataFrame([screen_ranks(garden, pair, plant, design, screened)]),
+        "away": plainness(garden, pair, plant, design, away=True) if plant.conditional else pd.DataFrame(),
+        "narrow": pd.DataFrame([f.row(plant) | {"amplified": a} for a, f in elsewhere.items()]),
+    }
+    for name, table in tables.items():
+        store.put_table(f"{key}-{name}", pa.Table.from_pandas(table, preserve_index=False))
+    return tables
+
+
+def _code() -> dict[str, str]:
+    """What the bench's code reaches, by module."""
+    return reached([f"import {__name__}"])[0]
+
+
 def share(hits: pd.Series) -> Interval:
     """How many of them hit, with Wilson's interval."""
     return wilson(int(hits.sum()), len(hits))
 
 
 def weakest(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of ``table_of`` in which a plant has the least of its strengths."""
+    """The rows of the table of recall in which a plant has the least of its strengths."""
     return table[table["strength"] == table.groupby(table["plant"].str.split().str[0])["strength"].transform("min")]
-
-
-def table_of(results: Sequence[tuple[Plant, bool, Found]]) -> pd.DataFrame:
-    """One row a plant and pipeline: plant, strength, amplified, recovered, claims, only_amplified, texts, seconds."""
-    rows = [
-        (p.label, p.strength, amp, f.recovers(p), f.claims(), len(f.only_amplified), f.texts, f.seconds)
-        for p, amp, f in results
-    ]
-    return pd.DataFrame(
-        rows,
-        columns=["plant", "strength", "amplified", "recovered", "claims", "only_amplified", "texts", "seconds"],
-    )
