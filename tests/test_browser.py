@@ -551,6 +551,20 @@ def test_next_pairs_and_words_of_art_are_shown(browser, site) -> None:
     assert browser.js(f"return {tip}.hidden") and browser.js("return document.querySelectorAll('.db-pair').length") == 2
 
 
+def test_headings_of_tables_are_defined_for_the_pointer_and_the_keyboard(browser, site) -> None:
+    browser.open(site["quickstart"])
+    browser.wait("document.querySelector('.db-moved th button')")
+    heads, tip = "[...document.querySelectorAll('.db-moved th')]", "document.querySelector('.db-tip')"
+    browser.js(f"{heads}.find((h) => h.textContent === 'was').querySelector('button').focus()")
+    assert "what the base does" in browser.wait(f"!{tip}.hidden && {tip}.textContent")
+    assert browser.js(f"return document.activeElement.getAttribute('aria-describedby') === {tip}.id")
+    browser.js("document.activeElement.blur()")
+    assert browser.js(f"return {tip}.hidden")
+    browser.js("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    known = "[...document.querySelectorAll('.db-data th.db-term')].map((h) => h.textContent)"
+    assert {"win rate", "q value", "e value", "scope"} <= set(browser.js(f"return {known}"))
+
+
 # -------------------------------------------------------------------------------------------------------- accessibility
 
 

@@ -18,7 +18,7 @@ from driftbook.errors import DriftbookError
 from driftbook.prompts import Prompt, to_frame
 from driftbook.workbook import figures
 from driftbook.workbook.frontpage import alone
-from driftbook.workbook.glossary import terms
+from driftbook.workbook.glossary import headings_in, terms
 from driftbook.workbook.overlay import overlaid_layers, overlaid_tokens
 from driftbook.workbook.packing import unpack
 from driftbook.workbook.page import build_page, packed_plotly, read_notebook, still, without_outside
@@ -297,7 +297,7 @@ def test_the_front_page_goes_from_the_verdict_to_how_it_is_made_again(front: Pag
 
 def test_the_verdict_names_the_models_what_moved_and_how_sure_it_is(front: Page) -> None:
     claim = "hedges with words such as maybe"
-    assert f"changed Beside {NAMES[0]}, {NAMES[1]} {claim} more often (10% → 30%)." in front.text
+    assert f"changed Compared with {NAMES[0]}, {NAMES[1]} more often {claim} (10% → 30% of answers)." in front.text
     assert "120 prompts, 2 answers of each model to each; 1 of 3 claims are confirmed." in front.text
 
 
@@ -386,6 +386,13 @@ def test_words_of_art_are_explained_from_the_glossary(outputs: Path, front: Page
     explained = json.loads(block)
     assert {"95% interval", "token limit"} <= set(front.by_tag["dt"]) and "propensity" not in explained
     assert set(front.by_tag["dt"]) - {"decode", "cluster", "capture"} <= set(explained)
+
+
+def test_headings_are_explained_however_their_words_are_joined() -> None:
+    heads = "<th scope='col'>q value</th><th>e-value</th><th>win&nbsp;low</th><th>colour</th>"
+    html = f"<table>{heads}</table><td>judge</td>"
+    found = headings_in(html)
+    assert set(found) == {"q value", "e-value", "win\xa0low"} and "wealth of a bet" in found["e-value"]
 
 
 def test_every_word_that_pages_explain_is_in_the_glossary_once() -> None:

@@ -25,21 +25,52 @@ LISTS = ("d", "has a numbered list", "form", "share", 0.51, 0.67, "", "has_numbe
 
 def test_of_claims_that_say_the_same_the_one_in_a_readers_words_is_told():
     assert told(claims(OPENS, REFUSES, LISTS))["text"].tolist() == ["refuses", "has a numbered list"]
-    weak = (*REFUSES[:5], 0.5, *REFUSES[6:])
-    assert told(claims(OPENS, weak))["text"].tolist() == ["opens with I"]  # half of the change is another thing
+    weak = (*REFUSES[:5], 0.3, *REFUSES[6:])
+    assert told(claims(OPENS, weak))["text"].tolist() == ["opens with I"]  # a third of the change is another thing
 
 
-def test_shares_are_told_by_points_and_lengths_by_the_part_that_they_changed_by():
-    assert told(claims(LISTS, LONGER, OPENS))["hypothesis_id"].tolist() == ["a", "d", "c"]
+def test_what_is_told_first_changed_most_for_what_it_was_and_a_length_by_the_part_that_it_changed_by():
+    rare = ("e", "gives a web address", "content", "share", 0.02, 0.15, "", "has_url")  # 13 points, from nearly none
+    assert told(claims(LISTS, LONGER, rare, OPENS))["hypothesis_id"].tolist() == ["a", "e", "d", "c"]
+    halved = (*LONGER[:5], 100.0, *LONGER[6:])
+    assert told(claims(LISTS, halved))["hypothesis_id"].tolist() == ["c", "d"]
+
+
+def test_what_the_length_tells_is_told_after_what_it_does_not():
+    digits = ("e", "has digits", "content", "share", 0.3, 0.6, "", "has_digits")
+    found = claims(LISTS, digits)
+    assert told(found)["hypothesis_id"].tolist() == ["e", "d"]
+    explained = found.assign(at_length=[0.51, 0.58])  # answers as long as these hold digits as often
+    assert told(explained)["hypothesis_id"].tolist() == ["d", "e"]
+    assert told(found.assign(at_length=[0.51, 0.2]))["hypothesis_id"].tolist() == ["e", "d"]  # shorter, and yet more
+
+
+def test_a_behaviour_is_told_before_a_phrase_that_moved_as_much():
+    said = ("e", 'says "specific"', "words", "share", 0.51, 0.69, "", "words_specific")
+    found = claims(said, LISTS).assign(proposer=["phrases", "panel"])
+    assert told(found)["hypothesis_id"].tolist() == ["d", "e"]
 
 
 def test_the_headline_is_a_sentence_about_the_changed_model():
-    said = headline(told(claims(OPENS, REFUSES, LONGER, LISTS)))
-    assert said == (
-        "refuses more often (1% → 97%), has a numbered list more often (51% → 67%) and writes shorter answers "
-        "(median 321 → 282 words)"
+    assert headline(told(claims(OPENS, REFUSES, LONGER, LISTS))) == (
+        "nearly always refuses (1% → 97% of answers), more often writes a numbered list (51% → 67%), and writes "
+        "shorter answers (median 321 → 282 words)"
     )
     assert headline(claims()) == ""
+
+
+def test_what_goes_the_same_way_is_said_in_one_run():
+    hedges = ("e", "hedges", "stance", "share", 0.04, 0.25, "", "hedges")
+    assert headline(told(claims(hedges, LISTS))) == (
+        "more often hedges (4% → 25% of answers) and writes a numbered list (51% → 67%)"
+    )
+    asks = ("f", "ends with a question", "opening and closing", "share", 0.4, 0.02, "", "ends_with_question")
+    brief = ("g", "is five words or fewer", "form", "share", 0.01, 0.96, "", "is_brief")
+    rate = ("h", "dashes", "form", "rate", 0.2, 1.1, "", "dashes")
+    assert headline(claims(asks, brief, rate)) == (
+        "hardly ever ends with a question (40% → 2% of answers), nearly always writes five words or fewer (1% → 96%), "
+        "and writes more dashes (0.2 → 1.1 per 100 words)"
+    )
 
 
 @pytest.mark.parametrize(("seen", "state"), [(0.1, "no change found"), (0.6, "could not tell")])

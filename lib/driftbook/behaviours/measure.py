@@ -86,7 +86,7 @@ class Measure:
         first, second = apart(*numbers, digits)
         change = fixed(moved, digits, signed=True)
         points = {"1": " point", "-1": " point", "+1": " point"}.get(change, " points") if scale == 100 else ""
-        typical = "a prompt typically " if difference is not None and self.summary == "median" else ""
+        typical = "to the same prompt typically " if difference is not None and self.summary == "median" else ""
         interval = f", {fixed(bounds[0], digits)} to {fixed(bounds[1], digits)}" if len(bounds) == 2 else ""
         return f"{self._told(first, second)} ({typical}{change}{points}{interval})"
 

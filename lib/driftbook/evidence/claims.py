@@ -12,12 +12,15 @@ import pandas as pd
 from driftbook.evidence.baselines import NAMES, Rivals, beside, together
 from driftbook.evidence.cascade import Screening
 from driftbook.evidence.intervals import Interval, auc_interval
+from driftbook.evidence.lengths import at_lengths
 from driftbook.evidence.material import Material
 from driftbook.evidence.outcomes import Outcome, alike, strongest_first
+from driftbook.prompts import SIDES
 
 CLAIMS = (
     *("hypothesis_id", "claim", "text", "direction", "measure", "unit", "kind", "scope", "status", "confirmed"),
-    *("base", "intervention", "difference", "low", "high", "win_rate", "win_low", "win_high", "size", "like"),
+    *("base", "intervention", "difference", "low", "high", "at_length"),
+    *("win_rate", "win_low", "win_high", "size", "like"),
     *("p_value", "q_value", "e_value", "prompts", "declined_base", "declined_intervention", "judge", "stopped"),
     *("proposer", "cluster", "auc", "auc_low", "auc_high", "p_screen", "baseline_bow", "baseline_embedding"),
     *("baseline_length", "baseline_judge", "share_of_bow", "share_of_bow_low", "share_of_bow_high"),
@@ -44,9 +47,11 @@ def claims_table(
     """One row per hypothesis: confirmed ones first, each kind by the size of its effect.
 
     ``claim`` says it in plain units; ``base``, ``intervention`` and ``difference`` (intervention minus base) are in
-    ``unit``. ``size`` is the net share of prompts that moved in the claimed direction, which compares units. ``like``
-    is the id of a stronger confirmed claim that says nearly the same. ``p_value`` and ``q_value`` are those of the
-    fixed sample, for what was counted; ``e_value`` stands beside all, and decides where a paid judge gave the verdicts.
+    ``unit``; ``at_length`` is the share of the base's answers that would show a confirmed behaviour if they were as
+    long as the changed model's (``lengths.at_lengths``). ``size`` is the net share of prompts that moved in the
+    claimed direction, which compares units. ``like`` is the id of a stronger confirmed claim that says nearly the
+    same. ``p_value`` and ``q_value`` are those of the fixed sample, for what was counted; ``e_value`` stands beside
+    all, and decides where a paid judge gave the verdicts.
     """
     repeats = alike(outcomes)
     screened = screening.table.set_index("hypothesis_id")["p_screen"]
@@ -112,6 +117,9 @@ def _row(one: Outcome, repeats: dict[str, str], seed: int) -> dict[str, Any]:
         "judge_agreement": one.agreement,
         "prompts_needed": one.needed,
     }
+    if one.confirmed and one.measure.unit == "share":
+        changed = (one.texts["side"] == SIDES[1]).to_numpy()
+        row["at_length"] = at_lengths(one.scores, one.texts["text"].str.len().to_numpy(), changed)
     if one.confirmed and h.proposer != "panel" and 0 < up[known].sum() < known.sum():
         area = auc_interval(one.scores[known], up[known], one.texts["prompt_id"].to_numpy()[known], seed=seed)
         row |= {"auc": area.estimate, "auc_low": area.low, "auc_high": area.high}

@@ -16,7 +16,6 @@ from driftbook.numbers import apart, share
 State = Literal["changed", "no change found", "could not tell"]
 STRONGEST = 3  # behaviours that the first line names
 NEAR = 0.03  # points of answers within which a behaviour counts as unmoved
-NEARLY = 0.8  # of the strongest claim's difference, for one that says the same in a reader's words
 WIDE = 0.25  # a difference of shares beyond it must be visible, or the prompts are too few to tell anything
 
 
@@ -63,9 +62,10 @@ def verdict(
     if len(good):
         state: State = "changed"
         more = f"; and {len(good) - len(first)} more" if len(good) > len(first) else ""
-        moved = f"Changed: {'; '.join(first['claim'])}{more}."
+        moved = f"Changed: {headline(first)}{more}."
     elif seen <= WIDE:
-        state, moved = "no change found", f"No change found: none of {len(claims)} claims was confirmed."
+        state = "no change found"
+        moved = f"No change found: none of {len(claims)} behaviours and phrases that were checked was shown to move."
     else:
         state = "could not tell"
         moved = (
@@ -81,46 +81,77 @@ def verdict(
 
 
 def told(claims: pd.DataFrame) -> pd.DataFrame:
-    """The confirmed claims that a reader is told, in the order of telling: one of those that say nearly the same.
-
-    That is the strongest, unless one that says what the answer does with the question (the family *stance*: refuses,
-    warns, hedges) moved by nearly as much: an opening with "I" that comes with refusals is told as refusals.
-    """
+    """The confirmed claims that a reader is told, the most worth telling first (``_worth``): of those that say nearly
+    the same and are in one unit, one. An opening with "I" that comes with refusals is told as refusals."""
     good = claims[claims["confirmed"]]
-    kind = good.get("kind", pd.Series("", index=good.index))
-    size = good["difference"].abs()
+    worth = _worth(good)
     of = good["like"].where(good["like"] != "", good["hypothesis_id"])
-    stands = {}
+    stands = []
     for head in good.index[good["like"] == ""]:
         same = good.index[(of == good.loc[head, "hypothesis_id"]) & (good["unit"] == good.loc[head, "unit"])]
-        means = [i for i in same if kind[i] == "stance" and size[i] >= NEARLY * size[head]]
-        stands[head] = head if kind[head] == "stance" or not means else max(means, key=lambda i: size[i])
-    first = good.loc[list(stands.values())].reset_index(drop=True)
-    return first.loc[_told_first(first)].reset_index(drop=True)
+        stands.append(max(same, key=lambda i: worth[i]))
+    first = worth[stands].sort_values(ascending=False, kind="stable").index
+    return good.loc[first].reset_index(drop=True)
 
 
-def _told_first(good: pd.DataFrame) -> list[int]:
-    """The order in which a reader wants to be told: by points of answers; a length by the part that it changed by. The
-    points of a group of sentences count half: it is named by one of them, which says less than a behaviour's name."""
-    size = good["difference"].abs()
-    part = size / good[["base", "intervention"]].abs().max(axis=1).clip(lower=1e-9)
-    named = np.where(good["proposer"] == "groups", 0.5, 1.0)
-    told = np.where(good["unit"] == "share", size * named, np.where(good["measure"] == "length_words", part, 0.0))
-    return good.index[np.lexsort((np.arange(len(good)), -told))].tolist()
+# What a claim's effect counts: what an answer does with the question says more than how it is written, and a behaviour
+# more than a phrase or one of a group of sentences, which stand for something that the reader has to guess.
+STANCE, PHRASE, GROUP = 1.25, 0.6, 0.5
+UNSEEN = 0.02  # of shares, at both ends: a reader of answers does not see whether none or two in a hundred do it
+LENGTH = 1.5  # an effect in place of Cohen's h for a length that changed by its whole: half of it is as 10% to 46%
 
 
-def phrase(claim: pd.Series) -> str:
-    """A claim as a model's doing: "opens with an exclamation less often (32% → 13%)". ``claim`` is a row of the table
-    of claims."""
+def _worth(good: pd.DataFrame) -> pd.Series:
+    """How much a confirmed claim tells a reader, by its index: of shares Cohen's h (Cohen 1988, "Statistical Power
+    Analysis for the Behavioral Sciences", ch. 6), by which 2% to 15% is more than 40% to 53%, beyond what the length
+    of the answers tells; of the length in words the part that it changed by; nothing of all other units."""
+    base, now = good["base"].astype(float), good["intervention"].astype(float)
+    lengths = good.get("at_length", pd.Series(np.nan, index=good.index)).astype(float).fillna(base)
+    # between what it was and what it is; where length alone would have moved it further, nothing is left
+    beyond = np.where(now > base, np.clip(lengths, base, now), np.clip(lengths, now, base))
+    h = 2 * (_arc(now) - _arc(beyond)).abs()
+    kind, proposer = good.get("kind", pd.Series("", index=good.index)), good["proposer"]
+    told = proposer.isin(["panel", "person", "llm"])
+    weight = np.select([kind == "stance", told, proposer == "groups"], [STANCE, 1.0, GROUP], PHRASE)
+    part = (now - base).abs() / np.maximum(base.abs(), now.abs()).clip(lower=1e-9)
+    size = np.where(good["measure"] == "length_words", LENGTH * part, 0.0)
+    return pd.Series(np.where(good["unit"] == "share", h * weight, size), index=good.index)
+
+
+def _arc(share: pd.Series) -> np.ndarray:
+    return np.arcsin(np.sqrt(UNSEEN + (1 - 2 * UNSEEN) * np.clip(share, 0, 1)))
+
+
+MUCH = 1.5  # a length that is so many times the other is much longer or shorter
+ALWAYS, EVER = 0.95, 0.03  # shares from which on an answer nearly always, or hardly ever, does it
+# Labels complete "an answer ..."; the verdict speaks of the model that writes it.
+_WRITES = (("is empty", "writes nothing"), ("is in another", "writes in another"), ("is a single", "writes a single"),
+           ("is five", "writes five"), ("has ", "writes "))  # fmt: skip
+
+
+def _how_often(was: float, now: float) -> str:
+    if now > was:
+        return "nearly always" if now >= ALWAYS else "more often"
+    return "hardly ever" if now <= EVER else "less often"
+
+
+def phrase(claim: pd.Series) -> tuple[str, str]:
+    """A claim as a model's doing: how often, and what it does: ("less often", "opens with an exclamation (32% →
+    13%)"). ``claim`` is a row of the table of claims."""
     was, now = float(claim["base"]), float(claim["intervention"])
     more, label = now > was, _short(str(claim["text"]))
     if claim["unit"] == "share":
-        often = "" if claim["proposer"] == "person" else " more often" if more else " less often"
-        return f"{label}{often} ({share(was)} → {share(now)})"
+        often = "" if claim["proposer"] == "person" else _how_often(was, now)
+        verb = next((new + label.removeprefix(old) for old, new in _WRITES if label.startswith(old)), label)
+        return often, f"{verb} ({share(was)} → {share(now)})"
     before, after = apart(was, now, 1)
+    much = "much " if max(was, now) >= MUCH * min(was, now) else ""
     if claim["unit"] in ("words", "sentences") and label == f"length in {claim['unit']}":
-        return f"writes {'longer' if more else 'shorter'} answers (median {before} → {after} {claim['unit']})"
-    return f"{label}: {'more' if more else 'less'} ({before} → {after})"
+        return "", f"writes {much}{'longer' if more else 'shorter'} answers (median {before} → {after} {claim['unit']})"
+    if claim["unit"] in ("number", "rate"):
+        unit = "an answer" if claim["unit"] == "number" else "per 100 words"
+        return "", f"writes {'more' if more else 'fewer'} {label} ({before} → {after} {unit})"
+    return "", f"{label}: {'more' if more else 'less'} ({before} → {after})"
 
 
 def _short(text: str, most: int = 160) -> str:
@@ -129,9 +160,18 @@ def _short(text: str, most: int = 160) -> str:
 
 
 def headline(strongest: pd.DataFrame) -> str:
-    """The first of the claims, as one predicate of the changed model; empty without a claim."""
-    said = [phrase(row) for _, row in strongest.head(STRONGEST).iterrows()]
-    return " and ".join(filter(None, [", ".join(said[:-1]), *said[-1:]]))
+    """The first of the claims, as one predicate of the changed model; empty without a claim. What is done more often
+    is said in one run, so that it is said once."""
+    runs: dict[str, list[str]] = {}
+    for _, row in strongest.head(STRONGEST).iterrows():
+        often, does = phrase(row)
+        runs.setdefault(often or does, []).append(does)
+    said = [_listed(own) if often in own else f"{often} {_listed(own)}" for often, own in runs.items()]
+    return _listed(said, ", and ").replace("%)", "% of answers)", 1)
+
+
+def _listed(said: list[str], last: str = " and ") -> str:
+    return last.join(filter(None, [", ".join(said[:-1]), *said[-1:]]))
 
 
 def _unmoved(claims: pd.DataFrame, seen: float) -> str:

@@ -43,7 +43,7 @@ class Findings:
     def headline(self) -> str:
         """The verdict as a sentence that names the models."""
         changed = self.state == "changed" and len(self.moved)
-        return f"Beside {self.names[0]}, {self.names[1]} {self.said}." if changed else self.said
+        return f"Compared with {self.names[0]}, {self.names[1]} {self.said}." if changed else self.said
 
 
 def read_findings(experiment: Path, names: tuple[str, str] = ("base", "changed")) -> Findings | None:

@@ -23,7 +23,7 @@ from markupsafe import Markup
 
 from driftbook.errors import DriftbookError
 from driftbook.parameters import STAGES
-from driftbook.workbook.glossary import terms_in
+from driftbook.workbook.glossary import headings_in, terms_in
 from driftbook.workbook.packing import escape, pack, script_json
 from driftbook.workbook.theme import ASSETS, asset, style, theme
 
@@ -112,6 +112,7 @@ def build_page(
         nonce=nonce,
         scripts=code,
         terms=Markup(script_json(terms_in(body))),
+        headings=Markup(script_json(headings_in(body))),
         theme=Markup(script_json(theme())),
         plotly=Markup(plotly_for(body)),
     ).translate(_CONTROL)

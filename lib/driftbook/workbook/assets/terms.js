@@ -1,10 +1,12 @@
-// Terms of art explained where they stand: the first of each in a section gets its definition on hover and focus.
+// Terms of art explained where they stand: the first of each in a section, and each heading of a table, gets its
+// definition on hover and focus.
 (() => {
   "use strict";
-  const block = document.querySelector(".db-glossary");
-  const meanings = JSON.parse(block ? block.textContent : "{}");
+  const read = (name) => JSON.parse((document.querySelector(name) || { textContent: "{}" }).textContent);
+  const meanings = read(".db-glossary");
+  const headings = read(".db-headings");
   const words = Object.keys(meanings);
-  if (!words.length) return;
+  if (!words.length && !Object.keys(headings).length) return;
   const escaped = words.map((w) => w.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
   const pattern = new RegExp(`(?<![\\w-])(${escaped.join("|")})(?![\\w-])`, "i");
   const meaning = new Map(words.map((w) => [w.toLowerCase(), meanings[w]]));
@@ -17,16 +19,22 @@
   tip.setAttribute("role", "tooltip");
   tip.hidden = true;
   document.body.append(tip);
-  const show = (term) => {
-    tip.textContent = meaning.get(term.textContent.toLowerCase());
+  const show = (term, said, at) => {
+    tip.textContent = said;
     tip.hidden = false;
     const box = term.getBoundingClientRect();
     tip.style.left = `${Math.max(8, Math.min(box.left, innerWidth - tip.offsetWidth - 8)) + scrollX}px`;
     const below = box.bottom + tip.offsetHeight + 12 < innerHeight;
     tip.style.top = `${(below ? box.bottom + 6 : box.top - tip.offsetHeight - 6) + scrollY}px`;
-    term.setAttribute("aria-describedby", tip.id);
+    at.setAttribute("aria-describedby", tip.id);
   };
-  const hide = (term) => { tip.hidden = true; term.removeAttribute("aria-describedby"); };
+  const hide = (at) => { tip.hidden = true; at.removeAttribute("aria-describedby"); };
+  const explained = (element, said) => {
+    element.classList.add("db-term");
+    // a heading holds a button that sorts and takes the focus: it is what the definition is of
+    for (const name of ["mouseenter", "focusin"]) element.addEventListener(name, (e) => show(element, said, e.target));
+    for (const name of ["mouseleave", "focusout"]) element.addEventListener(name, (e) => hide(e.target));
+  };
   addEventListener("keydown", (event) => { if (event.key === "Escape") tip.hidden = true; });
 
   const explain = (root) => {
@@ -46,19 +54,22 @@
           if (!seen.has(key)) {
             seen.add(key);
             const term = document.createElement("span");
-            term.className = "db-term";
             term.tabIndex = 0;
             term.setAttribute("role", "term");
             rest.replaceWith(term);
             term.append(rest);
-            for (const event of ["mouseenter", "focus"]) term.addEventListener(event, () => show(term));
-            for (const event of ["mouseleave", "blur"]) term.addEventListener(event, () => hide(term));
+            explained(term, key);
           }
           node = after;
         }
       }
     }
   };
+  for (const head of document.querySelectorAll("main .db-table th")) {
+    const said = headings[head.textContent.trim()];
+    if (said) explained(head, said);
+  }
+  if (!words.length) return;
   const sections = document.querySelectorAll("main section, main .db-cell-group");
   if (sections.length) sections.forEach(explain);
   else explain(document.querySelector("main"));
