@@ -12,6 +12,10 @@ from driftbook.models import directions
 pytestmark = pytest.mark.numeric
 
 
+def fit(states, labels, scenarios, method="probe", **more) -> directions.Fit:
+    return directions.fit([directions.Examples(states, labels, scenarios)], method=method, **more)
+
+
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
@@ -58,13 +62,13 @@ def test_the_intercept_is_free():
 @pytest.mark.parametrize("method", ["mean_difference", "probe", "pca"])
 def test_a_planted_direction_is_found_and_points_to_label_one(method):
     states, labels, scenarios, planted = contrast(60, strength=2.0)
-    fitted = directions.fit(states, labels, scenarios, method)
+    fitted = fit(states, labels, scenarios, method)
     assert fitted.directions.shape == (3, 20)
     np.testing.assert_allclose(np.linalg.norm(fitted.directions, axis=-1), 1, rtol=1e-5)
     for found, true in zip(fitted.directions, planted, strict=True):
         assert cosine(found, true) > (0.75 if method == "probe" else 0.9)
     assert (fitted.heldout_auc > 0.98).all()
-    swapped = directions.fit(states, 1 - labels, scenarios, method)
+    swapped = fit(states, 1 - labels, scenarios, method)
     assert all(cosine(a, b) < -0.99 for a, b in zip(fitted.directions, swapped.directions, strict=True))
 
 
@@ -101,8 +105,8 @@ def test_a_scenario_never_stands_on_both_sides():
     states = (offset + 0.05 * rng.normal(size=(count, 2, copies, 1, d))).reshape(-1, 1, d).astype(np.float32)
     labels = np.tile(np.repeat([1, 0], copies), count)
     scenarios = np.repeat(np.arange(count), 2 * copies)
-    by_scenario = directions.fit(states, labels, scenarios, "probe", shuffles=1).heldout_auc[0]
-    by_row = directions.fit(states, labels, np.arange(len(labels)), "probe", shuffles=1).heldout_auc[0]
+    by_scenario = fit(states, labels, scenarios, "probe", shuffles=1).heldout_auc[0]
+    by_row = fit(states, labels, np.arange(len(labels)), "probe", shuffles=1).heldout_auc[0]
     assert by_row > 0.9
     assert 0.3 < by_scenario < 0.7
 
@@ -111,15 +115,15 @@ def test_a_scenario_never_stands_on_both_sides():
 def test_the_null_is_near_one_half(method):
     """Also where the trait is plain: flipped labels leave the pairs in place, and nothing to find."""
     states, labels, scenarios, _ = contrast(60, 4, strength=2.0)
-    fitted = directions.fit(states, labels, scenarios, method, shuffles=20)
+    fitted = fit(states, labels, scenarios, method, shuffles=20)
     assert np.abs(fitted.null_auc - 0.5).max() < 0.15
     noise, labels, scenarios, _ = contrast(100, 4, strength=0.0)
-    assert np.abs(directions.fit(noise, labels, scenarios, method).heldout_auc.mean() - 0.5) < 0.1
+    assert np.abs(fit(noise, labels, scenarios, method).heldout_auc.mean() - 0.5) < 0.1
 
 
 def test_the_same_seed_gives_the_same_fit():
     data = contrast(20)[:3]
-    a, b, c = (directions.fit(*data, seed=s) for s in (1, 1, 2))
+    a, b, c = (fit(*data, seed=s) for s in (1, 1, 2))
     np.testing.assert_array_equal(a.heldout_auc, b.heldout_auc)
     np.testing.assert_array_equal(a.null_auc, b.null_auc)
     np.testing.assert_allclose(a.directions, c.directions, atol=1e-5)  # folds do not touch the direction itself
@@ -128,7 +132,7 @@ def test_the_same_seed_gives_the_same_fit():
 def test_too_few_scenarios_are_refused():
     states, labels, scenarios, _ = contrast(4)
     with pytest.raises(ValueError, match="4 scenarios cannot be split into 5 folds"):
-        directions.fit(states, labels, scenarios, folds=5)
+        fit(states, labels, scenarios, folds=5)
     with pytest.raises(ValueError, match="unknown method 'svm'"):
         directions.directions_of(directions.rows(states, "svm"), labels, scenarios, "svm")
 
@@ -136,8 +140,8 @@ def test_too_few_scenarios_are_refused():
 def test_a_massive_dimension_shows_and_does_not_decide_the_probe():
     states, labels, scenarios, _ = contrast(60, 1, strength=1.0)
     states[:, 0, 3] += 1000 + 2 * labels + np.random.default_rng(0).normal(size=len(labels)) * 60
-    mean = directions.fit(states, labels, scenarios, "mean_difference", shuffles=1)
-    probe = directions.fit(states, labels, scenarios, "probe", shuffles=1)
+    mean = fit(states, labels, scenarios, "mean_difference", shuffles=1)
+    probe = fit(states, labels, scenarios, "probe", shuffles=1)
     assert directions.largest_dimension_share(mean.directions)[0] == pytest.approx(mean.directions[0, 3] ** 2, rel=1e-4)
     assert mean.directions[0, 3] ** 2 > 0.9
     assert probe.directions[0, 3] ** 2 < 1e-6
@@ -168,14 +172,14 @@ def axes(*which: int, points: int = 2, d: int = 20) -> np.ndarray:
 def test_planted_directions_are_added_subtracted_and_made_orthogonal():
     a, b, c = (examples(axes(i), seed=i) for i in (3, 7, 11))
     both = examples(axes(3, 7), seed=5)
-    fitted = directions.fit_combined([a, b], [c], method="mean_difference")
+    fitted = directions.fit([a, b], [c], method="mean_difference")
     for found in fitted.directions:
         expected = (np.eye(20)[3] + np.eye(20)[7] - np.eye(20)[11]) / np.sqrt(3)
         assert cosine(found, expected) > 0.99
     np.testing.assert_allclose(fitted.norms, np.sqrt(3), rtol=0.05)
     assert (fitted.heldout_auc > 0.9).all()  # it still reads all three, the subtracted one turned
     # What lies along b is taken out of a vector that was half of it.
-    clean = directions.fit_combined([both], (), [b], method="mean_difference")
+    clean = directions.fit([both], (), [b], method="mean_difference")
     assert cosine(clean.directions[0], np.eye(20)[3]) > 0.99
     np.testing.assert_allclose(clean.norms, np.sqrt(0.5), rtol=0.05)
     assert (clean.heldout_auc > 0.95).all()
@@ -220,7 +224,7 @@ def test_a_combination_is_judged_on_scenarios_that_no_part_saw():
         )
         for _ in range(2)
     ]
-    fitted = directions.fit_combined(parts, method="probe", shuffles=3)
+    fitted = directions.fit(parts, method="probe", shuffles=3)
     assert abs(fitted.heldout_auc[0] - 0.5) < 0.15 and abs(fitted.null_auc[0] - 0.5) < 0.15
     scores = np.einsum("npd,pd->n", parts[0].states, fitted.directions)
     assert auc(scores, parts[0].labels) > 0.9  # in the training set it is perfect
@@ -229,9 +233,9 @@ def test_a_combination_is_judged_on_scenarios_that_no_part_saw():
 def test_a_given_direction_is_judged_as_it_is():
     one = examples(axes(4))
     given = directions.Examples(one.states, one.labels, one.scenarios, given=3 * axes(4))
-    fitted = directions.fit_combined([given], method="probe")
+    fitted = directions.fit([given], method="probe")
     np.testing.assert_allclose(fitted.directions, axes(4), atol=1e-6)
     np.testing.assert_allclose(fitted.norms, 3, rtol=1e-5)
     assert (fitted.heldout_auc > 0.95).all() and abs(fitted.null_auc.mean() - 0.5) < 0.2
     wrong = directions.Examples(one.states, one.labels, one.scenarios, given=axes(9))
-    assert (directions.fit_combined([wrong], method="probe").heldout_auc < 0.7).all()
+    assert (directions.fit([wrong], method="probe").heldout_auc < 0.7).all()

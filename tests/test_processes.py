@@ -110,7 +110,7 @@ def test_replay_and_embeddings_are_those_of_one_process(steered, shared, two, tm
     sequences = [TokenSequence(tuple(rng.integers(5, 300, n)), tuple(rng.integers(5, 300, 4))) for n in range(3, 23)]
     points = [(layer, "resid_post") for layer in range(4)]
     matrix = torch.from_numpy(steered[1].vectors.matrix(["calm"], "probe", points))
-    probe = captured.Probe(points, matrix, ["calm"], [], [])
+    probe = captured.Probe([], [], ["calm"], points, matrix)
     monkeypatch.setattr(captured, "REPLAY_SHARD", 6)
     monkeypatch.setattr(two, "worth", lambda shards: True)
     there = captured.capture_replay(shared.intervention, sequences, probe, tmp_path / "there", lambda n: None)

@@ -184,7 +184,7 @@ def test_replay_embeddings_and_verdicts_are_those_of_this_process(ray, steered, 
     workers = shared(2)
     vectors = spec.vectors
     points = [(layer, "resid_post") for layer in range(4)]
-    probe = captured.Probe(points, torch.from_numpy(vectors.matrix(["calm"], "probe", points)), ["calm"], [], [])
+    probe = captured.Probe([], [], ["calm"], points, torch.from_numpy(vectors.matrix(["calm"], "probe", points)))
     rng = np.random.default_rng(1)
     sequences = [TokenSequence(tuple(rng.integers(5, 300, n)), tuple(rng.integers(5, 300, 4))) for n in range(3, 23)]
     monkeypatch.setattr(captured, "REPLAY_SHARD", 6)

@@ -232,7 +232,7 @@ def test_capture_reads_the_beginning_of_each_text_with_the_base(base, tmp_path):
     pair = open_pair(base, Texts(path=str(tmp_path / "t.csv")), tmp_path, tmp_path)
     prompts = capture.load_prompts([], tmp_path, pair.base, 8, pair.prompts)
     direction = torch.randn(1, 48, 1, generator=torch.Generator().manual_seed(0))
-    probe = capture.Probe([(1, "resid_post")], direction, ["some trait"], [1], ["resid_post"])
+    probe = capture.Probe([1], ["resid_post"], ["some trait"], [(1, "resid_post")], direction)
     samples = capture.capture_live(pair.intervention, prompts, 2, SamplingParams(8), probe, 0, tmp_path)
     assert len(samples) == 24 and {s.finish_reason for s in samples} == {"length"}
     model = pair.base.model

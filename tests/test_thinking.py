@@ -254,7 +254,7 @@ def test_capture_gives_the_thought_a_role_and_reads_the_answer(models, tmp_path)
     model = pair.base.model
     torch.manual_seed(0)
     points = [(layer, "resid_post") for layer in range(2)]
-    probe = Probe(points, torch.randn(2, model.hooks.d_model, 1), ["t"], [0, 1], ["resid_post"])
+    probe = Probe([0, 1], ["resid_post"], ["t"], points, torch.randn(2, model.hooks.d_model, 1))
     prompts = PROMPTS.prompts[:3]
     samples = capture_live(pair.base, prompts, 1, PLAIN, probe, 0, tmp_path)
     tokens = token_table(samples, prompts, model, "own")

@@ -215,7 +215,7 @@ def contrast_of(trait, states, labels, scenarios, tokens=5, texts=None) -> trait
     counts = np.broadcast_to(tokens, len(labels))
     sequences = [TokenSequence((5,), (6,) * int(n)) for n in counts]
     texts = texts or [("words", "p")] * len(labels)
-    return traits.Contrast(traits.Answers(trait, sequences, labels, scenarios, texts), states)
+    return traits.Contrast.of(traits.Answers(trait, sequences, labels, scenarios, texts), states)
 
 
 def test_every_method_can_be_asked_for(tmp_path):
@@ -410,7 +410,7 @@ def test_a_combination_is_a_trait_like_any_other(tmp_path):
 def test_a_combination_that_cancels_names_itself_and_the_layer(tmp_path):
     model = loaded("llama", "sdpa")
     (one, _), _ = planted_pair(model, tmp_path)
-    twin = traits.Contrast(
+    twin = traits.Contrast.of(
         traits.Answers(**{**one.answers.__dict__, "trait": warm_with(one.trait, name="twin")}), one.states
     )
     with pytest.raises(DriftbookError, match=r"'none' \(warm - twin\) leaves nothing at layer 0, resid_post"):

@@ -13,7 +13,7 @@ import pandas as pd
 from driftbook.discovery.splits import sample_prompts, units
 from driftbook.errors import BudgetError, DriftbookError
 from driftbook.evidence.dynamics import dynamics, dynamics_summary, null_ranges
-from driftbook.evidence.shifts import Grid, Scale, answer_means, prompt_means, prompt_shift_table, shift_table
+from driftbook.evidence.shifts import Scale, answer_means, prompt_means, prompt_shift_table, shift_table
 from driftbook.models.capture_files import read_rows, sample_table, token_table, write_rows
 from driftbook.models.captured import (
     Probe,
@@ -132,18 +132,12 @@ def same_tokens(
 
 def _means(samples: Sequence[Sample], probe: Probe, prompts: int) -> list[np.ndarray]:
     """Per prompt ``[answers, layers, sites, traits]``: means of raw projections over the tokens of each response."""
-    shape = grid_of(probe).shape
     out = []
     for p in range(prompts):
         said = [s for s in samples if s.prompt == p and s.answer_ids]
         answers = [probe.grid(s.rows.projection[s.response]) for s in said]
-        out.append(answer_means(answers) if answers else np.empty((0, *shape)))
+        out.append(answer_means(answers) if answers else np.empty((0, *probe.shape)))
     return out
-
-
-def grid_of(probe: Probe) -> Grid:
-    """The names of the last axes of what a probe reads."""
-    return Grid(probe.layers, probe.sites, probe.traits)
 
 
 @dataclass(frozen=True)
@@ -165,13 +159,13 @@ def shift_tables(
 ) -> Shifts:
     """The intervention's own text, and the base's tokens under both, against the base: per trait and per prompt."""
     pairs = {"own_text": (base, own), "same_tokens": (same["base"], same["intervention"])}
-    grid, ids, alike = grid_of(probe), [p.prompt_id for p in prompts], units(prompts)
+    ids, alike = [p.prompt_id for p in prompts], units(prompts)
     by_trait, by_prompt = [], []
     for comparison, sides in pairs.items():
         before, after = (_means(samples, probe, len(prompts)) for samples in sides)
-        means = [prompt_means(m, grid.shape, alike) for m in (before, after)]
-        by_trait.append(shift_table(*means, scale, grid, comparison, seed))
-        by_prompt.append(prompt_shift_table(before, after, scale, grid, comparison, ids))
+        means = [prompt_means(m, probe.shape, alike) for m in (before, after)]
+        by_trait.append(shift_table(*means, scale, probe, comparison, seed))
+        by_prompt.append(prompt_shift_table(before, after, scale, probe, comparison, ids))
     return Shifts(pd.concat(by_trait, ignore_index=True), pd.concat(by_prompt, ignore_index=True))
 
 

@@ -149,22 +149,19 @@ def trait_judge(run: Run) -> Score | None:
 # ---------------------------------------------------------------------------------------------------------- activations
 
 
-@dataclass(frozen=True)
-class Contrast:
-    """What the model makes of one trait's answers: pooled ``states`` ``[texts, points, d_model]`` float32, and
-    ``gradients`` of the same shape where a method wants them."""
+@dataclass(frozen=True, kw_only=True)
+class Contrast(directions_.Examples):
+    """One trait's answers with what the model makes of them."""
 
     answers: Answers
-    states: np.ndarray
-    gradients: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, answers: Answers, states: np.ndarray, gradients: np.ndarray | None = None) -> Contrast:
+        return cls(states, answers.labels, answers.scenarios, gradients, answers=answers)
 
     @property
     def trait(self) -> Trait:
         return self.answers.trait
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self.answers.labels
 
     @property
     def pairs(self) -> int:
@@ -173,10 +170,6 @@ class Contrast:
     @property
     def token_counts(self) -> np.ndarray:
         return np.array([len(s.response_ids) for s in self.answers.sequences])
-
-    @property
-    def examples(self) -> directions_.Examples:
-        return directions_.Examples(self.states, self.labels, self.answers.scenarios, self.gradients)
 
 
 def read_contrasts(
@@ -203,7 +196,7 @@ def read_contrasts(
             key = digest("gradients", model.key, list(sites), ids)
             found = partial(likelihood_gradients, model, one.sequences, points, progress=progress)
             slopes = store.kept_arrays(key, lambda f=found: {"gradients": f()}, progress, count)["gradients"]
-        out.append(Contrast(one, held["states"], slopes))
+        out.append(Contrast.of(one, held["states"], slopes))
     return out
 
 
@@ -274,9 +267,8 @@ def fit_vectors(
             "trait's scenarios, so it needs a file"
         )
     points = [(lay, st) for lay in layers for st in sites]
-    examples = {
-        n: replace(c.examples, given=imported[n].reshape(len(points), -1)) if n in imported else c.examples
-        for n, c in by_name.items()
+    learned = {
+        n: replace(c, given=imported[n].reshape(len(points), -1)) if n in imported else c for n, c in by_name.items()
     }
     singles = [(n, [c], None) for n, c in by_name.items()]
     combined = [(one.name, [by_name[n] for n in (*one.add, *one.subtract)], one) for one in combine]
@@ -284,9 +276,9 @@ def fit_vectors(
         fitted: dict[str, directions_.Fit] = {}
         for m in dict.fromkeys([*methods, method]):
             if combination is not None:
-                fitted[m] = _fit_combination(combination, examples, points, m, folds, shuffles, seed)
+                fitted[m] = _fit_combination(combination, learned, points, m, folds, shuffles, seed)
             else:
-                fitted[m] = directions_.fit_combined([examples[name]], (), (), m, folds, shuffles, seed)
+                fitted[m] = directions_.fit([learned[name]], (), (), m, folds, shuffles, seed)
             vectors.directions[name, m] = fitted[m].directions.reshape(shape)
             if progress:
                 progress(1)
@@ -317,7 +309,7 @@ def fit_vectors(
 
 def _fit_combination(
     combination: Combination,
-    examples: Mapping[str, directions_.Examples],
+    learned: Mapping[str, Contrast],
     points: Sequence[tuple[int, str]],
     method: str,
     folds: int,
@@ -325,9 +317,9 @@ def _fit_combination(
     seed: int,
 ) -> directions_.Fit:
     parts = (combination.add, combination.subtract, combination.orthogonal_to)
-    groups = [[examples[name] for name in names] for names in parts]
+    groups = [[learned[name] for name in names] for names in parts]
     try:
-        return directions_.fit_combined(*groups, method, folds, shuffles, seed)
+        return directions_.fit(*groups, method, folds, shuffles, seed)
     except directions_.NothingLeft as error:
         layer, site = points[error.point]
         raise DriftbookError(
@@ -348,7 +340,7 @@ def fit_null(
     rng = np.random.default_rng(stream_seed("null", seed) % 2**32)
     out = np.empty((count, *shape), np.float32)
     for k in range(count):
-        e = contrasts[k % len(contrasts)].examples
+        e = contrasts[k % len(contrasts)]
         flip = rng.integers(0, 2, e.scenarios.max() + 1)
         labels = e.labels ^ flip[e.scenarios]
         out[k] = directions_.directions_of(directions_.learned_rows(e, method), labels, e.scenarios, method)[0].reshape(

@@ -100,19 +100,16 @@ def write_rows(folder: Path, samples: Sequence[Sample], probe: Probe, convention
         "read": "after the side's own edits",
     }
     save_file({k: np.ascontiguousarray(v, np.float32) for k, v in arrays.items()}, folder / ROWS, metadata=names)
-    scale.table(Grid(probe.layers, probe.sites, probe.traits)).to_parquet(folder / SCALE)
+    scale.table(probe).to_parquet(folder / SCALE)
 
 
 @dataclass(frozen=True)
-class CapturedRows:
+class CapturedRows(Grid):
     """The rows of a capture as they were written; the last axes are ``layers``, ``sites`` and ``traits``."""
 
     projection: np.ndarray
     norm: np.ndarray
     scale: Scale
-    layers: list[int]
-    sites: list[str]
-    traits: list[str]
     convention: str
 
     @property
@@ -146,4 +143,4 @@ def read_rows(folder: Path) -> CapturedRows:
         scale = Scale.from_table(pd.read_parquet(folder / SCALE), grid)
     except (OSError, KeyError, ValueError) as error:
         raise DriftbookError(f"{folder / ROWS}: cannot be read ({error}); run the capture stage again") from error
-    return CapturedRows(projection, norm, scale, layers, list(grid.sites), list(grid.traits), head["convention"])
+    return CapturedRows(grid.layers, grid.sites, grid.traits, projection, norm, scale, head["convention"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from driftbook.evidence.shifts import Grid
 from driftbook.models.answers import Question, Request, read_tokens
 from driftbook.models.loading import LoadedModel
 from driftbook.models.projection import ProjectionTap, Rows, all_points
@@ -54,14 +55,11 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Probe:
-    """What is read: points (layer, site), directions ``[points, d_model, traits]`` and the names of the traits."""
+class Probe(Grid):
+    """What is read: points (layer, site) and directions ``[points, d_model, traits]``."""
 
     points: list[tuple[int, str]]
     matrix: torch.Tensor
-    traits: list[str]
-    layers: list[int]
-    sites: list[str]
 
     @property
     def key(self) -> str:
@@ -70,7 +68,7 @@ class Probe:
 
     def grid(self, projection: np.ndarray) -> np.ndarray:
         """``[..., points, traits]`` as ``[..., layers, sites, traits]``."""
-        return projection.reshape(*projection.shape[:-2], len(self.layers), len(self.sites), projection.shape[-1])
+        return projection.reshape(*projection.shape[:-2], len(self.layers), len(self.sites), -1)
 
 
 def make_probe(vectors: VectorSet, method: str, sites: Sequence[str] | None, model: LoadedModel) -> Probe:
@@ -78,13 +76,14 @@ def make_probe(vectors: VectorSet, method: str, sites: Sequence[str] | None, mod
     sites = sites or vectors.sites
     points = all_points(model, sites)
     matrix = torch.from_numpy(vectors.matrix(vectors.traits, method, points))
-    return Probe(points, matrix, vectors.traits, list(range(model.hooks.n_layers)), list(sites))
+    return Probe(list(range(model.hooks.n_layers)), list(sites), vectors.traits, points, matrix)
 
 
 def null_probe(vectors: VectorSet, probe: Probe) -> Probe:
     """The null directions at the same points."""
     matrix = torch.from_numpy(np.ascontiguousarray(vectors.null_matrix(probe.points)))
-    return Probe(probe.points, matrix, [f"null {i}" for i in range(matrix.shape[-1])], probe.layers, probe.sites)
+    names = [f"null {i}" for i in range(matrix.shape[-1])]
+    return replace(probe, matrix=matrix, traits=names)
 
 
 # ----------------------------------------------------------------------------------------------------------------- live
@@ -286,7 +285,7 @@ def text_scores(
     traits = torch.from_numpy(vectors.matrix(vectors.traits, method, points))
     null = torch.from_numpy(np.ascontiguousarray(vectors.null_matrix(points)))
     names = [*vectors.traits, *(f"null {i}" for i in range(null.shape[-1]))]
-    probe = Probe(points, torch.cat([traits, null], -1), names, [p[0] for p in points], [])
+    probe = Probe([p[0] for p in points], [], names, points, torch.cat([traits, null], -1))
     means, ids, base_nulls, parts = [], [], [], "start" in texts
     for side in pair:
         mine = texts[texts.side == side.name]

@@ -57,24 +57,6 @@ class Fit:
 
 
 def fit(
-    states: np.ndarray,
-    labels: np.ndarray,
-    scenarios: np.ndarray,
-    method: str = "probe",
-    folds: int = 5,
-    shuffles: int = 5,
-    seed: int = 0,
-    gradients: np.ndarray | None = None,
-) -> Fit:
-    """Fit a direction per point on all texts, and its AUC by cross-validation over scenarios.
-
-    Arguments are those of :class:`Examples`; ``shuffles`` counts the label permutations behind ``null_auc``. Labels
-    are swapped within a scenario, so its pairing stays.
-    """
-    return fit_combined([Examples(states, labels, scenarios, gradients)], (), (), method, folds, shuffles, seed)
-
-
-def fit_combined(
     add: Sequence[Examples],
     subtract: Sequence[Examples] = (),
     orthogonal_to: Sequence[Examples] = (),
@@ -83,11 +65,13 @@ def fit_combined(
     shuffles: int = 5,
     seed: int = 0,
 ) -> Fit:
-    """Fit a direction per contrast, combine them (:func:`combine`), and judge what comes out as :func:`fit` does.
+    """Fit a direction per contrast and point on all texts, combine them (:func:`combine`), and judge what comes out by
+    cross-validation over scenarios.
 
     In each fold every part is fitted without the fold's scenarios, and the combination is made anew. Its AUC is the
     mean over the parts that are added and subtracted, on their own held-out scenarios (labels of the subtracted ones
-    turned): a combination that no longer reads one of its parts shows it there.
+    turned): a combination that no longer reads one of its parts shows it there. ``shuffles`` counts the label
+    permutations behind ``null_auc``: labels are swapped within a scenario, so its pairing stays.
 
     Raises:
         ValueError: a part has fewer scenarios than folds, or the method is unknown; NothingLeft: the parts cancel.
