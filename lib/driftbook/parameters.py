@@ -372,6 +372,9 @@ class Validate(Section):
     )
     labeller: Literal["phrases", "keywords", "llm"] = Field("phrases", description="keywords: as phrases")
     labeller_judge: AnyJudge | None = None
+    labeller_pairs: int = Field(
+        24, ge=1, description="pairs of answers that an llm labeller reads; beside them an eighth as many of each group"
+    )
     hypotheses: list[HandWritten] = []
     judges: Judges = Judges()
     cascade: Literal["screen_then_test", "borderline", "expensive_only"] = "screen_then_test"

@@ -190,10 +190,9 @@ def label(run: Run, material: Material, judges: Judges) -> Material:
     of = {who: [h for h in material.hypotheses if h.proposer == who] for who in ("panel", "person")}
     others = [h for h in material.hypotheses if h.proposer not in of]
     measures = [*catalogue.panel(), *(catalogue.measure_from(h.measure or {}) for h in others if _is_phrase(h))]
-    embed = open_embedder(run.cache)
-    found, account = labeller.propose(
-        endpoint, shown, material.prompts, embed, measures, clusters, moved, seed=material.seed
-    )
+    embed, pairs = open_embedder(run.cache), section.labeller_pairs
+    apart = {"clusters": clusters, "moved": moved, "count": pairs, "inside": max(1, pairs // 8)}
+    found, account = labeller.propose(endpoint, shown, material.prompts, embed, measures, **apart, seed=material.seed)
     if reads_words(judges.tester):
         found = [h for h in found if not by_judge(h)]
     for name, value in (asdict(account) | {"hypotheses": len(found)}).items():

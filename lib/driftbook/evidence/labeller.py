@@ -292,6 +292,7 @@ def propose(
     clusters: Mapping[int, pd.DataFrame] | None = None,
     moved: Mapping[tuple[int, int], pd.DataFrame] | None = None,
     count: int = 24,
+    inside: int = 3,
     limit: int = 12,
     seed: int = 0,
 ) -> tuple[list[Hypothesis], Account]:
@@ -300,7 +301,7 @@ def propose(
     Each is a pole of an axis; the text names the other pole too, where there is one. It is tested on the one of
     ``measures`` that reads it (``measure_of``), else by a judge.
     """
-    found, account = read_pairs(endpoint, texts, prompts, clusters, moved, count, seed=seed)
+    found, account = read_pairs(endpoint, texts, prompts, clusters, moved, count, inside, seed)
     kept = axes(found, embed)[:limit]
     if not kept:
         return [], account
