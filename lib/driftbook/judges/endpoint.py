@@ -137,6 +137,7 @@ class EndpointJudge:
     """
 
     paid, resolution = True, Told.resolution
+    bodies = staticmethod(single_bodies)
 
     def __init__(
         self,
@@ -176,7 +177,7 @@ class EndpointJudge:
         self, texts: Sequence[str], hypotheses: Sequence[Hypothesis], prompts: Sequence[str] | None = None
     ) -> Quote:
         """In pair mode: about as many calls as texts (matched pairs, both orders), each with two texts."""
-        bodies = single_bodies(texts, prompts)
+        bodies = self.bodies(texts, prompts)
         if self.mode == "pair":
             bodies = [2 * body for body in bodies]
         questions = [q for row, body in enumerate(bodies) for q in self._questions(body, row, hypotheses)]
@@ -188,7 +189,7 @@ class EndpointJudge:
         """[texts, hypotheses] in [0, 1], NaN where no verdict could be had. Raises BudgetError at the cap."""
         if self.mode != "single":
             raise ValueError("a judge in pair mode compares; it does not score single texts")
-        bodies = single_bodies(texts, prompts)
+        bodies = self.bodies(texts, prompts)
         questions = [q for row, body in enumerate(bodies) for q in self._questions(body, row, hypotheses)]
         return self._verdicts(questions, (len(texts), len(hypotheses)))[0]
 

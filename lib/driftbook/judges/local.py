@@ -102,6 +102,7 @@ class LocalJudge:
     """
 
     paid, resolution = True, Told.resolution
+    bodies = staticmethod(single_bodies)
 
     def __init__(
         self,
@@ -127,8 +128,8 @@ class LocalJudge:
         self, texts: Sequence[str], hypotheses: Sequence[Hypothesis], prompts: Sequence[str] | None
     ) -> list[str]:
         asked = "How much does the answer show it? HIGH, MID or LOW?"
-        bodies = single_bodies(texts, prompts)
-        return [f"{body}\nStatement: the answer {h.text}.\n{asked}" for body in bodies for h in hypotheses]
+        told = self.bodies(texts, prompts)
+        return [f"{body}\nStatement: the answer {h.text}.\n{asked}" for body in told for h in hypotheses]
 
     def quote(
         self, texts: Sequence[str], hypotheses: Sequence[Hypothesis], prompts: Sequence[str] | None = None
