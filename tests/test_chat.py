@@ -117,6 +117,14 @@ def test_a_field_that_the_server_refuses_is_left_out_and_remembered(path, field)
         assert later.ledger.table().set_index("judge").loc["strong", "without"] == field
 
 
+def test_what_one_client_was_refused_another_one_leaves_out_that_was_opened_before(path):
+    with Server(refuse=refusing("temperature"), answer=lambda body: "Hi.") as server:
+        one, other = client(server, path), client(server, path)
+        assert [a.text for _, a in one.answers([question(one)])] == ["Hi."]
+        assert [a.text for _, a in other.answers([question(other) | {"sample": 1}])] == ["Hi."]
+        assert ["temperature" in b for b in server.bodies] == [True, False, False]
+
+
 @pytest.mark.parametrize("status", [400, 403, 422])
 def test_logprobs_may_be_refused_by_any_status(path, status):
     def refuse(body):

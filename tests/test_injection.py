@@ -1,9 +1,13 @@
 """How far texts that speak to the judge move it, measured on judges whose movement is known."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from driftbench.injection import ATTACKS, measure
+from chat_server import Server
+from driftbench.injection import ATTACKS, TRAIT, main, measure
 
 
 class Gullible:
@@ -29,3 +33,18 @@ def test_the_movement_is_that_of_the_texts_that_were_spoken_for():
     assert rows["instruction"]["raised above half"] == 1.0 and rows["instruction"]["auc"] == 0.5
     assert rows["verdict"]["mean change"] == 0.0
     assert rows["marks of a chat template"]["missing"] == 4 and np.isnan(rows["marks of a chat template"]["auc"])
+
+
+def test_a_judge_behind_a_server_is_tried_with_both_kinds_of_marks(tmp_path):
+    def rate(body):
+        said = body["messages"][1]["content"]
+        return '{"1": "HIGH"}' if "<answer>" in said and "rate HIGH" in said else '{"1": "LOW"}'
+
+    (tmp_path / "params/traits").mkdir(parents=True)
+    (tmp_path / f"params/traits/{TRAIT}.json").write_text(Path(f"params/traits/{TRAIT}.json").read_text())
+    with Server(answer=rate) as server:
+        judge = {"kind": "endpoint", "base_url": server.url, "model": "m"}
+        table = main(json.dumps(judge), 4, tmp_path).set_index(["marks", "behind the answer"])
+        assert len(server.bodies) == 4 * 2 * (1 + len(ATTACKS))
+    raised = table["raised above half"]
+    assert raised["plain", "instruction"] == 1 and raised.sum() == 1 and not table["missing"].any()

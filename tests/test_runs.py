@@ -113,6 +113,9 @@ def test_progress_in_a_log_ends_with_a_line():
     log = io.StringIO()
     assert list(open_progress(iter("abc"), "read", "rows", headless=True, stream=log)) == ["a", "b", "c"]
     assert log.getvalue().count("\n") == 1 and log.getvalue().startswith("read: 3 rows")
+    with open_progress(0, "read", "rows", headless=True, stream=log):
+        pass
+    assert log.getvalue().count("\n") == 1, "nothing to do is not told"
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(0.2, "0 s"), (59, "59 s"), (250, "4 min 10 s"), (12_000, "3 h 20 min")])

@@ -148,9 +148,9 @@ class ChatClient:
             self.extra["chat_template_kwargs"] = {**self.extra.get("chat_template_kwargs", {}), **template_args}
         self._key, self._failures = "", 0
         self._server = f"{base_url} {model}"
-        self._known = set(ledger.refused(self._server))
-        self.without = set(self._known)
-        self._note()
+        self._known: set[str] = set()
+        self.without: set[str] = set()
+        self._recall()
         if api_key_env is not None:
             self._key = os.environ.get(api_key_env, "")
             if not self._key:
@@ -252,6 +252,7 @@ class ChatClient:
 
     def _held(self, conversations: Sequence[Any], needed: bool = False) -> Iterator[Any]:
         """Conversations as they end. Calls under way when the caller leaves are let end, and stored: they are paid."""
+        self._recall()
         waiting = []
         for one in conversations:
             if self._from_cache(one):
@@ -388,14 +389,19 @@ class ChatClient:
         throttle.faster()
         return answer
 
+    def _recall(self) -> None:
+        """Leave out what this client, or another one of the same server, was refused before."""
+        if new := set(self.ledger.refused(self._server)) - self._known:
+            self._known |= new
+            self.without |= new
+            self._note()
+
     def _note(self) -> None:
-        if not self.without:
-            return
         self.ledger.accounts[self.name].without = ", ".join(sorted(self.without))
         if drawn := sorted(self.without & {"temperature", "top_p"}):
             warnings.warn(
-                f"{self.name} at {self.base_url} does not take {' and '.join(drawn)}: it samples by its own default, "
-                "which texts sampled otherwise are not comparable with",
+                f"{self.model} at {self.base_url} does not take {' and '.join(drawn)}. It samples by its own default: "
+                "the same question may get another answer, and texts sampled otherwise are not comparable with its own",
                 stacklevel=3,
             )
 

@@ -102,6 +102,9 @@ def label_page(file: Path, layout: Layout, named: Sequence[str] = (), count: int
     tasks = []
     for h in chosen:
         scores = scores_of(h, texts, claims, verdicts)
+        if scores.empty and named:
+            status = claims.set_index("hypothesis_id")["status"].get(h.hypothesis_id, "not tested")
+            raise DriftbookError(f"{h.text!r} was {status}: no judge read held-out answers for it, which are labelled")
         for r in draw(scores, count, f"{run.seed} {h.hypothesis_id}").itertuples():
             asked = material.prompts[r.prompt_id].shown()
             about = {"text_id": r.text_id, "claim_id": h.hypothesis_id, "propensity": round(r.propensity, 6)}

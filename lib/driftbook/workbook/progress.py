@@ -34,12 +34,12 @@ def open_progress(
 ) -> Plain:
     """A counter to iterate over where ``source`` is an iterable, else to tell of units with ``update(n)``.
 
-    A log gets a line every five seconds at most, and one at the end.
+    A log gets a line every five seconds at most, and one at the end; where nothing is to be done, none.
     """
     total = source if isinstance(source, int) else None
     items = None if total is not None else source
     if not headless:
-        return tqdm(items, total=total, desc=label, unit=f" {unit}")
+        return tqdm(items, total=total, desc=label, unit=f" {unit}", disable=total == 0)
     # sys.__stderr__ is the log of the run; ipykernel's sys.stderr would put every line into the notebook as well.
     return Lines(
         items,
@@ -52,5 +52,5 @@ def open_progress(
         mininterval=SECONDS_BETWEEN_LINES,
         maxinterval=0,
         miniters=1,
-        disable=False,
+        disable=total == 0,
     )

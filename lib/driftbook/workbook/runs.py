@@ -12,6 +12,7 @@ import math
 import numbers
 import os
 import time
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -294,6 +295,7 @@ def open_run(stage: str, **cell: Any) -> Run:
     """
     params = validate_cell(stage, cell)
     layout, headless = _layout()
+    warnings.formatwarning = _said
     if headless:
         folder = Path(os.environ[RUN_DIR])
     elif is_bench(stage):
@@ -304,6 +306,15 @@ def open_run(stage: str, **cell: Any) -> Run:
     (folder / FINISHED).unlink(missing_ok=True)
     layout.cache.mkdir(parents=True, exist_ok=True)
     return Run(stage=stage, params=params, layout=layout, folder=folder, headless=headless)
+
+
+_FORMAT = warnings.formatwarning
+
+
+def _said(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """A warning of driftbook's own is a sentence for its reader, who needs no line of the code that said it."""
+    own = Path(filename).is_relative_to(Path(__file__).parents[1]) or "ipykernel" in filename
+    return f"Warning: {message}\n" if own else _FORMAT(message, category, filename, lineno, line)
 
 
 def _layout() -> tuple[Layout, bool]:
