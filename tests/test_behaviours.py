@@ -227,6 +227,10 @@ def test_a_sentence_says_both_sides_in_the_unit_of_the_measure(name, numbers, ex
     assert MEASURES[name].sentence(*numbers) == expected
 
 
+def test_what_nobody_read_on_one_side_is_said_to_be_not_read():
+    assert MEASURES["dashes"].sentence(float("nan"), 1.0, -1.0, 1.0) == "dashes: not read"
+
+
 def test_a_value_is_described_in_its_unit():
     assert describe(0.333, "share") == "33% of answers"
     assert describe(1.63, "rate") == "1.6 per 100 words"

@@ -385,6 +385,10 @@ def test_commands_say_what_is_missing(repository, capsys):
     assert "did you mean 'hedges'" in capsys.readouterr().err
     assert cli.main(["judge-check", "planted", "--labels", "no.csv"]) == 1
     assert "--labels no.csv: cannot be read" in capsys.readouterr().err
+    table = repository / "outputs/planted/validate/data/verdicts.parquet"
+    pd.read_parquet(table).iloc[:0].to_parquet(table)
+    assert cli.main(["label", "planted", "--claim", "hedges"]) == 1
+    assert "'hedges' was confirmed: no judge read held-out answers for it" in capsys.readouterr().err
     (repository / "outputs/planted/validate/run.json").unlink()
     assert cli.main(["label", "planted"]) == 1
     assert "make validate EXP=planted" in capsys.readouterr().err

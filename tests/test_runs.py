@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 
 import numpy as np
 import pytest
 import tqdm.std
 
-from driftbook import stage
+from driftbook import chat, stage
 from driftbook.errors import DriftbookError, ParameterError
 from driftbook.workbook import open_run
 from driftbook.workbook.progress import open_progress
-from driftbook.workbook.runs import OUTPUTS, RUN_DIR, find_root, plain
+from driftbook.workbook.runs import OUTPUTS, RUN_DIR, find_root, plain, plain_warnings
 from driftbook.workbook.wording import duration
 
 CELL = {"experiment": "small", "seed": 1, "base": {}, "intervention": {"kind": "none"}, "engine": {}}
@@ -116,6 +117,13 @@ def test_progress_in_a_log_ends_with_a_line():
     with open_progress(0, "read", "rows", headless=True, stream=log):
         pass
     assert log.getvalue().count("\n") == 1, "nothing to do is not told"
+
+
+def test_a_warning_of_driftbook_is_a_sentence_and_one_of_others_says_where(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    plain_warnings()
+    own, other = (warnings.formatwarning("so", UserWarning, file, 7) for file in (chat.__file__, "/elsewhere/x.py"))
+    assert own == "Warning: so\n" and "/elsewhere/x.py:7: UserWarning: so" in other
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(0.2, "0 s"), (59, "59 s"), (250, "4 min 10 s"), (12_000, "3 h 20 min")])

@@ -21,7 +21,7 @@ import regex
 
 from driftbook.behaviours.words import UNSPACED, WORD_CHARACTERS, Reading, fold, reading, tokens, words
 from driftbook.errors import DriftbookError
-from driftbook.numbers import apart, fixed
+from driftbook.numbers import NEVER, apart, fixed
 
 Unit = Literal["share", "number", "rate", "words", "sentences", "grade", "score"]
 Place = Literal["anywhere", "opening", "closing", "start"]
@@ -75,8 +75,10 @@ class Measure:
 
         ``base`` and ``changed`` are summaries of the values of both sides; ``low`` and ``high`` bound ``difference``
         (by default changed - base; of a median, the typical change of a prompt), all in the unit of the values (0.19,
-        not 19, for a share).
+        not 19, for a share). Where one of both has no value: "ends with a question: not read".
         """
+        if math.isnan(base) or math.isnan(changed):
+            return f"{self.label}: {NEVER}"
         scale, digits = (100, 0) if self.unit == "share" else (1, 1)
         numbers = [x * scale for x in (base, changed)]
         moved = numbers[1] - numbers[0] if difference is None else difference * scale

@@ -18,7 +18,7 @@ from driftbook.parameters import STAGES, BenchExperiment, load_experiment
 from driftbook.workbook import compare, state
 from driftbook.workbook.drawing import front_page, redraw_all
 from driftbook.workbook.runner import run_experiment
-from driftbook.workbook.runs import Layout, find_root, label
+from driftbook.workbook.runs import Layout, find_root, label, plain_warnings
 from driftbook.workbook.state import parts
 
 
@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 (it failed), 2 (the command line is wrong) or 130 (interrupted)."""
     args = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
+    plain_warnings()
     try:
         return args.command(args, Layout.of(find_root()))
     except DriftbookError as error:

@@ -295,7 +295,7 @@ def open_run(stage: str, **cell: Any) -> Run:
     """
     params = validate_cell(stage, cell)
     layout, headless = _layout()
-    warnings.formatwarning = _said
+    plain_warnings()
     if headless:
         folder = Path(os.environ[RUN_DIR])
     elif is_bench(stage):
@@ -311,8 +311,12 @@ def open_run(stage: str, **cell: Any) -> Run:
 _FORMAT = warnings.formatwarning
 
 
-def _said(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+def plain_warnings() -> None:
     """A warning of driftbook's own is a sentence for its reader, who needs no line of the code that said it."""
+    warnings.formatwarning = _said
+
+
+def _said(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
     own = Path(filename).is_relative_to(Path(__file__).parents[1]) or "ipykernel" in filename
     return f"Warning: {message}\n" if own else _FORMAT(message, category, filename, lineno, line)
 
