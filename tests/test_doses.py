@@ -140,7 +140,9 @@ def test_the_strongest_dose_is_the_largest_that_stays_coherent():
     assert curves.coherent.tolist() == [True, True, True, False]
     (best,) = doses.strongest_dose(curves).itertuples()
     assert best.coefficient == 0.5 and best.lexicon == 3
-    assert dose_title(curves) == "Pushing warm by 0.5 adds its phrases (1.0 to 3.0 per 100 words)"
+    slopes = doses.dose_slopes(broken, curves, 0, 100)
+    assert dose_title(slopes) == "Pushing along warm adds its phrases (3.0 per 100 words and unit, 3.0 to 3.0)"
+    assert "does not clearly add" in dose_title(slopes.assign(low=-0.1)) and "few doses" in dose_title(slopes[:0])
     # A loop is likely text to the model that runs in it: repetition sees what likelihood does not.
     looping = frame_of([0.0, 1.0, 3.0, 9.0], [-1.0, -1.0, -0.8, -0.2], [0.0, 0.05, 0.1, 0.7])
     assert doses.summarize_doses(looping, 0, 100).coherent.tolist() == [True, True, True, False]

@@ -142,7 +142,7 @@ def angles(vectors: VectorSet, method: str, site: str) -> Table:
     return Table(table, "Cosines between traits", f"{method}, layer {layer}, {site}.")
 
 
-def doses(run: Run, curves: pd.DataFrame) -> Figure | None:
+def doses(run: Run, curves: pd.DataFrame, slopes: pd.DataFrame) -> Figure | None:
     """What is said at every coefficient; None where no trait was steered."""
     if not len(curves):
         return None
@@ -152,8 +152,9 @@ def doses(run: Run, curves: pd.DataFrame) -> Figure | None:
         low=curves.low,
         high=curves.high,
         groups=list(curves.trait),
-        title=dose_title(curves),
-        caption=f"{run.section.dose.prompts} prompts a point, 95% intervals by resampling prompts, seed {run.seed}.",
+        title=dose_title(slopes),
+        caption=f"{run.section.dose.prompts} prompts a point, 95% intervals by resampling prompts, seed {run.seed}. The "
+        "change per unit is that of all coefficients at which the text holds.",
         x_title="coefficient (mean activation norms)",
         y_title="net lexicon phrases per 100 words",
         reference=0.0,
@@ -177,16 +178,16 @@ def dose_tables(curves: pd.DataFrame, slopes: pd.DataFrame, answers: pd.DataFram
     ]
 
 
-def dose_title(curves: pd.DataFrame) -> str:
-    """What the dose-response picture shows, in words."""
+def dose_title(slopes: pd.DataFrame) -> str:
+    """What the dose-response picture shows, in words: of all doses together, as a single one says little."""
     said = []
-    for row in strongest_dose(curves).itertuples():
-        verb = "adds" if row.low > row.at_zero else "does not clearly add"
+    for row in slopes[slopes.measure == "lexicon"].itertuples():
+        verb = "adds" if row.low > 0 else "removes" if row.high < 0 else "does not clearly add"
         said.append(
-            f"pushing {row.trait} by {row.coefficient:g} {verb} its phrases ({row.at_zero:.1f} to "
-            f"{row.lexicon:.1f} per 100 words)"
+            f"pushing along {row.trait} {verb} its phrases ({row.slope:.1f} per 100 words and unit, {row.low:.1f} to "
+            f"{row.high:.1f})"
         )
-    text = "; ".join(said) or "no dose kept the text coherent"
+    text = "; ".join(said) or "too few doses kept the text coherent"
     return text[0].upper() + text[1:]
 
 
