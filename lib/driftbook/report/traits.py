@@ -153,8 +153,8 @@ def doses(run: Run, curves: pd.DataFrame, slopes: pd.DataFrame) -> Figure | None
         high=curves.high,
         groups=list(curves.trait),
         title=dose_title(slopes),
-        caption=f"{run.section.dose.prompts} prompts a point, 95% intervals by resampling prompts, seed {run.seed}. The "
-        "change per unit is that of all coefficients at which the text holds.",
+        caption=f"{run.section.dose.prompts} prompts a point, 95% intervals by resampling prompts, seed {run.seed}. "
+        "The change per unit is that of all coefficients at which the text holds.",
         x_title="coefficient (mean activation norms)",
         y_title="net lexicon phrases per 100 words",
         reference=0.0,

@@ -259,11 +259,13 @@ def doses(table: pd.DataFrame, claims: pd.DataFrame, most: int = 4) -> Figure | 
         low=shown["low"],
         high=shown["high"],
         groups=shown["text"].tolist(),
-        title=str(first["amplified"]),
+        title=first["amplified"][0].upper() + first["amplified"][1:],
         caption="Answers to held-out prompts with 95% intervals. -1: the base; 0: the changed side as it is; beyond, "
-        "the difference between the two is added that many times. An effect of the change grows to the right.",
+        "the difference between the two is added that many times. An effect of the change grows to the right, and "
+        "what it took away falls.",
         x_title="strength of amplification",
         y_title="share of answers",
+        percent=True,
     )
 
 

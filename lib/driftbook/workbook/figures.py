@@ -212,6 +212,7 @@ def curve(
     log_x: bool = False,
     log_y: bool = False,
     height: int = 380,
+    percent: bool = False,
     alt: str | None = None,
 ) -> Figure:
     """Lines with interval bands. All arrays are long form, one entry a point; ``groups`` names the line of each point.
@@ -258,15 +259,18 @@ def curve(
         if len(finite):
             prefix = f"{name}: " if name else ""
             said.append(
-                f"{prefix}from {_value(y[at][0])} at {_value(x[at][0])} to {_value(y[at][-1])} at {_value(x[at][-1])}, "
-                f"least {_value(finite.min())}, most {_value(finite.max())}"
+                f"{prefix}from {_number(y[at][0], percent)} at {_value(x[at][0])} to {_number(y[at][-1], percent)} at "
+                f"{_value(x[at][-1])}, least {_number(finite.min(), percent)}, most {_number(finite.max(), percent)}"
             )
     shapes = [] if reference is None else [reference_line("y", reference)]
     figure = chart(
         traces,
         height=height,
         x={"title": {"text": plain(x_title)}, "type": "log" if log_x else None, "exponentformat": "power"},
-        y={"title": {"text": plain(y_title)}, "type": "log" if log_y else None, "exponentformat": "power"},
+        y={
+            "title": {"text": plain(y_title)}, "type": "log" if log_y else None, "exponentformat": "power",
+            "tickformat": ".0%" if percent else None,
+        },
         shapes=shapes,
         showlegend=len(set(names)) > 1,
     )
