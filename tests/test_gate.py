@@ -121,7 +121,7 @@ def test_a_limit_is_read_in_its_unit():
     [
         ({"refusess": "within 3 points"}, r"refusess: nobody measures this behaviour, did you mean 'refuses'"),
         ({"family safty": "no confirmed change"}, r"nobody measures this family.*families are content, degeneration"),
-        ({"refuses": "within 3 words"}, "a limit in another unit than its own: share"),
+        ({"refuses": "within 3 words"}, "is in another unit than the behaviour's, points$"),
     ],
 )
 def test_a_rule_that_nobody_can_answer_is_named(null, rules, said):
@@ -184,6 +184,20 @@ def test_a_series_has_a_test_suite_a_change_and_fails_by_any(root, null, planted
     suites = {s.get("name"): s.get("failures") for s in ElementTree.parse(root / "outputs/many/check.xml").getroot()}
     assert suites == {"many:bits-4": "1", "many:bits-8": "0"}
     assert cli.main(["check", "many:bits-8"]) == 0 and "many:bits-8 passes" in capsys.readouterr().out
+
+
+def test_a_change_that_was_left_out_of_a_series_fails_its_gate(root, null, monkeypatch, capsys):
+    """A folder that is missing, or a run with --keep-going that failed: what was not looked at is not passed."""
+    text = (root / "params/small.yml").read_text().replace("small", "many")
+    more = "interventions: [{kind: quantize, bits: 8}, {kind: adapter, path: runs/gone}]\n"
+    (root / "params/many.yml").write_text(text + more)
+    (root / "params/allow.yml").write_text("rules: {refuses: at most +2 points}\n")
+    monkeypatch.chdir(root)
+    assert cli.main(["check", "many"]) == 1 and "make run EXP=many" in capsys.readouterr().err
+    leave(root / "outputs/many/members/quantize/validate", null)
+    assert cli.main(["check", "many"]) == 1
+    printed = capsys.readouterr().out
+    assert "many:quantize passes" in printed and "many:adapter FAILS" in printed and "no good run" in printed
 
 
 def test_an_experiment_that_was_not_run_has_no_answer(root, monkeypatch, capsys):

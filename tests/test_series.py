@@ -74,7 +74,7 @@ def test_an_entry_is_one_change_or_a_range_of_them(root):
     [
         (
             "  - {kind: quantize, bits: 8}\n  - {kind: quantize, bits: 4}\n",
-            r"interventions holds 'quantize' twice: give",
+            r"interventions holds 'quantize' twice: write each as an entry with a name",
         ),
         (
             "  - {kind: steer, trait: [calm, calm], coefficient: [1, 2]}\n",
@@ -195,6 +195,19 @@ def test_a_checkpoint_that_cannot_be_had_is_told_without_loading_it(root, monkey
     assert list(good) == ["step-1"] and "some/one at step-9: step-9 is not a valid git identifier" in wrong["step-9"]
 
 
+def test_a_checkpoint_on_this_disk_is_looked_at_and_not_asked_of_the_hub(root, monkeypatch):
+    monkeypatch.chdir(root)
+    (root / "runs/half").mkdir(parents=True)
+    more = "  - {kind: checkpoint, model: [./runs/half, ./runs/none, ./runs/none.gguf]}\n"
+    good, wrong = load_members(write(root, more), ask=True)
+    assert not good
+    assert [w.partition(": ")[2] for w in wrong.values()] == [
+        "./runs/half holds no config.json",
+        "./runs/none: there is no such folder or file",
+        "./runs/none.gguf: there is no such folder or file",
+    ]
+
+
 # --------------------------------------------------------------------------------------------------------- what is told
 
 
@@ -298,6 +311,7 @@ def planted(tmp_path):
             table.to_parquet(folder / f"validate/data/{name}.parquet")
         js = np.full(30, np.nan if member.number == 0.1 else member.number)
         pd.DataFrame({"js": js}).to_parquet(folder / "decode/data/divergence.parquet")
+        (folder / "decode/run.json").write_text('{"unscreened": "decode.screen.enabled is false"}')
     return SimpleNamespace(params=params, section=params.series, seed=0, members=lambda: folders)
 
 
@@ -309,7 +323,7 @@ def test_the_page_says_what_moved_where_it_began_and_what_could_not_be_measured(
     assert first[["behaviour", "first", "before"]].values.tolist() == [["hedges", "coefficient-0.3", "coefficient-0.2"]]
     told = report.changes(planted, changes, apart, shifts)
     missing = told.frame["could not be measured"]
-    assert missing[0].startswith("next-token divergence (no common tokenizer") and missing[1] == "traits inside"
+    assert missing[0].startswith("next-token divergence (decode.screen.enabled is false)") and missing[1] == "traits inside"
     assert "&lt;b&gt;" in told.html() and "<b>" not in told.html()
     figures = [report.matrix(planted, read), report.multiples(planted, read, first), report.divergence(planted, apart)]
     for figure in figures:

@@ -501,7 +501,9 @@ class Experiment(Section):
                 "interventions stands beside intervention: an experiment has one change, or a series of them"
             )
         if twice := list(repeated(self.members)):
-            raise ValueError(f"interventions holds {twice[0]!r} twice: give each change its name by name: ...")
+            raise ValueError(
+                f"interventions holds {twice[0]!r} twice: write each as an entry with a name of its own, name: ..."
+            )
         return self
 
     @model_validator(mode="after")

@@ -157,8 +157,11 @@ def maps(changes: Sequence[Change]) -> dict[str, pd.DataFrame]:
 
 def lacking(change: Change, apart: pd.DataFrame, shifts: pd.DataFrame) -> str:
     """What could not be measured of a change, in words; empty where everything was."""
-    js = apart.loc[apart["change"] == change.name, "js"]
-    parts = ["next-token divergence (no common tokenizer, or answers made elsewhere)"] if js.isna().all() else []
+    parts = []
+    if apart.loc[apart["change"] == change.name, "js"].isna().all():
+        run = change.folder / "decode" / "run.json"
+        why = json.loads(run.read_text(encoding="utf-8")).get("unscreened") if run.is_file() else None
+        parts.append(f"next-token divergence ({why})" if why else "next-token divergence")
     if shifts.empty or change.name not in set(shifts["change"]):
         parts.append("traits inside")
     if change.table("validate", "claims") is None:

@@ -137,8 +137,9 @@ def check(allow: Allow, claims: pd.DataFrame, verdicts: pd.DataFrame, where: Whe
         if limit.bounds and limit.unit != "any":
             fits = rows[rows["unit"] == limit.unit]
             if fits.empty:
-                units = ", ".join(sorted(set(rows["unit"])))
-                raise ParameterError(f"{place}rules.{what}: {said!r} is a limit in another unit than its own: {units}")
+                names = {unit: name or "a bare number" for name, unit in reversed(UNITS.items())}
+                own = " or ".join(names[unit] for unit in sorted(set(rows["unit"])))
+                raise ParameterError(f"{place}rules.{what}: {said!r} is in another unit than the behaviour's, {own}")
             rows = fits
         found.append((f"{what}: {said}", limit, rows))
     tails = sum(limit.bounds * len(rows) for _, limit, rows in found)
@@ -167,9 +168,9 @@ def _named(what: str, claims: pd.DataFrame, place: str) -> pd.DataFrame:
         return rows
     known = sorted({str(v) for key in keys for v in claims[key]})
     near = difflib.get_close_matches(family or asked, known, n=3, cutoff=0.4)
-    meant = f", did you mean {' or '.join(map(repr, near))}?" if near else ""
+    meant = f", did you mean {' or '.join(map(repr, near))}? " if near else "; "
     kind = "family" if family is not None else "behaviour"
-    more = f"; families are {', '.join(known)}" if family is not None else "; docs/behaviours.md lists all"
+    more = f"families are {', '.join(known)}" if family is not None else "docs/behaviours.md lists all"
     raise ParameterError(f"{place}rules.{what}: nobody measures this {kind}{meant}{more}")
 
 

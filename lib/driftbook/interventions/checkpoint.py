@@ -34,8 +34,13 @@ class Checkpoint(Intervention, ModelSpec):
         return name if name != base else f"{base}, changed"
 
     def unavailable(self) -> str:
-        if self.model.startswith("bundled:") or Path(self.model).expanduser().exists():
+        place = Path(self.model).expanduser()
+        if self.model.startswith("bundled:") or place.is_file():
             return ""
+        if place.is_dir():
+            return "" if (place / "config.json").is_file() else f"{self.model} holds no config.json"
+        if self.model.startswith((".", "/", "~")) or place.suffix == ".gguf":
+            return f"{self.model}: there is no such folder or file"
         from transformers.utils import cached_file  # transformers takes seconds
 
         try:

@@ -394,5 +394,7 @@ def headlines(run: Run, prompts: PromptSet, decoded: Decoded, made: dict[str, fl
     if mean is not None:
         scale = "0 for the same model, 0.69 at most"
         run.headline("mean divergence (JS)", mean.estimate, mean.low, mean.high, scale, "nats per token")
+    if decoded.unscreened:
+        run.record("unscreened", decoded.unscreened)
     if made["texts"]:
         run.headline("speed", made["tokens"] / max(made["seconds"], 1e-9), unit="tokens/s")

@@ -235,8 +235,10 @@ def _check(args: argparse.Namespace, layout: Layout) -> int:
     good = True
     for experiment in args.experiments:
         file = _file(layout, experiment)
-        names = [p.stem for p in parts(file)]  # of a series: its changes, and itself
-        answers = {n: gate.check_experiment(n, layout, allow, where) for n in (names[:-1] or names)}
+        if changes := getattr(load_experiment(file), "members", []):
+            answers = gate.check_series([f"{file.stem}:{m.name}" for m in changes], layout, allow, where)
+        else:
+            answers = {file.stem: gate.check_experiment(file.stem, layout, allow, where)}
         print(gate.written(answers))
         for path in gate.write(answers, args.to or layout.folder(file.stem)):
             print(f"report: {path}")
