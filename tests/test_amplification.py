@@ -10,7 +10,7 @@ import torch
 from scipy.stats import norm
 
 from driftbook import cluster, decode, validate
-from driftbook.discovery.amplification import COHERENCE, ROUND, amplified_answers, coherence, ordinary
+from driftbook.discovery.amplification import COHERENCE, ROUND, _scrambled, amplified_answers, coherence, ordinary
 from driftbook.discovery.hypotheses import Hypothesis, from_frame, to_frame
 from driftbook.errors import ParameterError
 from driftbook.evidence.amplification import LEVEL, dose_response, with_doses
@@ -273,6 +273,13 @@ def test_strange_tokens_are_seen_by_both_sides(tmp_path):
     both.loc[both["strength"] == 3, "token_ids"] = pd.Series([worst] * len(both))
     table = coherence(pair, PROMPTS, ids, both, ShardStore(tmp_path / "c")).set_index("strength")
     assert table.loc[0.0, "strangeness"] < 0.5 < table.loc[3.0, "strangeness"] and not table.loc[3.0, "used"]
+
+
+@pytest.mark.parametrize("text", ["the kettle is on and tea is nearly ready", "喝一杯热茶会对你有帮助，今天天气很好。"])
+def test_words_in_random_order_are_those_of_the_text_in_every_script(text):
+    found = _scrambled(text, np.random.default_rng(0))
+    assert sorted(found) == sorted(text) and found != text
+    assert (sorted(found.split()) == sorted(text.split())) == (" " in text)
 
 
 def with_head(model) -> None:

@@ -18,6 +18,7 @@ import pandas as pd
 
 from driftbook.behaviours.degeneration import BREAKS
 from driftbook.behaviours.measure import values
+from driftbook.behaviours.words import reading
 from driftbook.discovery.decoding import decode_texts
 from driftbook.discovery.strategies import Ask, State, allocate, weights
 from driftbook.models.amplified import amplified
@@ -130,7 +131,7 @@ def _strangeness(
         sequences = _sequences(side.name, chosen, partial(_of_side, ids[side.name], index))
         rng = np.random.default_rng(0)
         own = chosen[(chosen["side"] == side.name) & (chosen["strength"] == 0)]
-        scrambled = [" ".join(rng.permutation(t.split())) for t in own["text"]]
+        scrambled = [_scrambled(t, rng) for t in own["text"]]
         tokens = [side.model.tokenizer(t, add_special_tokens=False)["input_ids"] for t in scrambled]
         sequences["scrambled"] = [
             TokenSequence(ids[side.name][index[p]], tuple(t))
@@ -144,6 +145,13 @@ def _strangeness(
         found.append([(nats[s] - nats["own"]) / span if span > 0.1 else np.nan for s in strengths])
     least = np.fmin(*np.array(found))
     return dict(zip(strengths, np.maximum(least, 0).tolist(), strict=True))
+
+
+def _scrambled(text: str, rng: np.random.Generator) -> str:
+    """The words of a text in random order; its characters, where it is written without spaces."""
+    if reading(text).spaced:
+        return " ".join(rng.permutation(text.split()))
+    return "".join(rng.permutation(list(text)))
 
 
 def _sequences(

@@ -62,11 +62,11 @@ def dose_response(
     for a, shown in means.items():
         top = a == max(means)
         level = LEVEL * alpha if top else 0.05
-        test = paired_test(means[-1.0], shown, directions, level, center=centers, seed=material.seed)
+        test = None if a < 0 else paired_test(means[-1.0], shown, directions, level, center=centers, seed=material.seed)
         for i, o in enumerate(found):
             x = shown[~np.isnan(shown[:, i]), i]
             told = summary_interval(x, centers[i]) if len(x) else (np.nan,) * 3
-            moved = (test.difference[i], test.low[i], test.high[i]) if a >= 0 else (np.nan,) * 3
+            moved = (test.difference[i], test.low[i], test.high[i]) if test else (np.nan,) * 3
             tested = (test.p[i], test.adjusted[i], bool(test.rejected[i])) if top else (np.nan, np.nan, False)
             about = (o.hypothesis.hypothesis_id, o.hypothesis.text, o.direction, o.measure.unit)
             rows.append((*about, a, len(x), *told, *moved, *tested))
