@@ -96,7 +96,7 @@ def test_sentences_come_back_or_are_told_as_lost(garden):
 
 def test_the_screen_is_timed_beside_decoding(garden, tmp_path):
     cost = amplifying.screen_cost(garden, pair_of(), DESIGN, 12, tmp_path / "s")
-    assert set(cost) == {"first", "second", "along_base"} and min(cost.values()) > 0
+    assert set(cost) == {"first", "second", "along_base", "amplified"} and min(cost.values()) > 0
 
 
 def test_the_cheapest_screen_is_held_against_the_whole_one(garden):

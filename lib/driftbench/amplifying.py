@@ -266,11 +266,16 @@ def screen_cost(
 ) -> dict[str, float]:
     """Seconds of the divergence screen over those of decoding what it reads, each made anew in ``scratch``:
     ``first`` change of a base, a ``second`` one (the base has read its own answers), and a second one along the base's
-    answers alone (``along_base``). On a CPU they are seconds of the processor, which others that work do not slow."""
+    answers alone (``along_base``); and those of an ``amplified`` answer over an ordinary one. On a CPU they are seconds
+    of the processor, which others that work do not slow."""
     clock = time.process_time if pair.base.model.device.type == "cpu" else time.monotonic
     begun, store = clock(), ShardStore(scratch)
     asked, ids, texts = _to_screen(garden, pair, design, prompts, store)
-    decoding, cost = clock() - begun, {}
+    decoding = clock() - begun
+    asks = [Ask(i, 0, 0) for i in range(len(asked.prompts))]
+    begun, stronger = clock(), amplified(pair, Exaggeration(max(design.strengths)))
+    decode_texts([stronger], asked, ids, asks, design.sampling, garden.seed, store)
+    cost = {"amplified": (clock() - begun) / (decoding / 2)}
     for number, (name, along) in enumerate((("first", "both"), ("second", "both"), ("along_base", "base"))):
         changed = replace(
             pair.intervention, key=f"{pair.intervention.key} {number}"
