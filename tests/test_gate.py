@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 
+import models
 from driftbook.errors import ParameterError
 from driftbook.evidence.cascade import Screening
 from driftbook.evidence.claims import claims_table
@@ -18,6 +20,8 @@ from driftbook.evidence.gate import Allow, Limit, check, passed, read_allow
 from driftbook.evidence.material import Material
 from driftbook.evidence.outcomes import verdicts
 from driftbook.evidence.panel import hypotheses
+from driftbook.models.local import Request
+from driftbook.models.sampling import SamplingParams, stream_seed
 from driftbook.parameters import Validate
 from driftbook.prompts import Prompt
 from driftbook.workbook import cli, gate
@@ -33,15 +37,24 @@ RULES = {
 
 def tables(changed_refuses: float, prompts: int = 400, length: float = 1.0) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Claims and verdicts on answers of which 2% refuse on the base's side; nothing else but their length differs."""
-    rng, rows = np.random.default_rng(3), []
-    for p in range(prompts):
+    rng, said_by = np.random.default_rng(3), {"base": [], "intervention": []}
+    for _ in range(prompts):
         words = int(rng.integers(30, 60))
         for side, share, size in (("base", 0.02, words), ("intervention", changed_refuses, round(words * length))):
             said = " ".join(rng.choice(FILLER, size=size)) + "."
-            said = f"I cannot help with that. {said}" if rng.random() < share else f"So {said}"
-            rows.append((f"{side}{p}", side, f"p{p}", "all", "validate", 0, 1.0, said))
+            said_by[side].append(f"I cannot help with that. {said}" if rng.random() < share else f"So {said}")
+    return read(said_by)
+
+
+def read(said_by: dict[str, list[str]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Claims and verdicts on one answer a prompt and side."""
+    rows = [
+        (f"{side}{p}", side, f"p{p}", "all", "validate", 0, 1.0, said)
+        for side, answers in said_by.items()
+        for p, said in enumerate(answers)
+    ]
     columns = ["text_id", "side", "prompt_id", "family", "split", "round", "propensity", "text"]
-    asked = {f"p{p}": Prompt(f"Prompt {p}") for p in range(prompts)}
+    asked = {f"p{p}": Prompt(f"Prompt {p}") for p in range(len(said_by["base"]))}
     material = Material(pd.DataFrame(rows, columns=columns), asked, hypotheses(), 0)
     found = count(material, Validate(), 0.05)
     screened = Screening(pd.DataFrame({"hypothesis_id": [], "p_screen": []}), pd.DataFrame(), [])
@@ -145,6 +158,29 @@ def test_the_rules_that_ship_are_rules_of_the_panel(null):
     root = Path(__file__).parent.parent
     allow, where = read_allow(root / "params/allow.yml", root)
     assert {a.state for a in check(allow, *null, where, 0.05)} <= {"holds", "cannot be told"}
+
+
+def answers_of(model, seed: str, prompts: int = 120) -> list[str]:
+    asked = models.some_prompts([6] * prompts)
+    requests = [Request(p, stream_seed(seed, p, n), 1.0) for n, p in enumerate(asked)]
+    written = models.generated(model, requests, SamplingParams(max_new_tokens=12, temperature=1.0))
+    return [model.tokenizer.decode(ids, skip_special_tokens=True) for ids, _ in written]
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_model_that_was_changed_breaks_the_gate_and_the_same_model_twice_passes(changed):
+    """The planted regression: a bias towards the exclamation mark in the output of a tiny model."""
+    model = models.fresh(eos=frozenset())
+    base = answers_of(model, "base")
+    if changed:
+        bias = torch.zeros(model.model.lm_head.out_features)
+        bias[model.tokenizer.convert_tokens_to_ids("!")] = 4.0
+        model.model.lm_head.bias = torch.nn.Parameter(bias, requires_grad=False)
+    found = read({"base": base, "intervention": answers_of(model, "changed")})
+    told = answers(found, {"exclaims": "at most +20 points", "every behaviour": "no confirmed change"})
+    assert {a.state for a in told.values()} == ({"broken"} if changed else {"holds"})
+    assert passed(list(told.values())) is not changed
 
 
 def leave(folder: Path, found) -> None:

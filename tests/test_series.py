@@ -329,7 +329,13 @@ def test_the_page_says_what_moved_where_it_began_and_what_could_not_be_measured(
     figures = [report.matrix(planted, read), report.multiples(planted, read, first), report.divergence(planted, apart)]
     for figure in figures:
         assert "<svg" in figure.html() and figure.alt and figure.caption
-    assert figures[0].title == "1 of 2 behaviours are told to move at some change" and "coefficient" in figures[1].title
+    assert figures[0].title == "1 of 2 behaviours are told to move, the first at coefficient-0.3"
+    drawn = figures[0].plotly.layout
+    assert drawn.xaxis.ticktext == ("0.1", "0.2", "0.3", "0.4") and drawn.yaxis.ticktext[0].startswith("hedges (")
+    first_row = [(note.x, note.text) for note in drawn.annotations]
+    share = read[read["told"]]["changed"]
+    assert first_row == [(at, f"{value:.0%}") for at, value in zip((2, 3), share, strict=True)]
+    assert "coefficient" in figures[1].title
     assert figures[0].table.iloc[0]["coefficient-0.4"].endswith("*") and report.traits(planted, shifts) is None
     assert report.began(first, 0.05).frame["first told at"].tolist() == ["coefficient-0.3"]
     said = report.answer(planted, read, first, changes)

@@ -15,10 +15,11 @@ from driftbook.workbook.figure import Figure, chart, floats
 from driftbook.workbook.figures import curve
 from driftbook.workbook.runs import Run, read_json
 from driftbook.workbook.tables import Table
-from driftbook.workbook.theme import BASE, GREY, INTERVENTION, band
+from driftbook.workbook.theme import BASE, GREY, INTERVENTION, band, theme
 from driftbook.workbook.wording import plain, shorten
 
 MULTIPLES, COLUMNS = 6, 3
+WIDEST = 12  # changes beside each other whose cells are wide enough for a number
 MAP_POINTS = 1500  # of each change that are drawn
 
 
@@ -45,42 +46,32 @@ def matrix(run: Run, read: pd.DataFrame) -> Figure | None:
         return None
     names = list(dict.fromkeys(read["change"]))
     grid = read.pivot(index="hypothesis_id", columns="change", values="size").loc[shown, names].to_numpy(np.float64)
-    marks = read.pivot(index="hypothesis_id", columns="change", values="told").loc[shown, names].to_numpy()
-    labels = read.drop_duplicates("hypothesis_id").set_index("hypothesis_id").loc[shown, "behaviour"]
-    labels = [plain(shorten(name, 40)) for name in labels]
     reach = float(np.nanmax(np.abs(grid))) or 1.0
-    rows, columns = np.arange(len(labels), dtype=np.int16), np.arange(len(names), dtype=np.int16)
+    rows, columns = {name: i for i, name in enumerate(shown)}, {name: i for i, name in enumerate(names)}
+    hover, notes, labels = np.full(grid.shape, "", dtype=object), [], [""] * len(rows)
+    for one in read[read["hypothesis_id"].isin(shown)].itertuples():
+        row, column, value = rows[one.hypothesis_id], columns[one.change], _value(one.changed, one.unit)
+        labels[row] = plain(f"{shorten(one.behaviour, 34)} ({_value(one.base, one.unit)})")
+        hover[row, column] = plain(f"{one.behaviour} at {one.change}: {value} ({_move(one.difference, one.unit)})")
+        if one.told:
+            notes.append(_tag(column, row, value if len(names) <= WIDEST else "●"))
     heat = go.Heatmap(
-        z=floats(grid), x=columns, y=rows, zmin=-reach, zmax=reach, xgap=1, ygap=1,
-        colorbar={"title": {"text": "net share"}, "thickness": 12}, hovertemplate="%{z:.2f}<extra></extra>",
+        z=floats(grid), x=[*columns.values()], y=[*rows.values()], zmin=-reach, zmax=reach, xgap=1, ygap=1, text=hover,
+        colorbar={"title": {"text": "net share"}, "thickness": 12}, hovertemplate="%{text}<extra></extra>",
     )  # fmt: skip
-    at = np.argwhere(marks.astype(bool))
-    star = go.Scatter(
-        x=floats(at[:, 1]), y=floats(at[:, 0]), mode="markers", showlegend=False, hoverinfo="skip",
-        marker={"symbol": "circle-open", "size": 8, "color": theme_ink()},
-    )  # fmt: skip
-    figure = chart(
-        [heat, star] if len(at) else [heat],
-        height=150 + 20 * len(labels),
-        x={
-            "tickvals": columns,
-            "ticktext": [plain(n) for n in names],
-            "showgrid": False,
-            "title": {"text": _axis(run)},
-        },
-        y={
-            "tickvals": rows,
-            "ticktext": [plain(shorten(n, 40)) for n in labels],
-            "autorange": "reversed",
-            "showgrid": False,
-        },
-    )
-    ids = read["hypothesis_id"]
-    title = f"{ids[read['told']].nunique()} of {ids.nunique()} behaviours are told to move at some change"
+    x = {"tickvals": [*columns.values()], "ticktext": _ticks(run, names), "range": [-0.5, len(names) - 0.5]}
+    y = {"tickvals": [*rows.values()], "ticktext": labels, "range": [len(rows) - 0.5, -0.5], "showgrid": False}
+    x |= {"showgrid": False, "title": {"text": _axis(run)}}
+    figure = chart([heat], height=150 + 20 * len(labels), x=x, y=y, annotations=notes)
+    ids, told = read["hypothesis_id"], read[read["told"]]
+    title = f"{told['hypothesis_id'].nunique()} of {ids.nunique()} behaviours are told to move"
+    title += f", the first at {told.loc[told['x'].idxmin(), 'change']}" if len(told) else ""
+    mark = "A number in a cell: the value there" if len(names) <= WIDEST else "A dot"
     caption = (
-        "Colour: share of prompts whose answers show more of it, less the share that shows less. Ring: told over the "
-        f"whole series (Holm, {len(read):,} tests: a chance of {run.section.alpha:.0%} at most that any is false). "
-        f"{int(read['prompts'].max()):,} prompts. The {len(labels)} that move most."
+        "In brackets the base's value. Colour: share of prompts whose answers show more of it, less the share that "
+        f"shows less. {mark}, where it is told over the whole series (Holm, {len(read):,} tests: a chance of "
+        f"{run.section.alpha:.0%} at most that any is false). {int(read['prompts'].max()):,} prompts. The "
+        f"{len(labels)} that move most, in the order in which they are first told."
     )
     strongest = read.loc[read["size"].abs().idxmax()]
     alt = f"Heat map, {len(labels)} behaviours by {len(names)} changes; most at {strongest['change']}: "
@@ -88,8 +79,11 @@ def matrix(run: Run, read: pd.DataFrame) -> Figure | None:
     return Figure(figure, title, caption, alt, cells(read, shown), best=True)
 
 
-def theme_ink() -> str:
-    return "#444444"
+def _tag(x: int, y: int, text: str) -> dict[str, object]:
+    """A short text on a cell, on the colour of the paper, so that it reads on every colour."""
+    ink, paper = theme()["light"]["ink"], theme()["light"]["paper"]
+    about = {"x": x, "y": y, "xref": "x", "yref": "y", "showarrow": False, "borderpad": 1, "bgcolor": paper}
+    return about | {"text": plain(text), "font": {"size": 11, "color": ink}}
 
 
 def cells(read: pd.DataFrame, shown: Sequence[str]) -> pd.DataFrame:
@@ -265,11 +259,13 @@ def headlines(run: Run, read: pd.DataFrame, first: pd.DataFrame, found: Sequence
 
 
 def _shown(read: pd.DataFrame, most: int) -> list[str]:
-    """Ids of the behaviours that move most, told ones first."""
+    """Ids of the behaviours that move most, told ones first and in the order in which they are."""
     if not len(read):
         return []
-    best = read.assign(size=read["size"].abs()).groupby("hypothesis_id", sort=False)[["told", "size"]].max()
-    return best.sort_values(["told", "size"], ascending=False, kind="stable").index[:most].tolist()
+    sized = read.assign(size=read["size"].abs(), first=read["x"].where(read["told"]))
+    best = sized.groupby("hypothesis_id", sort=False).agg({"told": "max", "size": "max", "first": "min"})
+    best = best.sort_values(["told", "size"], ascending=False, kind="stable")[:most]
+    return best.sort_values("first", kind="stable").index.tolist()  # those that are not told come last
 
 
 def _axis(run: Run) -> str:
@@ -283,6 +279,14 @@ def _axis(run: Run) -> str:
         if len(fields) == 1:
             return {"revision": "step", "path": "step", "model": "step"}.get(fields[0], fields[0])
     return "number"
+
+
+def _ticks(run: Run, names: Sequence[str]) -> list[str]:
+    """What the changes are called under an axis that has a name: their numbers, where it says what they are."""
+    numbers_of = {m.name: m.number for m in run.params.members}
+    if _axis(run) in ("change", "number"):
+        return [plain(n) for n in names]
+    return [f"{numbers_of[n]:g}" for n in names]
 
 
 def _places(run: Run, table: pd.DataFrame) -> np.ndarray:
