@@ -133,6 +133,9 @@ def test_a_text_does_not_depend_on_the_batch_and_nothing_is_left_in_the_model():
     alone = [said(at(pair, 1.5), [r])[0] for r in asked]
     for batch_size in (2, 5, 64):
         assert said(at(pair, 1.5, batch_size=batch_size), asked) == alone
+    alike = [replace(asked[0], other_ids=r.other_ids) for r in asked[::4]]  # one prompt, behind other ones of the base
+    each = [said(at(pair, 1.5), [r])[0] for r in alike]
+    assert said(at(pair, 1.5, batch_size=64), alike) == each and len({str(e) for e in each}) > 1
     assert hook_count(pair.base.model) == 0 and replaced_forwards(pair.base.model) == 0
 
 
@@ -269,6 +272,7 @@ def test_amplified_texts_are_stored_apart_and_a_worker_makes_the_same(tmp_path):
     questions = [Request(own, s, other_ids=other) for (own, other), s in zip(prompts, plain.seed, strict=True)]
     key = shard_key(side, PARAMS, questions)
     assert key != shard_key(at(pair, 1.0), PARAMS, questions)
+    assert key != shard_key(side, PARAMS, [replace(q, other_ids=(*q.other_ids, 7)) for q in questions])
     decode_into(PARAMS, tmp_path / "there", pair, ("intervention", side.exaggerated, key, questions))
     assert ShardStore(tmp_path / "there").table(key).column("token_ids").to_pylist() == tables[3.0].token_ids.tolist()
 
