@@ -17,8 +17,13 @@ from driftbook.discovery import groups as g
 from driftbook.discovery.hypotheses import from_frame, to_frame
 from driftbook.discovery.segments import LONGEST, segments
 from driftbook.errors import DriftbookError
+from driftbook.evidence import counting
 from driftbook.evidence import moved_groups as m
-from driftbook.prompts import SIDES
+from driftbook.evidence.amplification import dose_response
+from driftbook.evidence.labels import readings
+from driftbook.evidence.material import Material
+from driftbook.parameters import Validate
+from driftbook.prompts import SIDES, Prompt
 
 ANSWER = """# Tea
 
@@ -217,6 +222,33 @@ def test_a_frozen_group_is_read_in_answers_that_had_no_part_in_it(moved, tmp_pat
     praised, shown = texts["text"].str.startswith("Praise"), read[first.measure["group"]]
     assert shown[praised].mean() > 0.6 and shown[~praised].sum() == 0
     assert list(read.columns) == ["text_id", *(g.name_of(frozen, n) for n in g.wanted(claims))]
+
+
+def test_a_claim_about_a_group_is_read_wherever_claims_are_in_amplified_answers_and_in_labelled_ones(moved):
+    first, frozen = m.propose(moved, 1)[0], moved.ground.found.groups
+    texts, asked = answers(80, seed=5, split="validate")
+    texts = texts.assign(round=0, propensity=1.0)
+    stronger = texts.assign(strength=np.where(texts["side"] == "base", 0.0, 3.0))
+    stronger.loc[stronger["strength"] > 0, "text"] = [f"Praise topic{i % 20} {i}!" for i in range(80)]
+    stronger["text_id"] += np.where(stronger["strength"] > 0, "-3", "")
+    prompts = {p: Prompt(said) for p, said in asked.items()}
+    material = Material(texts, prompts, [first], 0, stronger)
+
+    def read_groups(some):
+        said = [asked[p] for p in some["prompt_id"]]
+        return g.readings(frozen, g.wanted([first]), some["text_id"], some["text"], said, embed)
+
+    (outcome,) = counting.count(material, Validate(), 0.05, read_groups(texts))
+    doses = dose_response(material, [outcome], 0.05, read_groups=read_groups).set_index("strength")
+    praises = texts["text"].str.startswith("Praise").groupby(texts["side"]).mean()  # plain counting
+    # a group has an end: some openings of its kind lie beyond
+    assert doses["value"][0.0] == 0
+    for strength, share in ((-1.0, praises["base"]), (3.0, 1.0)):
+        assert 0.6 * share < doses["value"][strength] <= share
+    label = texts["text"].str.startswith("Praise")
+    read = readings(None, material, read_groups)
+    scores, yes = read(first, [*texts["text"], "Praise!"], [*texts["prompt_id"], ""])["counting"]
+    assert yes[:-1][label].mean() > 0.6 and not yes[:-1][~label].any() and np.isnan(scores[-1])
 
 
 def test_a_claim_about_a_group_goes_through_its_table_and_says_both_sides(moved):

@@ -208,7 +208,7 @@ def of_claims(planted):
 def held(planted, table, path):
     table.to_csv(path, index=False)
     labels = read_labels(path, planted.material)
-    read = readings(planted.judges, planted.material)
+    read = readings(planted.judges, planted.material, None)
     return held_against(labels, planted.claims, verdicts(planted.outcomes), planted.material, read)
 
 

@@ -133,7 +133,9 @@ def null_run(ground: Ground, section: Validate, ledger: Ledger, seed: int) -> pd
     counted = counting.count(material, section, section.alpha, known)
     held = dealt[dealt["split"] == "validate"]
     amplified = held.assign(strength=np.where(held["side"] == "intervention", 3.0, 0.0))
-    doses = dose_response(replace(material, amplified=amplified), counted, section.alpha)
+    doses = dose_response(
+        replace(material, amplified=amplified), counted, section.alpha, read_groups=lambda _: ground.groups
+    )
     plain = {o.hypothesis.hypothesis_id for o in counted if o.confirmed}
     only = set(doses.loc[doses["confirmed"], "hypothesis_id"]) - plain
     judged = [replace(h, measure={"kind": "judge"}) for h in proposed if h.words]

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -311,20 +312,22 @@ def count(run: Run, material: Material, judges: Judges) -> list[Outcome]:
     path = run.input("cluster") / "behaviours.parquet"
     known = pd.read_parquet(path) if path.is_file() else None
     if groups.wanted(material.hypotheses):
-        read_groups = group_readings(run, material)
+        read_groups = group_readings(run, material, material.paired()[0].query("split != 'discover'"))
         known = read_groups if known is None else known.merge(read_groups, on="text_id", how="outer")
     alpha, _ = levels(material, judges, run.section.alpha)
     judge = None if judges.tester.paid else judges.tester
     return counting.count(material, run.section, alpha, known, judge)
 
 
-def doses(material: Material, judges: Judges, found: Sequence[Outcome], alpha: float) -> pd.DataFrame:
+def doses(run: Run, material: Material, judges: Judges, found: Sequence[Outcome]) -> pd.DataFrame:
     """What every claim shows at each strength of amplification, where that costs nothing."""
-    return dose_response(material, found, alpha, None if judges.tester.paid else judges.tester)
+    read_groups = partial(group_readings, run, material) if groups.wanted(material.hypotheses) else None
+    judge = None if judges.tester.paid else judges.tester
+    return dose_response(material, found, run.section.alpha, judge, read_groups)
 
 
-def group_readings(run: Run, material: Material) -> pd.DataFrame:
-    """Which answers to held-out prompts hold a segment of which group that is claimed, as the cluster stage froze it.
+def group_readings(run: Run, material: Material, texts: pd.DataFrame) -> pd.DataFrame:
+    """Which of the ``texts`` hold a segment of which group that is claimed, as the cluster stage froze it.
 
     Raises DriftbookError where the groups of the cluster stage are others than those of the hypotheses.
     """
@@ -333,12 +336,11 @@ def group_readings(run: Run, material: Material) -> pd.DataFrame:
     claimed = {h.measure["group"] for h in material.hypotheses if groups.is_group(h)}
     if claimed != {groups.name_of(found, g) for g in asked}:
         raise DriftbookError("hypotheses.parquet and centres.npz are of two runs: run the cluster stage again")
-    held = material.paired()[0].query("split != 'discover'")
     workers = open_workers(run.params.engine, run.params.base)
     where, device = run.cache / "embeddings", run.params.base.device
     embed = through_cache(where, **json.loads(found.embedder), device=device, progress=run.progress, workers=workers)
-    prompts = [material.prompts[p].said() for p in asked_ids(held)]
-    return groups.readings(found, asked, held["text_id"].tolist(), held["text"].tolist(), prompts, embed)
+    prompts = [material.prompts[p].said() for p in asked_ids(texts)]
+    return groups.readings(found, asked, texts["text_id"].tolist(), texts["text"].tolist(), prompts, embed)
 
 
 def bill(material: Material, judges: Judges, section: Validate) -> pd.DataFrame:
@@ -434,7 +436,8 @@ def people(
     if run.section.labels is None:
         return pd.DataFrame(columns=list(AGREEMENT)), pd.DataFrame(columns=list(CORRECTED))
     labels = read_labels(run.root / run.section.labels, material)
-    return held_against(labels, claims, verdicts(found), material, readings(judges, material))
+    read = readings(judges, material, partial(group_readings, run, material))
+    return held_against(labels, claims, verdicts(found), material, read)
 
 
 def open_answers(run: Run) -> Embed:

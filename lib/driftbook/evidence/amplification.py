@@ -8,7 +8,7 @@ answers do not show: a kind of claim of its own, which says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -33,14 +33,19 @@ TIMES = {1: "onefold", 2: "twofold", 3: "threefold", 4: "fourfold"}
 
 
 def dose_response(
-    material: Material, outcomes: Sequence[Outcome], alpha: float, judge: Judge | None = None
+    material: Material,
+    outcomes: Sequence[Outcome],
+    alpha: float,
+    judge: Judge | None = None,
+    read_groups: Callable[[pd.DataFrame], pd.DataFrame] | None = None,
 ) -> pd.DataFrame:
     """``doses.parquet``: what each measure shows at every strength, with 95% intervals over prompts, and how far from
     the base.
 
     The strongest amplification is tested against the base over all hypotheses together, at ``LEVEL`` of ``alpha``;
     at other strengths p, q and ``confirmed`` are empty. What only a paid judge reads has no dose-response. ``judge``: a
-    free one. Empty without amplified answers.
+    free one; ``read_groups``: what texts show of the groups of sentences that are claimed, by text id. Empty without
+    amplified answers.
     """
     texts = material.amplified
     found = [o for o in outcomes if judge is not None or not by_judge(o.hypothesis)]
@@ -50,7 +55,8 @@ def dose_response(
     plain = plain[plain["prompt_id"].isin(set(texts["prompt_id"]))].assign(strength=0.0)
     base = ordinary(texts)
     texts = pd.concat([base.assign(strength=-1.0), plain, texts[texts["strength"] > 0]], ignore_index=True)
-    measures, scores = read_all([o.hypothesis for o in found], texts, material, judge=judge)
+    known = read_groups(texts.drop_duplicates("text_id")) if read_groups else None
+    measures, scores = read_all([o.hypothesis for o in found], texts, material, known, judge)
     prompts = sorted(set(texts["prompt_id"]))
     centers = [m.summary for m in measures]
     by = {a: texts["strength"].to_numpy() == a for a in sorted(set(texts["strength"]))}

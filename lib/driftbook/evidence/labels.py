@@ -12,6 +12,7 @@ import pandas as pd
 
 from driftbook.behaviours.catalogue import measure_from
 from driftbook.behaviours.measure import values
+from driftbook.discovery.groups import is_group
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import DriftbookError
 from driftbook.evidence.judges import Judge, Judges, PairJudge, reads_words
@@ -117,12 +118,18 @@ def _answers(table: pd.DataFrame, texts: pd.DataFrame) -> pd.DataFrame:
 Read = Callable[[Hypothesis, Sequence[str], Sequence[str]], Mapping[str, tuple[np.ndarray, np.ndarray]]]
 
 
-def readings(judges: Judges, material: Material) -> Read:
+def readings(judges: Judges, material: Material, read_groups: Callable[[pd.DataFrame], pd.DataFrame]) -> Read:
     """Who reads a claim: judge to (its scores of texts, whether each says yes); counting where a measure reads it.
 
-    Raises DriftbookError for a judge that only compares answers."""
+    ``read_groups``: what texts (text_id, text, prompt_id) show of the groups of sentences that are claimed; it reads
+    answers to prompts of this experiment alone. Raises DriftbookError for a judge that only compares answers."""
 
     def read(h: Hypothesis, texts: Sequence[str], prompts: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        if is_group(h):
+            table = pd.DataFrame({"text_id": map(str, range(len(texts))), "text": texts, "prompt_id": prompts})
+            known = read_groups(table[table["prompt_id"] != ""]).set_index("text_id")[(h.measure or {})["group"]]
+            scores = known.reindex(table["text_id"]).to_numpy(np.float64)
+            return {"counting": (scores, scores >= YES_FROM)}
         if not by_judge(h):
             asked = [material.prompts[p].text if p else "" for p in prompts]
             scores = values([measure_from(h.measure or {})], texts, asked)[:, 0]

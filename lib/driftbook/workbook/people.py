@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,8 @@ def judge_check(file: Path, layout: Layout, labels: Path) -> tuple[pd.DataFrame,
     run, material, claims, verdicts = opened(file, layout)
     held = read_labels(labels, material, "--labels")
     judges = validate.open_judges(run, material)
-    agreement, effects = held_against(held, claims, verdicts, material, readings(judges, material))
+    read = readings(judges, material, partial(validate.group_readings, run, material))
+    agreement, effects = held_against(held, claims, verdicts, material, read)
     folder = layout.folder(run.params.experiment) / "judge-check"
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in (("agreement", agreement), ("corrected", effects), ("ledger", judges.ledger.table())):
