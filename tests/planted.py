@@ -15,6 +15,8 @@ from driftbook.prompts import to_frame as to_table
 
 SENTENCE = "the plan was to walk early along the river and talk about food music work travel books weather"
 FILLER = SENTENCE.split()
+THINGS = "tides apples chess violins glaciers taxes volcanoes bread comets harbours beetles maps"
+SUBJECTS = THINGS.split()
 HEDGES = ("might", "perhaps", "possibly")
 COLUMNS = ["text_id", "side", "prompt_id", "family", "split", "round", "propensity", "text"]
 SPLITS = {"discover": 40, "screen": 40, "validate": 80}

@@ -64,6 +64,16 @@ def module(tmp_path, monkeypatch):
             del registry[name]
 
 
+def explained(path: Path, section: str, mistakes: dict[str, str], begins: str = "") -> None:
+    """Each of the mistakes in a section of a parameter file is told in words, after what the message begins with."""
+    right = path.read_text()
+    for wrong, message in mistakes.items():
+        path.write_text(right + section.format(wrong) + "\n")
+        with pytest.raises(ParameterError, match=begins) as error:
+            load_experiment(path)
+        assert message in str(error.value)
+
+
 @pytest.fixture
 def noise(module):
     (code,) = blocks("add-intervention.md")
@@ -95,16 +105,14 @@ def test_a_parameter_file_may_name_a_new_kind_and_its_mistakes_are_explained(noi
     experiment = load_experiment(path)
     assert experiment.intervention == noise(size=0.02)
     assert resolved(experiment, "decode")["intervention"] == {"kind": "noise", "size": 0.02, "seed": 0}
-    for wrong, message in {
+    path.write_text(plain)
+    mistakes = {
         "{kind: nois, size: 1}": "intervention.kind: there is no 'nois', did you mean 'noise'?; one of none, ",
         "{kind: noise, sise: 1, size: 1}": "intervention.sise: unknown key, did you mean 'size'?",
         "{kind: noise, size: 0}": "intervention.size: input should be greater than 0 (it is 0)",
         "{kind: noise}": "intervention.size: is missing",
-    }.items():
-        path.write_text(plain + f"intervention: {wrong}\n")
-        with pytest.raises(ParameterError, match=r"params/small\.yml:\d+: ") as error:
-            load_experiment(path)
-        assert message in str(error.value)
+    }
+    explained(path, "intervention: {}", mistakes, r"params/small\.yml:\d+: ")
 
 
 def test_everything_that_asks_for_the_kind_asks_the_class(noise, root):
@@ -161,15 +169,13 @@ def test_a_parameter_file_may_name_a_new_judge_and_its_mistakes_are_explained(st
     assert experiment.validation.judges.cheap == stems(letters=4)
     assert resolved(experiment, "validate")["validate"]["judges"]["cheap"] == {"kind": "stems", "letters": 4}
     assert plan._validate(experiment, 100).what.count("cheap, stems: no calls") == 1
-    for wrong, message in {
+    path.write_text(plain_text)
+    mistakes = {
         "{kind: stem}": "cheap.kind: there is no 'stem', did you mean 'stems'?; one of lexicon, ",
         "{kind: stems, leters: 4}": "cheap.leters: unknown key, did you mean 'letters'?",
         "{kind: stems, letters: 0}": "cheap.letters: input should be greater than or equal to 1 (it is 0)",
-    }.items():
-        path.write_text(plain_text + f"validate: {{judges: {{cheap: {wrong}}}}}\n")
-        with pytest.raises(ParameterError, match=r"params/small\.yml:\d+: validate\.judges\.") as error:
-            load_experiment(path)
-        assert message in str(error.value)
+    }
+    explained(path, "validate: {{judges: {{cheap: {}}}}}", mistakes, r"params/small\.yml:\d+: validate\.judges\.")
 
 
 def test_a_judge_of_ones_own_goes_through_the_stage_and_is_frozen_with_its_parameters(stems, tmp_path):
@@ -213,16 +219,11 @@ def test_a_decoder_of_ones_own_gives_the_greedy_texts_of_the_local_engine(plain,
 
 
 def test_an_engine_that_is_not_registered_is_explained(plain, root):
-    path = root / "params/small.yml"
-    plain_text = path.read_text()
-    for wrong, message in {
+    mistakes = {
         "{decoder: plane}": "engine.decoder: 'plane' is not one of local, vllm, plain, did you mean 'plain'?",
         "{kind: rey}": "engine.kind: 'rey' is not one of local, processes, ray, did you mean 'ray'?",
-    }.items():
-        path.write_text(plain_text + f"engine: {wrong}\n")
-        with pytest.raises(ParameterError) as error:
-            load_experiment(path)
-        assert message in str(error.value)
+    }
+    explained(root / "params/small.yml", "engine: {}", mistakes)
 
 
 def test_workers_of_ones_own_give_the_same_texts(module, base, tmp_path, monkeypatch):

@@ -170,15 +170,11 @@ def run_like(found):
 
 def test_without_a_difference_nothing_is_claimed_of_amplified_answers(tmp_path):
     """Equal sides write the same texts at every strength: over many such experiments, claims are as rare as allowed."""
-    claimed = 0
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        run = material_of(tmp_path / str(seed), {1.0: 0.1, 3.0: 0.1}, 0.1)
-        found = stages(run)
-        texts = found.material.texts
-        same = texts[(texts["side"] == "base") & (texts["split"] == "validate")].drop_duplicates("prompt_id")
-        order = rng.permutation(len(same))
-        other = same["text"].to_numpy()[order]
+    found, claimed = stages(material_of(tmp_path, {1.0: 0.1, 3.0: 0.1}, 0.1)), 0
+    texts = found.material.texts
+    same = texts[(texts["side"] == "base") & (texts["split"] == "validate")].drop_duplicates("prompt_id")
+    for seed in range(10):
+        other = np.random.default_rng(seed).permutation(same["text"].to_numpy())
         amplified = pd.concat([same.assign(strength=0.0), same.assign(side="intervention", strength=3.0, text=other)])
         doses = dose_response(replace(found.material, amplified=amplified), found.outcomes, 0.05)
         claimed += doses["confirmed"].any()
@@ -226,7 +222,7 @@ def test_equal_sides_give_ordinary_answers_at_every_strength(tmp_path):
 
 
 def test_a_stage_that_is_killed_while_it_amplifies_loses_one_shard(tmp_path):
-    """SIGKILL at the eleventh of 24 amplified answers, in shards of four: two stay, and no text differs."""
+    """Killed at the eleventh of 24 amplified answers, in shards of four: two stay, and no text differs."""
     killed_at("amplified answers", tmp_path / "killed", amplify=AMPLIFY)
     stored = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("*.parquet")}
     assert len(stored) == 48 // 4 + 2

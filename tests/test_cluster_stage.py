@@ -50,45 +50,10 @@ def decoded() -> tuple[pd.DataFrame, pd.DataFrame]:
                 text = " ".join(kept) + "."
                 name = f"{prompt_id}{side}{sample}"
                 text_id = hashlib.sha256(name.encode()).hexdigest()[:16]
-                rows.append(
-                    (
-                        text_id,
-                        side,
-                        prompt_id,
-                        family,
-                        split,
-                        sample,
-                        0,
-                        1.0,
-                        number,
-                        [1, 2],
-                        text,
-                        np.nan,
-                        "eos",
-                        "m",
-                        "local",
-                    )
-                )
-    texts = pd.DataFrame(
-        rows,
-        columns=[
-            "text_id",
-            "side",
-            "prompt_id",
-            "family",
-            "split",
-            "sample_index",
-            "round",
-            "propensity",
-            "seed",
-            "token_ids",
-            "text",
-            "log_ratio",
-            "finish_reason",
-            "model_key",
-            "engine",
-        ],
-    ).assign(strength=0.0)
+                rows.append((text_id, side, prompt_id, family, split, sample, number, text))
+    columns = ["text_id", "side", "prompt_id", "family", "split", "sample_index", "seed", "text"]
+    alike = {"round": 0, "propensity": 1.0, "token_ids": [[1, 2]] * len(rows), "log_ratio": np.nan, "strength": 0.0}
+    texts = pd.DataFrame(rows, columns=columns).assign(finish_reason="eos", model_key="m", engine="local", **alike)
     columns = ["prompt_id", "text", "system", "family", "source", "split", "n_tokens"]
     return texts, pd.DataFrame(prompts, columns=columns).assign(messages=None)
 

@@ -1,6 +1,5 @@
 """The decode stage on a tiny model: texts by their seeds alone, resumable at any point, and where the sides part."""
 
-import json
 import math
 import signal
 import subprocess
@@ -147,21 +146,21 @@ def die(n):
     texts += 1
     if texts == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
-texts_of(Path(sys.argv[1]), samples=8, shard=3, progress=die)
+texts_of(Path(sys.argv[1]), samples=4, shard=3, progress=die)
 """
 
 
 def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path):
     """SIGKILL in the middle: finished shards are read, the one in flight is made again, and no text differs."""
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), str(Path(__file__).parent), "44"]
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), str(Path(__file__).parent), "23"]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     held = {p: p.stat().st_mtime_ns for p in (tmp_path / "killed").rglob("*.parquet")}
-    assert len(held) == 43 // 3
-    resumed = texts_of(tmp_path / "killed", samples=8, shard=3)
+    assert len(held) == 22 // 3
+    resumed = texts_of(tmp_path / "killed", samples=4, shard=3)
     assert all(p.stat().st_mtime_ns == t for p, t in held.items())
-    untouched = texts_of(tmp_path / "whole", samples=8, shard=3)
+    untouched = texts_of(tmp_path / "whole", samples=4)
     pd.testing.assert_frame_equal(content(resumed), content(untouched))
-    assert len(resumed) == 96 and resumed.text_id.is_unique
+    assert len(resumed) == 48 and resumed.text_id.is_unique
 
 
 # -------------------------------------------------------------------------------------------------------------- prompts
@@ -251,7 +250,7 @@ def test_a_wider_screen_is_not_read_from_a_narrower_one(tmp_path):
 def test_the_same_model_has_no_divergence_and_stronger_steering_has_more(tmp_path):
     sizes = []
     for amount in (0.0, 0.5, 4.0):
-        divergence, *_ = screened(tmp_path / str(amount), pair_of(amount))
+        divergence, *_ = screened(tmp_path, pair_of(amount))
         sizes.append(divergence.js.mean())
     assert sizes[0] == 0 < sizes[1] < sizes[2] < math.log(2)
 
@@ -295,7 +294,7 @@ def test_likelihoods_average_as_likelihoods_must(tmp_path):
 AUTO = {"samples": 1, "tokens": 4, "likelihood": "auto"}
 
 
-def test_sides_that_are_near_are_scored_and_others_are_not(tmp_path):
+def test_sides_that_are_near_are_scored_and_others_are_not(plain, tmp_path):
     for amount, near in ((0.0, True), (0.05, True), (30.0, False)):
         out = decoded(tmp_path / str(amount), pair_of(amount), screen=AUTO)
         told = out.divergence.told
@@ -305,7 +304,7 @@ def test_sides_that_are_near_are_scored_and_others_are_not(tmp_path):
             assert set(scored.split) == {"discover"} and len(scored) == (out.texts.split == "discover").sum()
         assert amount or ((told == 0).all() and (scored.log_ratio == 0).all())
     assert decoded(tmp_path, pair_of(30.0), screen={"likelihood": "always"}).texts.log_ratio.notna().any()
-    never = decoded(tmp_path, pair_of(0.0))
+    _, never = plain
     assert never.texts.log_ratio.isna().all() and "told" not in never.divergence
     assert decoded(tmp_path, pair_of(0.0), screen=AUTO, temperature=0.0).texts.log_ratio.isna().all()
 
@@ -365,8 +364,15 @@ def decoded(folder, pair=None, **section):
     return decode.decode_rounds(run, pair, PROMPTS, decode.encode(pair, PROMPTS, 6))
 
 
-def test_rounds_follow_divergence_inside_the_budget(tmp_path):
-    out = decoded(tmp_path)
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The stage as it runs by default, and the folder of its store."""
+    folder = tmp_path_factory.mktemp("plain")
+    return folder, decoded(folder)
+
+
+def test_rounds_follow_divergence_inside_the_budget(plain):
+    _, out = plain
     assert len(out.texts) == 80 and out.texts.text_id.is_unique and out.rounds["round"].tolist() == [0, 1, 2]
     assert out.rounds.texts.sum() == 80 and out.rounds.tokens.sum() == out.tokens == sum(map(len, out.texts.token_ids))
     counts = out.texts.groupby(["split", "side", "prompt_id"]).size()
@@ -381,48 +387,38 @@ def test_rounds_follow_divergence_inside_the_budget(tmp_path):
     np.testing.assert_allclose(out.texts.propensity * n.groupby(out.texts.split).transform("max"), n)
 
 
-def test_a_second_run_reads_what_the_first_one_made(tmp_path, monkeypatch):
-    first = decoded(tmp_path)
+def test_a_second_run_reads_what_the_first_one_made(plain, monkeypatch):
+    folder, first = plain
     monkeypatch.setattr(LocalEngine, "generate", lambda *a: pytest.fail("the model ran again"))
-    second = decoded(tmp_path)
+    second = decoded(folder)
     pd.testing.assert_frame_equal(first.texts, second.texts)
     pd.testing.assert_frame_equal(first.divergence, second.divergence)
     assert first.decode_seconds == second.decode_seconds > 0
 
 
-KILLED_STAGE = """
-import json, os, signal, sys
-from pathlib import Path
-from types import SimpleNamespace
-sys.path.insert(0, sys.argv[2])
-from driftbook import decode
-from test_decode import PROMPTS, pair_of, run_of
-left = 11
-def update(label):
-    def die(n):
-        global left
-        left -= n if label == sys.argv[3] else 0
-        if left <= 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-    return die
-run, pair = run_of(Path(sys.argv[1]), shard=4, **json.loads(sys.argv[4])), pair_of()
-run.progress = lambda total, label, unit: SimpleNamespace(update=update(label))
-decode.decode_rounds(run, pair, PROMPTS, decode.encode(pair, PROMPTS, 6))
-"""
+class Killed(BaseException):
+    pass
 
 
 def killed_at(label: str, folder: Path, **section) -> None:
-    """The stage, killed when the progress that is called ``label`` tells of its eleventh text."""
-    given = [str(folder), str(Path(__file__).parent), label, json.dumps(section)]
-    command = [sys.executable, "-c", KILLED_STAGE, *given]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    """The stage, left when the progress that is called ``label`` tells of its eleventh text."""
+    run, pair, told = run_of(folder, shard=4, **section), pair_of(), []
+
+    def update(n):
+        told.extend([None] * n)
+        if len(told) >= 11:
+            raise Killed
+
+    run.progress = lambda total, name, unit="": SimpleNamespace(update=update if name == label else lambda n: None)
+    with pytest.raises(Killed):
+        decode.decode_rounds(run, pair, PROMPTS, decode.encode(pair, PROMPTS, 6))
 
 
-def test_a_stage_that_is_killed_in_a_later_round_asks_for_the_same_texts_again(tmp_path):
-    """SIGKILL while the second side answers: all but one shard of four texts are read, rounds and texts are the
-    same."""
+def test_a_stage_that_is_killed_in_a_later_round_asks_for_the_same_texts_again(plain, tmp_path):
+    """Killed while the second side answers: all but one shard of four texts are read, rounds and texts are the
+    same as in shards of sixteen."""
     killed_at("round 1", tmp_path / "killed")
-    whole = decoded(tmp_path / "whole", shard=4)
+    _, whole = plain
     stored = {p.name for p in (tmp_path / "killed").rglob("*.parquet")}
     assert whole.rounds.texts.tolist() == [48, 16, 16] and len(stored) == (48 + 8) // 4
     resumed = decoded(tmp_path / "killed", shard=4)
@@ -432,8 +428,8 @@ def test_a_stage_that_is_killed_in_a_later_round_asks_for_the_same_texts_again(t
     assert resumed.texts.text_id.is_unique
 
 
-def test_costs_are_counted_of_the_sides_that_answer_here(tmp_path):
-    out, pair = decoded(tmp_path), pair_of()
+def test_costs_are_counted_of_the_sides_that_answer_here(plain):
+    (_, out), pair = plain, pair_of()
     made = decode.made_here(pair, out.texts)
     assert made == {"texts": 80.0, "tokens": float(out.tokens), "seconds": pytest.approx(out.decode_seconds)}
     busy = decode.utilisation_of(pair, made)
@@ -456,9 +452,8 @@ def test_without_a_screen_every_prompt_is_kept(tmp_path):
     assert decode.mean_divergence(out.divergence, 0) is None
 
 
-def test_tables_are_written_with_their_schema(tmp_path):
-    pair, run = pair_of(), run_of(tmp_path)
-    out = decoded(tmp_path, pair)
+def test_tables_are_written_with_their_schema(plain, tmp_path):
+    pair, run, (_, out) = pair_of(), run_of(tmp_path), plain
     metrics = {}
     run.metric = metrics.__setitem__
     ids = decode.encode(pair, PROMPTS, 6)

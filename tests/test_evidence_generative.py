@@ -79,7 +79,6 @@ def test_a_labeller_writes_both_texts_and_is_asked_again_for_what_cannot_be_read
 def test_likelihoods_are_those_of_the_logits():
     import torch
 
-    from driftbook.models.likelihood import log_likelihood
     from driftbook.models.replay import TokenSequence
     from driftbook.models.sides import Side
     from models import loaded, some_prompts
@@ -87,7 +86,7 @@ def test_likelihoods_are_those_of_the_logits():
     model = loaded()
     first, second = some_prompts([5, 9])
     sequences = [TokenSequence(first, second), TokenSequence(second, first), TokenSequence(first, ())]
-    got = log_likelihood(Side("base", model, "k"), sequences)
+    got = Side("base", model, "k").log_likelihood(sequences)
     for value, s in zip(got, sequences, strict=True):
         logits = model.model(input_ids=torch.tensor([list(s.ids)])).logits[0].log_softmax(-1)
         n = len(s.prompt_ids)

@@ -25,45 +25,11 @@ from driftbook.interventions import Steer as SteerSection
 from driftbook.models.sampling import SamplingParams
 from driftbook.prompts import Prompt, to_frame
 from models import generated, loaded, requests_for
-from planted import run_of
+from planted import FILLER, SUBJECTS, run_of
 from test_validate import stages
 from test_vectors import some_vectors
 
 ROOT = Path(__file__).parent.parent
-FILLER = [
-    "the",
-    "plan",
-    "was",
-    "to",
-    "walk",
-    "early",
-    "along",
-    "the",
-    "river",
-    "and",
-    "talk",
-    "about",
-    "food",
-    "music",
-    "work",
-    "travel",
-    "books",
-    "weather",
-]
-SUBJECTS = [
-    "tides",
-    "apples",
-    "chess",
-    "violins",
-    "glaciers",
-    "taxes",
-    "volcanoes",
-    "bread",
-    "comets",
-    "harbours",
-    "beetles",
-    "maps",
-]
 PLACES = ("Rome", "winter", "children's books", "old age", "the mountains")
 PAIRS = [(subject, place) for subject in SUBJECTS for place in PLACES]
 PROMPTS = [f"{s} in {p}, page {37 * i} to {91 * i + 5} and {53 * i}?" for i, (s, p) in enumerate(PAIRS)]  # none alike

@@ -9,7 +9,7 @@ from driftbook.models.sides import Exaggeration
 from driftbook.report import decode as report
 from driftbook.store import ShardStore
 from models import loaded
-from test_decode import decoded, pair_of
+from test_decode import decoded, pair_of, plain  # noqa: F401 (a fixture)
 
 
 def table_of(changed: list[str], base: list[str]) -> pd.DataFrame:
@@ -63,8 +63,8 @@ def test_beginnings_are_bare_text_and_both_sides_are_exaggerated(tmp_path):
 
 
 @pytest.mark.parametrize("amount", [0.0, 3.0])
-def test_the_stage_reads_back_where_it_amplifies(tmp_path, amount):
+def test_the_stage_reads_back_where_it_amplifies(plain, tmp_path, amount):  # noqa: F811
     out = decoded(tmp_path, pair=pair_of(amount), amplify={"share": 0.3, "beginnings": 16})
     assert out.read_back.empty or set(out.read_back["strength"]) == {3.0}
     assert (report.read_back(out) is None) == out.read_back.empty
-    assert report.read_back(decoded(tmp_path)) is None
+    assert report.read_back(plain[1]) is None

@@ -18,22 +18,9 @@ from driftbook.models.sides import open_pair
 from driftbook.parameters import Decode, Experiment, ModelSpec
 from driftbook.report import decode as report
 from driftbook.text_tables import read_text_table
+from planted import SUBJECTS
 
 SHARES = {"discover": 0.5, "screen": 0.2, "validate": 0.3}
-SUBJECTS = [
-    "tides",
-    "apples",
-    "chess",
-    "violins",
-    "glaciers",
-    "taxes",
-    "volcanoes",
-    "bread",
-    "comets",
-    "harbours",
-    "beetles",
-    "maps",
-]
 
 
 def table(samples: int = 3) -> pd.DataFrame:

@@ -331,18 +331,8 @@ def test_tables_and_metrics_have_the_agreed_columns(tmp_path):
     assert metrics["hypotheses"] == 4 + metrics["panel"]
     assert metrics["confirmed"] >= 1 and metrics["cost_usd"] == 0
     verdicts = pd.read_parquet(tmp_path / "verdicts.parquet")
-    wanted = [
-        "hypothesis_id",
-        "prompt_id",
-        "split",
-        "judge",
-        "x",
-        "score_base",
-        "score_intervention",
-        "texts",
-        "missing",
-    ]
-    assert set(wanted) <= set(verdicts.columns)
+    wanted = "hypothesis_id prompt_id split judge x score_base score_intervention texts missing"
+    assert set(wanted.split()) <= set(verdicts.columns)
     assert set(verdicts["split"]) == set(SPLITS) and verdicts["x"].dropna().between(0, 1).all()
     assert not verdicts.duplicated(["hypothesis_id", "prompt_id", "judge"]).any()
     ledger = pd.read_parquet(tmp_path / "ledger.parquet")

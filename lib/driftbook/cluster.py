@@ -46,17 +46,8 @@ def load_texts(decode: Path, split: str = "discover") -> pd.DataFrame:
     ``decode`` is the data folder of the decode stage. Raises DriftbookError when a side is missing.
     """
     columns = [
-        "text_id",
-        "side",
-        "prompt_id",
-        "family",
-        "split",
-        "round",
-        "propensity",
-        "token_ids",
-        "text",
-        "log_ratio",
-        "strength",
+        *("text_id", "side", "prompt_id", "family", "split", "round", "propensity"),
+        *("token_ids", "text", "log_ratio", "strength"),
     ]
     texts = ordinary(pd.read_parquet(decode / "texts.parquet", columns=columns))
     texts = texts[texts["split"] == split].sort_values("text_id", kind="stable").reset_index(drop=True)

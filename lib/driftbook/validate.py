@@ -61,7 +61,6 @@ from driftbook.evidence.reading import read
 from driftbook.evidence.transfer import clusters_near, outside, transfer
 from driftbook.evidence.verdict import Verdict, verdict_of
 from driftbook.ledger import Ledger
-from driftbook.models.likelihood import log_likelihood
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sides import open_sides
 from driftbook.parameters import Validate
@@ -495,7 +494,7 @@ def generative_check(run: Run, material: Material, judges: Judges, claims: pd.Da
         for side in pair:
             ids = [tuple(side.model.encode_answer(t)) for _, t in texts]
             prompts = [side.encode(material.prompts[p]) for p, _ in texts]
-            found[side.name] = log_likelihood(side, list(map(TokenSequence, prompts, ids)))
+            found[side.name] = side.log_likelihood(list(map(TokenSequence, prompts, ids)))
         return found["intervention"] - found["base"]
 
     rows = []

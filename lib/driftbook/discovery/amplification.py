@@ -22,7 +22,6 @@ from driftbook.behaviours.words import reading
 from driftbook.discovery.decoding import decode_texts
 from driftbook.discovery.strategies import Ask, State, allocate, weights
 from driftbook.models.amplified import amplified
-from driftbook.models.likelihood import log_likelihood
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.sides import Exaggeration, Pair
@@ -170,7 +169,7 @@ def _of_side(ids: list[tuple[int, ...]], index: Mapping[str, int], row: Any) -> 
 def _nats(side: Any, groups: Mapping[Any, list[TokenSequence]]) -> dict[str, np.ndarray]:
     """Nats a token that a side needs for each group of answers."""
     every = [s for group in groups.values() for s in group]
-    told = log_likelihood(side, every)
+    told = side.log_likelihood(every)
     ends = np.cumsum([len(g) for g in groups.values()])[:-1]
     tokens = np.array([len(s.response_ids) for s in every])
     parts = zip(np.split(told, ends), np.split(tokens, ends), strict=True)

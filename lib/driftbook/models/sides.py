@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 
 from driftbook.engines import open_decoder, open_workers
@@ -21,7 +22,7 @@ from driftbook.models.answers import Answer, Completion, Engine, Question, Reque
 from driftbook.models.finite import NotFiniteError
 from driftbook.models.loading import LoadedModel, load
 from driftbook.models.local import LocalEngine
-from driftbook.models.replay import TokenSequence, head, replay
+from driftbook.models.replay import TokenSequence, head, replay, response_likelihoods
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.vectors import VectorSet
 from driftbook.prompts import Prompt
@@ -115,6 +116,13 @@ class Side:
         """Tokens that exist already through this side: see :func:`driftbook.models.replay.replay`."""
         with self.active(), self._named():
             yield from replay(self.model, sequences, [*self.taps, *taps], logits, max_tokens, states)
+
+    def log_likelihood(self, sequences: Sequence[TokenSequence]) -> np.ndarray:
+        """Log-probability (nats) of each whole response after its prompt, [sequences]; 0 for an empty one."""
+        out = np.zeros(len(sequences))
+        for i, told in response_likelihoods(self.read(sequences, logits=True, max_tokens=2048), sequences):
+            out[i] = float(told.sum())
+        return out
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """Next-token logits ``[rows, vocabulary]`` of last hidden states ``[rows, d_model]`` of this side."""

@@ -22,16 +22,8 @@ MOST_ROWS = 24
 CLAIM_COLUMNS = (
     *("claim", "direction", "status", "scope", "q_value", "e_value", "prompts"),
     *("win_rate", "win_low", "win_high", "auc", "share_of_bow", "explained_by"),
-    *(
-        "judge_agreement",
-        "declined_base",
-        "declined_intervention",
-        "prompts_needed",
-        "proposer",
-        "cluster",
-        "amplified",
-    ),
-    "flags",
+    *("judge_agreement", "declined_base", "declined_intervention", "prompts_needed", "proposer", "cluster"),
+    *("amplified", "flags"),
 )
 
 

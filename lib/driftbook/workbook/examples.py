@@ -22,18 +22,10 @@ SHOWN = 5  # claims of which the front page shows pairs
 EACH = 2  # pairs of each
 TRIED = 40  # pairs of a claim that are looked at for a short one
 FEWEST = 5  # prompts of a kind, for saying whether a claim holds there
-COLUMNS = (
-    "text_id",
-    "side",
-    "prompt_id",
-    "family",
-    "split",
-    "sample_index",
-    "round",
-    "text",
-    "finish_reason",
-    "engine",
-)
+COLUMNS = [
+    *("text_id", "side", "prompt_id", "family", "split", "sample_index", "round"),
+    *("text", "finish_reason", "engine"),
+]
 
 
 @dataclass(frozen=True)
@@ -59,7 +51,7 @@ class Material:
         data = experiment / "decode" / "data"
         self.findings = findings
         self.there = (data / "texts.parquet").is_file() and (data / "prompts.parquet").is_file()
-        texts = read_table(data / "texts.parquet") if self.there else pd.DataFrame(columns=list(COLUMNS))
+        texts = read_table(data / "texts.parquet") if self.there else pd.DataFrame(columns=COLUMNS)
         texts = ordinary(texts) if "strength" in texts else texts
         self.texts = texts[[c for c in COLUMNS if c in texts]]
         self.prompts = read_table(data / "prompts.parquet") if self.there else pd.DataFrame()

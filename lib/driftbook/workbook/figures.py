@@ -92,20 +92,7 @@ def interval_plot(
                 hovertemplate="%{text}<br>%{x:.3g} [%{customdata[0]:.3g}, %{customdata[1]:.3g}]<extra></extra>",
             )
         )
-    shapes = [] if reference is None else [reference_line("x", reference)]
-    figure = chart(
-        traces,
-        height=max(160, 92 + 27 * len(labels)),
-        x={"title": {"text": plain(x_title)}, "tickformat": ".0%" if percent else None},
-        y={
-            "tickvals": rows,
-            "ticktext": [plain(shorten(label, 56)) for label in labels],
-            "range": [len(labels) - 0.4, -0.6],
-            "showgrid": False,
-            "zeroline": False,
-        },
-        shapes=shapes,
-    )
+    figure = _rows(traces, labels, x_title, percent, [] if reference is None else [reference_line("x", reference)])
     if alt is None:
         said = "; ".join(
             f"{shorten(label, 60)}: {_number(e, percent)} [{_number(a, percent)}, {_number(b, percent)}]"
@@ -175,18 +162,7 @@ def dumbbell(
             hovertemplate="%{text}: now %{x:.3g}<extra></extra>",
         ),
     ]
-    figure = chart(
-        traces,
-        height=max(160, 92 + 27 * len(labels)),
-        x={"title": {"text": plain(x_title)}, "tickformat": ".0%" if percent else None},
-        y={
-            "tickvals": rows,
-            "ticktext": [plain(shorten(label, 56)) for label in labels],
-            "range": [len(labels) - 0.4, -0.6],
-            "showgrid": False,
-            "zeroline": False,
-        },
-    )
+    figure = _rows(traces, labels, x_title, percent)
     said = "; ".join(
         f"{shorten(label, 60)}: {_number(a, percent)} to {_number(b, percent)}"
         for label, a, b in list(zip(labels, was, now, strict=True))[:8]
@@ -195,6 +171,25 @@ def dumbbell(
     alt = alt or f"Dumbbell chart of {len(labels)} behaviours, {names[0]} to {names[1]}. {said}{rest}."
     table = pd.DataFrame({"behaviour": list(labels), names[0]: was, names[1]: now, "low": low, "high": high})
     return Figure(figure, title, caption, alt, table)
+
+
+def _rows(
+    traces: list[Any], labels: Sequence[str], x_title: str, percent: bool, shapes: Sequence[Any] = ()
+) -> go.Figure:
+    """One row per label, first on top."""
+    return chart(
+        traces,
+        height=max(160, 92 + 27 * len(labels)),
+        x={"title": {"text": plain(x_title)}, "tickformat": ".0%" if percent else None},
+        y={
+            "tickvals": np.arange(len(labels), dtype=np.int16),
+            "ticktext": [plain(shorten(label, 56)) for label in labels],
+            "range": [len(labels) - 0.4, -0.6],
+            "showgrid": False,
+            "zeroline": False,
+        },
+        shapes=list(shapes),
+    )
 
 
 def curve(
