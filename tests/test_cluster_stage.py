@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from driftbook import cluster as stage
+from driftbook.discovery import maps
 from driftbook.discovery.hypotheses import COLUMNS
 from driftbook.errors import DriftbookError
 from driftbook.evidence import moved_groups
@@ -56,6 +57,12 @@ def decoded() -> tuple[pd.DataFrame, pd.DataFrame]:
     texts = pd.DataFrame(rows, columns=columns).assign(finish_reason="eos", model_key="m", engine="local", **alike)
     columns = ["prompt_id", "text", "system", "family", "source", "split", "n_tokens"]
     return texts, pd.DataFrame(prompts, columns=columns).assign(messages=None)
+
+
+@pytest.fixture(autouse=True)
+def principal_maps(monkeypatch):
+    """UMAP itself, which compiles for seconds, is tried in test_maps.py."""
+    monkeypatch.setattr(maps, "_umap", lambda X, *_: maps._principal(X))
 
 
 @pytest.fixture(scope="module")
