@@ -175,7 +175,7 @@ def test_what_is_missing_is_named_before_anything_runs(root, many, no_kernel, ca
     assert cli.main(["run", "many"]) == 1
     said = capsys.readouterr().err
     assert "runs/a: there is no such folder" in said and "runs/b: there is no such folder" in said and not no_kernel
-    assert "params/many.yml:8: " in said
+    assert "params/many.yml:8: " in said and "--keep-going" in said
     assert cli.main(["run", "many", "--keep-going"]) == 1
     assert "many:a: left out: " in capsys.readouterr().out and (root / "outputs/many/members/kind/validate").is_dir()
     good, wrong = load_members(many)

@@ -31,7 +31,8 @@ def changes(run: Run, found: Sequence[Change], apart: pd.DataFrame, shifts: pd.D
         record = read_json(change.folder / "validate" / "run.json")
         said = (record.get("verdict") or {}).get("lines") or [record.get("answer", "")]
         about = done[change.name]
-        row = {"change": change.name, "what was done": about.intervention.by(), "its own report": said[0]}
+        what = about.intervention.by().removeprefix("when ")
+        row = {"change": change.name, "what was done": what, "its own report": said[0]}
         rows.append(({"number": about.number} if change.numbered else {}) | row)
         rows[-1]["could not be measured"] = lacking(change, apart, shifts) or "nothing"
     absent = [m.name for m in run.params.members if m.name not in {c.name for c in found}]
@@ -46,7 +47,7 @@ def matrix(run: Run, read: pd.DataFrame) -> Figure | None:
         return None
     names = list(dict.fromkeys(read["change"]))
     grid = read.pivot(index="hypothesis_id", columns="change", values="size").loc[shown, names].to_numpy(np.float64)
-    reach = float(np.nanmax(np.abs(grid))) or 1.0
+    reach = np.ceil(100 * float(np.nanmax(np.abs(grid)))) / 100 or 1.0
     rows, columns = {name: i for i, name in enumerate(shown)}, {name: i for i, name in enumerate(names)}
     hover, notes, labels = np.full(grid.shape, "", dtype=object), [], [""] * len(rows)
     for one in read[read["hypothesis_id"].isin(shown)].itertuples():

@@ -398,7 +398,8 @@ def run_experiment(
         asked = list(stages) if stages else None
         files, wrong = load_members(experiment_file, layout.root, ask=True)
         if wrong and not (keep_going and files):
-            raise ParameterError("\n".join(dict.fromkeys(wrong.values())))
+            hint = ["--keep-going runs the others without them"] if files else []
+            raise ParameterError("\n".join(dict.fromkeys([*wrong.values(), *hint])))
         results = [
             RunResult(f"{experiment.experiment}:{name}", "", "failed", layout.folder(experiment.experiment), 0, said)
             for name, said in wrong.items()
