@@ -183,12 +183,12 @@ def test_groups_do_not_know_the_sides(moved):
 
 
 def test_where_nothing_differs_hardly_a_run_has_a_group_that_moved():
-    """At 5%: of 40 runs more than 5 would have a chance of 1%."""
+    """At 5%: of 40 runs more than 5 would have a chance of 1%. Grouping does not know the sides, so four share one."""
     runs = 0
     for seed in range(40):
-        texts, asked = answers(60, praised=0.0, seed=seed)
-        known = found(texts, asked, bootstraps=2) if seed == 0 else None
-        ground = known.ground if known else m.ground(texts, asked, embed, bootstraps=2, most=16)
+        if seed % 4 == 0:
+            texts, asked = answers(60, praised=0.0, seed=seed)
+            ground = m.ground(texts, asked, embed, bootstraps=2, most=16)
         swap = dict(zip(asked, np.random.default_rng(seed).random(len(asked)) < 0.5, strict=True))
         other = {"base": "intervention", "intervention": "base"}
         sides = [other[s] if swap[p] else s for s, p in zip(texts["side"], texts["prompt_id"], strict=True)]

@@ -249,23 +249,26 @@ def open_judges(run: Run, material: Material) -> Judges:
     section = run.section
     ledger = Ledger(run.cache / "verdicts" / "answers.sqlite", section.budget_usd)
     workers = open_workers(run.params.engine, run.params.base)
+    beside = partial(
+        open_judge, material=material, ledger=ledger, cache=run.cache, root=run.root, workers=workers,
+        progress=run.progress,
+    )  # fmt: skip
 
     def judge(spec: JudgeSpec, role: str) -> Judge:
         # a judge that also tests is asked batch by batch, under the bar of the test
         bar = run.progress if role == "cheap" and section.judges.expensive else None
-        opened = open_judge(spec, role, material, ledger, run.cache, run.root, bar, workers)
+        opened = beside(spec, role, progress=bar)
         _ = ledger.accounts[opened.name]  # a judge that made no call has its line in the ledger too
         return opened
 
     expensive = section.judges.expensive
     cheap = judge(section.judges.cheap, "cheap")
-    beside = (section.judges, material, ledger, run.cache, run.root, run.progress, workers)
     return Judges(
         cheap,
         judge(expensive, "expensive") if expensive else None,
         ledger,
-        open_coherence(*beside) if section.coherence else None,
-        open_unlabelled(*beside) if section.baselines else None,
+        open_coherence(section.judges, beside) if section.coherence else None,
+        open_unlabelled(section.judges, material, beside) if section.baselines else None,
     )
 
 

@@ -85,32 +85,18 @@ def model_of(judges: JudgesSpec) -> Told | None:
     return next((spec for spec in (judges.expensive, judges.cheap) if isinstance(spec, Told)), None)
 
 
-def open_coherence(
-    judges: JudgesSpec,
-    material: Material,
-    ledger: Ledger,
-    cache: Path,
-    root: Path,
-    progress: Progress | None = None,
-    workers: Workers | None = None,
-) -> Judge:
+def open_coherence(judges: JudgesSpec, opened: Callable[..., Judge]) -> Judge:
     """Who judges coherence, apart from any claim: the strongest judge model with a rubric of its own; without a judge
-    model, ``RepetitionJudge``."""
+    model, ``RepetitionJudge``. ``opened`` is ``open_judge`` of the run."""
     spec = model_of(judges)
     if spec is None:
         return RepetitionJudge()
     plain, rubric = spec.plainest(), shipped(f"{spec.begins}coherence")
-    return open_judge(plain, "coherence", material, ledger, cache, root, progress, workers, rubric)
+    return opened(plain, "coherence", rubric=rubric)
 
 
 def open_unlabelled(
-    judges: JudgesSpec,
-    material: Material,
-    ledger: Ledger,
-    cache: Path,
-    root: Path,
-    progress: Progress | None = None,
-    workers: Workers | None = None,
+    judges: JudgesSpec, material: Material, opened: Callable[..., Judge]
 ) -> tuple[Judge, Hypothesis] | None:
     """A judge that is told nothing of what changed: it sees a few answers of both sides, of split discover, and says
     which side a held-out answer is from. With it, the statement that it rates. None without a judge model."""
@@ -126,5 +112,4 @@ def open_unlabelled(
         for row in shown.itertuples()
     ]
     rubric = "\n\n".join([shipped(f"{spec.begins}unlabelled_{spec.mode}"), *parts])
-    judge = open_judge(spec, "no label", material, ledger, cache, root, progress, workers, rubric)
-    return judge, Hypothesis(f"was written by {'ONE' if swap else 'TWO'}", "intervention")
+    return opened(spec, "no label", rubric=rubric), Hypothesis(f"was written by {'ONE' if swap else 'TWO'}", "intervention")
