@@ -112,4 +112,5 @@ def open_unlabelled(
         for row in shown.itertuples()
     ]
     rubric = "\n\n".join([shipped(f"{spec.begins}unlabelled_{spec.mode}"), *parts])
-    return opened(spec, "no label", rubric=rubric), Hypothesis(f"was written by {'ONE' if swap else 'TWO'}", "intervention")
+    statement = Hypothesis(f"was written by {'ONE' if swap else 'TWO'}", "intervention")
+    return opened(spec, "no label", rubric=rubric), statement
