@@ -95,6 +95,21 @@ def said(texts: pd.DataFrame, side: str) -> list[list[int]]:
     return texts[texts.side == side].token_ids.tolist()
 
 
+# --------------------------------------------------------------------------------------------------------------- walks
+
+
+def test_the_files_and_records_of_the_walks_are_there():
+    lib = DOCS.parent / "lib/driftbook"
+    told = re.findall(r"`([^`]+)`", (DOCS / "walks.md").read_text(encoding="utf-8"))
+    made_up = {"noise.py", "stems.py", "plain_engine.py", "<stage>.py"}
+    files = {Path(t).name for t in told if t.endswith(".py") and not t.startswith("tests/")} - made_up
+    records = {t for t in told if re.fullmatch(r"[A-Z][a-z]\w+", t)}
+    assert len(files) > 15 and len(records) > 15
+    there = {path: path.read_text(encoding="utf-8") for path in lib.rglob("*.py")}
+    assert files - {path.name for path in there} == set()
+    assert records - set(re.findall(r"^class (\w+)", "\n".join(there.values()), re.MULTILINE)) == set()
+
+
 # -------------------------------------------------------------------------------------------------------- intervention
 
 
