@@ -1,4 +1,5 @@
-"""Nothing that a user brings ends in a library's traceback: broken bytes and structures for every reader and loader.
+"""Nothing that a user brings ends in a library's traceback: broken bytes and structures for every reader and loader,
+and broken replies of models and servers.
 
 Only the errors of ``driftbook.errors`` may reach the top: ``DriftbookError`` and what is derived from it.
 """
@@ -17,11 +18,14 @@ from hypothesis import strategies as st
 from driftbook.behaviours.own import read_own
 from driftbook.conversations import read_conversation
 from driftbook.errors import DriftbookError
+from driftbook.evidence.gate import read_allow
+from driftbook.exchange.matching import read as read_answers
 from driftbook.files import read_table, read_text, yaml_tree
 from driftbook.models.finetune import read_documents
 from driftbook.models.traitfiles import read_traits
 from driftbook.parameters import load_experiment
 from driftbook.prompt_files import read_prompts
+from driftbook.replies import json_objects, read_levels, read_message, split_thought
 from driftbook.text_tables import read_text_table
 
 READERS: dict[str, Callable[[Path], object]] = {
@@ -36,6 +40,15 @@ READERS: dict[str, Callable[[Path], object]] = {
     "params.yml": lambda p: load_experiment(p, p.parent),
     "tree.yml": yaml_tree,
     "text.txt": read_text,
+    "allow.yml": lambda p: read_allow(p, p.parent),
+    "inspect.json": lambda p: read_answers("inspect", [p, p], {}),
+    "inspect.eval": lambda p: read_answers("inspect", [p, p], {}),
+    "lm-eval.jsonl": lambda p: read_answers("lm-eval", [p, p], {}),
+    "alpaca.json": lambda p: read_answers("alpaca-eval", [p, p], {}),
+    "batch.jsonl": lambda p: read_answers("openai-batch", [p, p], {"requests": str(p)}),
+    "chat.jsonl": lambda p: read_answers("chat", [p, p], {}, "id"),
+    "columns.jsonl": lambda p: read_answers("columns", [p, p], {}),
+    "columns.csv": lambda p: read_answers("columns", [p], {"base": "prompt", "changed": "text"}),
 }
 HOSTILE = [b"", b"[" * 100_000, b'{"a": ' * 5000, b"1" * 6000, b"\xff\xfe", b"PAR1PAR1", b"\n" * 9]
 FEW = settings(max_examples=25, derandomize=True, deadline=None, database=None,
@@ -72,8 +85,14 @@ shaped = st.one_of(
         optional={"lexicon": values, "instruction": values},
     ),
     st.fixed_dictionaries({"instruction": values, "questions": values}),
+    st.fixed_dictionaries({"id": leaves, "input": values}, optional={"output": values, "attachments": values}),
+    st.fixed_dictionaries({"doc_id": leaves, "arguments": values, "resps": values}, optional={"filter": leaves}),
+    st.fixed_dictionaries({"instruction": values, "output": values}),
+    st.fixed_dictionaries({"custom_id": leaves}, optional={"body": values, "response": values, "error": leaves}),
+    st.fixed_dictionaries({"rules": values}),
     st.fixed_dictionaries({"experiment": st.just("params")}, optional={
-        "decode": values, "intervention": values, "validate": values, "base": values, "seed": leaves, "traits": values,
+        "decode": values, "intervention": values, "interventions": st.lists(values, max_size=3), "validate": values,
+        "base": values, "seed": leaves, "traits": values,
     }),
 )  # fmt: skip
 
@@ -111,6 +130,40 @@ def test_conversations_of_any_kind_are_read_or_refused(messages):
         read_conversation(messages, "a.jsonl:1")
     except DriftbookError as error:
         assert str(error).startswith("a.jsonl:1: ")
+
+
+class Choice:
+    """A choice of a chat completion: the client's own object, whose fields hold whatever the server sent."""
+
+    def __init__(self, fields):
+        self.__dict__.update({"finish_reason": None, "message": None, "content": None} | fields)
+
+
+@FEW
+@given(content=values, reason=leaves, more=st.dictionaries(st.sampled_from(
+    ["reasoning", "reasoning_content", "refusal"]), values, max_size=2))  # fmt: skip
+def test_a_message_of_any_kind_is_heard_or_refused(content, reason, more):
+    try:
+        heard = read_message(Choice({"finish_reason": reason, "message": Choice({"content": content, **more})}))
+    except ValueError as error:  # the client asks again, and tells which server sent it
+        assert str(error).startswith("a message") or str(error).startswith("a reply")
+    else:
+        assert isinstance(heard.text, str) and isinstance(heard.thought, str)
+        (heard.text + heard.thought).encode()
+
+
+marks = st.sampled_from(["<think>", "</think>", "[THINK]", "<|channel|>analysis<|message|>", "analysis", "final", "{",
+                         "}", '"1"', ": ", "HIGH", "LOW", ", ", "'", '"', "\\", "\n", "1.", "[", "]", "`"])  # fmt: skip
+
+
+@FEW
+@given(text=st.one_of(st.text(max_size=80), st.lists(marks, max_size=30).map("".join)))
+def test_a_reply_of_any_kind_is_read(text):
+    """What is thought and what is answered stand in the text as they are told; a verdict is a level or none."""
+    thought, answer = split_thought(text)
+    assert answer in text and all(part.strip() in text for part in thought.split("\n"))
+    assert all(isinstance(one, dict) for one in json_objects(text))
+    assert all(value in (0.0, 1.0) or value != value for value in read_levels(text, 2, {"HIGH": 1.0, "LOW": 0.0}))
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -263,6 +263,30 @@ def test_content_in_parts_is_joined_and_its_thought_set_apart(path):
     assert (answer.text, answer.thought, answer.answered) == ("It is red.", "Hm.", True)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [["It is ", "red."], {"type": "text", "text": "It is red."}, [{"type": "text", "text": {"value": "It is red."}}]],
+)
+def test_content_is_read_in_whatever_parts_it_comes(path, content):
+    assert hear(says(content), path).text == "It is red."
+
+
+@pytest.mark.parametrize("choice", [says(3), says([1]), says("It is", "error")])
+def test_a_content_that_is_no_text_is_no_empty_answer(path, choice):
+    with Server(answer=lambda body: choice) as server:
+        one = client(server, path, attempts=2)
+        with pytest.raises(DriftbookError, match="gave no answer in 2 attempts, the last with ValueError"):
+            list(one.answers([question(one)]))
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [("MAX_TOKENS", "length"), ("max_tokens", "length"), ("SAFETY", "content_filter"), ("eos", "stop")],
+)
+def test_what_other_servers_call_the_end_of_a_reply_is_understood(path, said, reason):
+    assert hear(says("It is", said), path).reason == reason
+
+
 def test_half_a_surrogate_pair_is_replaced_and_a_whole_one_joined(path):
     assert hear(says("a \ud83d b \ud83d\ude00"), path).text == "a � b 😀"
     assert whole("plain ü 😀") == "plain ü 😀"
@@ -285,6 +309,15 @@ def test_half_a_surrogate_pair_is_replaced_and_a_whole_one_joined(path):
         (says("analysisHm.assistantfinalRed."), "Hm.", "Red."),  # the same, its marks dropped
         (says("analysisHm.finalRed."), "Hm.", "Red."),
         (says("Here is my thought process: Hm. Here is my response: Red."), "Hm.", "Red."),
+        (says("<THINK>Hm.</THINK>Red."), "Hm.", "Red."),
+        (says('<think effort="low">Hm.</think>Red.'), "Hm.", "Red."),
+        (says("\ufeff<think>Hm.</think>Red."), "Hm.", "Red."),
+        (says("<|START_THINKING|>Hm.<|END_THINKING|>Red."), "Hm.", "Red."),
+        (says("<|channel>thought\nHm.<channel|>Red."), "Hm.", "Red."),
+        (says("<|begin_of_thought|>Hm.<|end_of_thought|>Red."), "Hm.", "Red."),
+        (says("<think>Hm.</think>Red.", reasoning_content="Hm."), "Hm.", "Red."),  # told twice, thought once
+        (says("Red.", reasoning_content=[{"type": "text", "text": "Hm."}]), "Hm.", "Red."),
+        (says("Close it by `</think>` there."), "", "Close it by `</think>` there."),
         (says("It says <think> there."), "", "It says <think> there."),
         (says("analysis of variance, finally."), "", "analysis of variance, finally."),
     ],
@@ -356,10 +389,25 @@ SCALE = {"HIGH": 1.0, "MID": 0.5, "LOW": 0.0}
         ("1. HIGH", 1.0),
         ("I thought of LOW. My verdict is **HIGH**.", 1.0),
         (r"\boxed{HIGH}", 1.0),
+        ('{"1": "HIGH, since it says so"}', 1.0),
     ],
 )
 def test_a_verdict_is_read_as_judges_write_it(reply, value):
     assert read_levels(reply, 1, SCALE) == [value]
+
+
+@pytest.mark.parametrize(
+    "reply", ['{"1": "HIGH, LOW"}', '{"1": "HIGH or LOW"}', '{"1": "not HIGH"}', '{"1": 1}', "LOW HIGH"]
+)
+def test_two_verdicts_or_half_of_one_are_none(reply):
+    assert np.isnan(read_levels(reply, 1, SCALE)[0])
+
+
+@pytest.mark.parametrize("stuck", ["{", '{"a":', '{"', '{"\\', "{'a"])
+def test_a_reply_that_is_stuck_in_braces_is_read_to_where_it_stands(stuck):
+    """It was tried from every brace to the end, which takes the square of its length."""
+    assert json_objects(stuck * 30_000) == []
+    assert read_levels('{"1": "HIGH"} ' + stuck * 30_000, 1, SCALE) == [1.0]
 
 
 def test_verdicts_of_several_statements_are_read_from_lines_too():

@@ -176,7 +176,8 @@ def test_a_log_that_is_cut_or_damaged_is_named(tmp_path):
     with zipfile.ZipFile(LOGS / "base.eval") as archive:
         inside = archive.getinfo("samples/1_epoch_1.json").header_offset + 500
     damaged = whole[:inside] + bytes([whole[inside] ^ 1]) + whole[inside + 1 :]
-    for written, said in ((whole[:-200], "no text in UTF-8"), (damaged, "samples/1_epoch_1.json: cannot be unpacked")):
+    cut, changed = "a zip that cannot be read", "samples/1_epoch_1.json: cannot be unpacked"
+    for written, said in ((whole[:-200], cut), (damaged, changed)):
         (tmp_path / "base.eval").write_bytes(written)
         with pytest.raises(DriftbookError, match=said):
             read("inspect", [tmp_path / "base.eval", LOGS / "tuned.eval"], {})
@@ -190,6 +191,36 @@ def test_questions_of_two_tasks_with_one_id_stay_apart(tmp_path):
             path.write_text(path.read_text().replace('"task": "talk"', f'"task": "{task}"'))
     table, _ = read("inspect", [tmp_path / "base", tmp_path / "tuned"], {}, "id")
     assert sorted(set(table["id"])) == ["one/q0", "two/q0"] and table.groupby("id").size().tolist() == [2, 2]
+
+
+def test_what_cannot_be_asked_or_is_no_text_is_left_out_and_counted(tmp_path):
+    rows = [{"prompt": "Why?", "text": "So."}, {"prompt": None, "text": "a"}, {"prompt": 3, "text": "b"},
+            {"prompt": " ", "text": "c"}, {"prompt": "How?", "text": "\ud83d"}]  # fmt: skip
+    table, counts = read("columns", [jsonl(tmp_path / "a.jsonl", rows)] * 2, {})
+    assert table["prompt"].tolist() == ["Why?"] * 2
+    assert counts["left out: no prompt"] == 6 and counts["left out: half of a surrogate pair"] == 2
+
+
+def test_what_would_be_dropped_from_a_prompt_is_refused_by_its_place(tmp_path):
+    seen = [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "text": "What is this?"}]
+    talk = [{"role": "user", "content": seen}, {"role": "assistant", "content": "A cat."}]
+    path = jsonl(tmp_path / "a.jsonl", [{"messages": talk}])
+    with pytest.raises(DriftbookError, match=r"a\.jsonl:1: .*message 1 has a part of type 'image_url'"):
+        read("chat", [path, path], {})
+    requests = [{"custom_id": "1", "body": {"messages": user(p)}} for p in ("Why?", "How?")]
+    answers = jsonl(tmp_path / "b.jsonl", [{"custom_id": "1"}])
+    with pytest.raises(DriftbookError, match=r"r\.jsonl:2: custom_id '1' stands in .*r\.jsonl:1 already"):
+        read("openai-batch", [answers] * 2, {"requests": str(jsonl(tmp_path / "r.jsonl", requests))})
+    with pytest.raises(DriftbookError, match="--with promt: there is no such part"):
+        read("columns", [path, path], {"promt": "q"})
+
+
+def test_messages_in_a_column_are_asked_as_messages(tmp_path):
+    talk = json.dumps([{"role": "system", "content": "Rhyme."}, {"role": "user", "content": "Tea?"}])
+    path = jsonl(tmp_path / "a.jsonl", [{"prompt": talk, "text": "Yes."}])
+    write(read("columns", [path, path], {})[0], tmp_path / "t.jsonl")
+    (prompt,) = read_text_table(tmp_path / "t.jsonl").prompts
+    assert (prompt.text, prompt.system) == ("Tea?", "Rhyme.")
 
 
 def test_a_side_without_any_text_is_named():

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import codecs
+import gzip
 import json
 import math
+import os
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+import driftbook as db
 from driftbook.behaviours import words_measure
 from driftbook.behaviours.own import read_own
 from driftbook.conversations import read_conversation
@@ -202,6 +207,105 @@ def test_prompts_are_read_from_parquet_and_yaml_too(tmp_path):
     for name, first in (("a.parquet", str(2**62)), ("a.yml", None)):
         found = read_prompts([name], tmp_path)
         assert [(p.text, p.system, p.name) for p in found] == [("Why?", None, first), ("How?", "Rhyme.", "7")]
+
+
+# --------------------------------------------------------------------------------------- what is not what its name says
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n", "a pointer of git-lfs"),
+        (b"\n<!DOCTYPE html>\n<html>404</html>\n", "a web page, not the file"),
+        (gzip.compress(b"Why?\n"), "compressed by gzip"),
+        (b"PK\x03\x04\x14\x00", "a zip archive"),
+        (b"PAR1\x15\x04", "a parquet file; call it .parquet"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv", ".yml"])
+def test_what_stands_in_for_a_file_is_named(tmp_path, content, says, suffix):
+    (tmp_path / f"a{suffix}").write_bytes(content)
+    with pytest.raises(PromptError, match=f"a{suffix}: is {says}"):
+        read_prompts([f"a{suffix}"], tmp_path)
+
+
+def test_a_link_to_nothing_and_a_pipe_are_told_as_what_they_are(tmp_path):
+    (tmp_path / "a.txt").symlink_to("gone.txt")
+    os.mkfifo(tmp_path / "b.txt")
+    for name, says in (("a.txt", "a link to what is not there"), ("b.txt", "neither a file nor a folder")):
+        with pytest.raises(PromptError, match=f"{name}: {says}"):
+            read_prompts([name], tmp_path)
+
+
+def test_a_mark_where_two_files_were_joined_is_no_part_of_a_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(2 * (codecs.BOM_UTF8 + b"Why?\nHow?\n"))
+    found = read_prompts(["a.txt"], tmp_path)
+    assert [p.text for p in found] == ["Why?", "How?"] and len(found.duplicates) == 2
+
+
+# --------------------------------------------------------------------------------------- two values, or none that shows
+
+
+def test_a_column_or_a_key_that_is_there_twice_is_refused_by_name(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,prompt\nWhy?,How?\n")
+    (tmp_path / "a.jsonl").write_text('{"prompt": "Why?", "prompt": "How?"}\n')
+    (tmp_path / "a.json").write_text('[{"prompt": "Why?", "prompt": "How?"}]')
+    twice = pa.Table.from_arrays([pa.array(["Why?"]), pa.array(["How?"])], names=["prompt", "prompt"])
+    pq.write_table(twice, tmp_path / "a.parquet")
+    for suffix in ("csv", "jsonl", "json", "parquet"):
+        with pytest.raises(PromptError, match=rf"a\.{suffix}.*(called|the key) 'prompt'"):
+            read_prompts([f"a.{suffix}"], tmp_path)
+    frame = pd.DataFrame([["base", "Why?", "a", "b"]], columns=["side", "prompt", "text", "text"])
+    with pytest.raises(DriftbookError, match="two columns are called 'text'"):
+        db.compare(frame)
+
+
+@pytest.mark.parametrize("shown", ["\u200b", "\u2060\ufeff", "\u00a0\t", "\x1b", "\u202e"])
+def test_a_prompt_that_shows_nothing_is_empty(shown):
+    with pytest.raises(PromptError, match="the prompt is empty"):
+        Prompt(shown)
+    assert Prompt(f"{shown}\U0001f914").text
+
+
+def test_a_column_without_a_value_gives_way_to_the_next_and_exact_names_come_first(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"messages": null, "prompt": "Why?"}\n{"Prompt": "How?", "prompt": "Who?"}\n')
+    assert [p.text for p in read_prompts(["a.jsonl"], tmp_path)] == ["Why?", "Who?"]
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations", "prompt"])
+@pytest.mark.parametrize("spell", [json.dumps, repr])
+def test_messages_that_a_cell_spells_are_messages(tmp_path, column, spell):
+    talk = [{"role": "System", "content": "It's brief."}, {"role": "user", "content": "Tea?"}]
+    frame = pd.DataFrame({"side": ["base", "intervention"], column: [spell(talk)] * 2, "text": ["Yes.", "No."]})
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        path = tmp_path / f"t{suffix}"
+        if suffix == ".jsonl":
+            frame.to_json(path, orient="records", lines=True)
+        else:
+            (frame.to_csv if suffix == ".csv" else frame.to_parquet)(path, index=False)
+        for prompts in (read_prompts([path.name], tmp_path)[:1], read_text_table(path).prompts):
+            assert [(p.text, p.system) for p in prompts] == [("Tea?", "It's brief.")]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": spell(talk)[:-4]}) + "\n")
+    with pytest.raises(PromptError, match=r"a\.jsonl:1: expected \"messages\""):
+        read_prompts(["a.jsonl"], tmp_path)
+
+
+def test_a_part_that_holds_a_thought_is_no_part_of_what_was_said():
+    parts = [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "Yes."}]
+    talk = [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": parts}]
+    assert read_conversation(talk, "a").turns[-1].content == "Yes."
+
+
+def test_a_table_says_which_change_it_means_whatever_the_type_of_its_name(tmp_path):
+    rows = [{"side": "base", "prompt": "Why?", "text": "So."}]
+    rows += [{"side": "intervention", "prompt": "Why?", "text": f"{n}.", "change": n} for n in (1, 2)]
+    path = write(tmp_path / "t.jsonl", *rows)
+    assert list(read_text_table(path, "2").texts.values()) == [["So."], ["2."]]
+    path = write(path, *rows[:2], {"side": "intervention", "prompt": "Why?", "text": "0."})
+    with pytest.raises(DriftbookError, match=r"texts of several changes: \(none\), 1; say which"):
+        read_text_table(path)
+    with pytest.raises(DriftbookError, match=r"e\.jsonl: holds no rows"):
+        read_text_table(write(tmp_path / "e.jsonl"))
 
 
 # ----------------------------------------------------------------------------------------------------------------- YAML

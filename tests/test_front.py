@@ -132,6 +132,24 @@ def test_the_ways_to_give_answers_are_one():
     assert found[0].base == pytest.approx(np.mean([ends(BASE), ends(other)]))
 
 
+def test_what_was_thought_before_an_answer_is_no_part_of_it():
+    thought = [f"<think>Shall we continue?</think>{text}" for text in BASE]
+    plain = db.test("ends with a question", BASE, CHANGED, PROMPTS)
+    found = db.test("ends with a question", thought, CHANGED, PROMPTS)
+    assert (found.base, found.changed, found.p_value) == (plain.base, plain.changed, plain.p_value)
+    with pytest.warns(UserWarning, match=f"base: 2 of {len(BASE)} answers end inside of their thought"):
+        cut = db.test("ends with a question", ["<think>Shall we?"] * 2 + BASE[2:], CHANGED, PROMPTS)
+    rest = db.test("ends with a question", BASE[2:], CHANGED[2:], PROMPTS[2:])
+    assert (cut.base, cut.changed, cut.prompts) == (rest.base, rest.changed, rest.prompts)
+
+
+def test_few_prompts_with_many_answers_on_one_side_alone_are_tested_by_prompts():
+    """Within a prompt both sides need answers that scatter."""
+    base = [[f"{text} {n}" for n in range(20)] for text in BASE[:20]]
+    claim = db.test(["number"], base, [f"number {n}" for n in range(20)], PROMPTS[:20])
+    assert (claim.base, claim.changed, claim.confirmed) == (0.0, 1.0, True)
+
+
 def test_a_comparison_has_the_numbers_of_an_experiment(tmp_path):
     change = db.compare(BASE, CHANGED, PROMPTS, seed=3)
     texts, asked = change.answers, {p.prompt_id: p for p in map(Prompt, PROMPTS)}
@@ -189,6 +207,17 @@ def test_the_same_answers_twice_are_no_change():
         (lambda: db.test("ends with question", BASE, CHANGED, PROMPTS), "did you mean 'ends with a question'"),
         (lambda: db.test("hedges", BASE, CHANGED, PROMPTS, direction="up"), "use one of either, more, less"),
         (lambda: db.test("ends with a question", BASE, CHANGED, PROMPTS, alpha=2), "alpha"),
+        (lambda: db.compare(dict(zip(PROMPTS, BASE, strict=True)), CHANGED, PROMPTS), "base: give a list"),
+        (lambda: db.compare(BASE, set(CHANGED), PROMPTS), "changed: give a list with the answers to each"),
+        (lambda: db.compare([{"text": "a"}], ["b"], ["What?"]), "base: answer 1 is {'text': 'a'}"),
+        (lambda: db.compare([b"a"], ["b"], ["What?"]), "base: answer 1 is b'a'"),
+        (lambda: db.compare(["a"], ["b"], [{"role": "user", "content": "What?"}]), "prompt 1 is {'role': 'user'"),
+        (lambda: db.compare(["<think>a"], ["b"], ["What?"]), "base: all 1 answers end inside of their thought"),
+        (lambda: db.compare(pd.DataFrame({"side": [], "prompt": [], "text": []})), "holds no rows"),
+        (lambda: db.compare(pd.DataFrame({0: ["base"]})), "The table has 0"),
+        (lambda: db.test("hedges", BASE, CHANGED, PROMPTS, words="perhaps"), "words: 'perhaps'; give words in a list"),
+        (lambda: db.test(3, BASE, CHANGED, PROMPTS), "measure: 3; give the name"),
+        (lambda: db.test("hedges", BASE, CHANGED, PROMPTS, margin=float("nan")), "Input should be a finite"),
         (lambda: db.words(), "word"),
         (lambda: db.Vectors.from_arrays({"calm": [0.0, 0.0]}, layer=1), "none of them zero"),
     ],

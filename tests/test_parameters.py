@@ -53,6 +53,13 @@ MISTAKES = {
         "intervention: {kind: ster}\n",
         "params/x.yml:5: intervention.kind: there is no 'ster', did you mean 'steer'?",
     ),
+    "kind that is a list": ("intervention: {kind: [steer]}\n", "params/x.yml:5: intervention.kind: there is no"),
+    "change whose kind is a list": ("interventions: [{kind: [steer]}]\n", "kind: there is no"),
+    "judge whose kind is a mapping": ("validate: {judges: {cheap: {kind: {a: 1}}}}\n", "cheap.kind: there is no"),
+    "pattern of another disk that matches nothing": (
+        "interventions: [{kind: checkpoint, model: /nowhere/step-*}]\n",
+        "model: /nowhere/step-* matches nothing",
+    ),
     "no kind": (
         "intervention: {trait: calm}\n",
         "params/x.yml:5: intervention.kind: is missing; one of none, checkpoint",
@@ -93,6 +100,24 @@ MISTAKES = {
     "missing import": (
         "traits: {files: [params/traits/calm.json], imports: {calm: calm.pt}}\n",
         "traits.imports: calm.pt: there is no such file",
+    ),
+    "yes for a number": ("seed: yes\n", "params/x.yml:5: seed: input should be a number; yes, no, on and off are none"),
+    "octal number": ("seed: 010\n", 'params/x.yml:5: seed: 010 is the number 8 to YAML; write 8, or "010" in quotes'),
+    "number of minutes": ("seed: 1:30\n", "params/x.yml:5: seed: 1:30 is the number 90 to YAML"),
+    "revision that is a number": ("base: {model: a, revision: 0123456}\n", "0123456 is the number 42798 to YAML"),
+    "word that YAML reads as no": ("base: {model: off}\n", "base.model: input should be a valid string (it is False; "),
+    "key that YAML reads as yes": ("on: 1\n", "params/x.yml:5: the key 'on' is a bool to YAML; put it in quotes"),
+    "a number that is none": ("validate: {margin: .nan}\n", "validate.margin: input should be a finite number"),
+    "a number without end": ("decode: {temperature: 1e400}\n", "decode.temperature: input should be a finite number"),
+    "names that look alike": ('names: {base: A, changed: "A\\u200b"}\n', "a reader could not tell them apart"),
+    "a name that shows nothing": ("names: {base: ' ', changed: B}\n", "names.base: input should have a character"),
+    "an empty word": ("validate: {hypotheses: [{text: a, words: ['']}]}\n", "hypotheses.0.words: a word is empty"),
+    "no prompts": ("decode: {prompts: []}\n", "params/x.yml:5: decode.prompts: names no file"),
+    "an address for a file": ("decode: {prompts: ['https://a.b/c.txt']}\n", "an address; download the file"),
+    "what JSON cannot hold": ("base: {template_args: {date: 2024-01-01}}\n", "is sent as JSON, which cannot hold it"),
+    "whole address of a server": (
+        "intervention: {kind: endpoint, model: m, base_url: 'http://h/v1/chat/completions'}\n",
+        "params/x.yml:5: intervention.base_url: ends with /chat/completions, which is added; leave it out",
     ),
     "judge that cannot read": ("traits: {judge: {kind: lexicon}}\n", "judge needs a language model, as kind: local"),
 }

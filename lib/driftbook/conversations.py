@@ -2,8 +2,10 @@
 
 - *Messages* have ``role`` and ``content``. The roles system and developer, which come first, give the system prompt;
   then come user, assistant and tool.
+  Tables hold them as text, too: as JSON, or as Python writes a list.
 - *ShareGPT* has ``from`` (system, human, gpt, tool, and the names that its descendants use) and ``value``.
-- A content in *parts* is the texts of its parts, each on lines of its own; another part (an image) cannot be read.
+- A content in *parts* is the texts of its parts, each on lines of its own. Parts that hold a thought are left out;
+  another part (an image) cannot be read.
 - A *tool call* stands in the assistant's turn as ``[calls NAME(ARGUMENTS)]``, and what the tool gave in a user's turn
   as ``[NAME gave: CONTENT]``. Models without tools can be asked so, and nothing that was said is lost.
   What several tools gave, and what the user says next, is one turn.
@@ -11,7 +13,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,12 +50,28 @@ class Conversation:
 
 def held(row: Mapping[str, Any]) -> Any:
     """The messages of a row; None where it has none."""
-    return next((row[k] for k in CONVERSATIONS if row.get(k) is not None), None)
+    return next((spelled(row[k]) for k in CONVERSATIONS if row.get(k) is not None), None)
+
+
+_SPELLED = re.compile(r"""\s*\[\s*\{\s*['"](?:role|from|content|value)['"]\s*:""")
+
+
+def spelled(value: Any) -> Any:
+    """The messages that a text spells, as JSON or as Python writes a list: tables hold them so. Whatever else it is
+    given, it gives back."""
+    if isinstance(value, str) and _SPELLED.match(value):
+        for read in (json.loads, ast.literal_eval):
+            try:
+                return read(value)
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+    return value
 
 
 def read_conversation(messages: Any, where: str) -> Conversation:
     """Raises PromptError, which begins with ``where`` and names the message that cannot be read."""
     expected = f"{where}: {EXPECTED}"
+    messages = spelled(messages)
     if hasattr(messages, "tolist"):  # an array of a parquet file
         messages = messages.tolist()
     if not isinstance(messages, list | tuple) or not messages:
@@ -92,8 +112,7 @@ def _said(message: Any, number: int, expected: str) -> tuple[str, str]:
     content = _text(content, number, expected)
     if not isinstance(role, str) or content is None:
         raise PromptError(f"{expected}, but message {number} has no role or content that is a string")
-    if role == "function":
-        role = "tool"
+    role = {"function": "tool", "ipython": "tool"}.get(role.lower(), role.lower())
     if role not in ("system", "developer", "user", "assistant", "tool"):
         raise PromptError(f"{expected}, but message {number} has role {role!r}")
     if role == "tool":
@@ -114,6 +133,8 @@ def _text(content: Any, number: int, expected: str) -> str | None:
     texts = []
     for part in content:
         kind = part.get("type", "text") if isinstance(part, Mapping) else None
+        if kind in ("thinking", "redacted_thinking", "reasoning"):
+            continue
         text = part.get("text") if isinstance(part, Mapping) else None
         if not isinstance(text, str):
             if kind is None or kind.endswith("text"):

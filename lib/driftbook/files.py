@@ -1,9 +1,11 @@
 """One reader of the text files that people bring: lines, JSON, CSV, YAML, tables; for prompts, texts, training data.
 
-UTF-8 with or without a byte-order mark, UTF-16 and UTF-32 with one; lines end at ``\\n``, ``\\r\\n`` or ``\\r`` and at
-nothing else that Unicode calls the end of a line, since those may stand inside a string. Other encodings and NUL
-characters are refused with the line and the remedy. A row that cannot be read is no reason to refuse a million others:
-rows come with what is wrong with them, and ``collected`` allows as many of those as its caller does.
+UTF-8 with or without a byte-order mark (also in the middle, where files were joined), UTF-16 and UTF-32 with one. Lines
+end at ``\\n``, ``\\r\\n`` or ``\\r`` and at nothing else that Unicode calls the end of a line, since those may stand
+inside a string. Other encodings, NUL characters and what only stands in for a file (a pointer of git-lfs, a web page,
+an archive) are refused with the remedy; so is a column, or a key of an object, that is there twice. A row that cannot
+be read is no reason to refuse a million others: rows come with what is wrong with them, and ``collected`` allows as
+many of those as its caller does.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import regex
 import yaml
 
 from driftbook.errors import DriftbookError
@@ -45,6 +49,15 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+_STAND_INS = {  # how a file begins that is not what its name says
+    b"version https://git-lfs": "a pointer of git-lfs, not the file; fetch it with git lfs pull",
+    b"<!doctype html": "a web page, not the file; download it again, from the address of the file itself",
+    b"\x1f\x8b": "compressed by gzip; unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it",
+    b"PK\x03\x04": "a zip archive (or a spreadsheet); unpack it, or save it as CSV",
+    b"PAR1": "a parquet file; call it .parquet",
+}
+_YAML_NUMBER = re.compile(r"[-+]?0[0-7_]+|[-+]?[1-9][0-9_]*(:[0-5]?[0-9])+")
 
 
 def read_text(path: Path, label: str | None = None) -> str:
@@ -57,22 +70,43 @@ def read_text(path: Path, label: str | None = None) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise DriftbookError(f"{label}: cannot be read ({error.strerror or error})") from None
+    begun = content[:64].lstrip().lower()
+    if stands := next((told for mark, told in _STAND_INS.items() if begun.startswith(mark.lower())), None):
+        raise DriftbookError(f"{label}: is {stands}")
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
+        _refuse_nul(content, b"\0", b"\n", label)
         line = content[: error.start].count(b"\n") + 1
         raise DriftbookError(
             f"{label}:{line}: not {encoding.removesuffix('-sig').upper()} ({error.reason}); save the file as UTF-8 "
             f"(iconv -f latin1 -t utf-8, if it is Latin-1)"
         ) from None
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if "\0" in text:
-        line = text[: text.index("\0")].count("\n") + 1
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\n\ufeff", "\n")
+    _refuse_nul(text, "\0", "\n", label)
+    return text
+
+
+def _refuse_nul(content: Any, nul: Any, end: Any, label: str) -> None:
+    if nul in content:
+        line = content[: content.index(nul)].count(end) + 1
         raise DriftbookError(
             f"{label}:{line}: holds a NUL character, as UTF-16 without a mark and binary files do; save it as UTF-8"
         )
-    return text
+
+
+_VISIBLE = regex.compile(r"[^\p{Z}\p{Cc}\p{Cf}\s]")
+
+
+def blank(text: str) -> bool:
+    """Whether a text shows nothing: white space, zero-width and control characters alone."""
+    return _VISIBLE.search(text) is None
+
+
+def seen(text: str) -> str:
+    """What a reader tells texts apart by: without zero-width and control characters."""
+    return regex.sub(r"[\p{Cf}\p{Cc}]", "", text)
 
 
 def check_text(text: str, where: str) -> None:
@@ -92,7 +126,10 @@ def json_rows(text: str, label: str, example: str = "") -> Iterator[Row]:
     """An object a line. ``example`` says in a message what was expected."""
     for number, line in lines(text):
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_once)
+        except DriftbookError as error:
+            yield number, f"{label}:{number}: {error}"
+            continue
         except (ValueError, RecursionError) as error:
             told = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
             yield number, f"{label}:{number}: not JSON ({told}){f'; expected {example}' if example else ''}"
@@ -105,10 +142,21 @@ def json_rows(text: str, label: str, example: str = "") -> Iterator[Row]:
             yield number, f"{label}:{number}: expected {wanted}, found {shown}"
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises DriftbookError for a key that stands in it twice: a parser would drop one value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise DriftbookError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} is written twice")
+    return found
+
+
 def parsed_json(text: str, label: str) -> Any:
-    """One JSON document. Raises DriftbookError with the line of what is no JSON."""
+    """One JSON document. Raises DriftbookError with the line of what is none, and for a key that is written twice."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
+    except DriftbookError as error:
+        raise DriftbookError(f"{label}: {error}") from None
     except json.JSONDecodeError as error:
         raise DriftbookError(f"{label}:{error.lineno}: not JSON ({error.msg} at column {error.colno})") from None
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets without end
@@ -129,7 +177,7 @@ def csv_rows(text: str, label: str, delimiter: str = ",") -> Iterator[Row]:
             if not fields:
                 continue
             if not header:
-                header = [name.strip() for name in fields]
+                header = _columns([name.strip() for name in fields], label)
                 continue
             if len(fields) > len(header):
                 raise DriftbookError(
@@ -139,6 +187,13 @@ def csv_rows(text: str, label: str, delimiter: str = ",") -> Iterator[Row]:
             yield first, dict(zip(header, fields + [""] * (len(header) - len(fields)), strict=True))
     except csv.Error as error:
         raise DriftbookError(f"{label}:{line}: not CSV ({error})") from None
+
+
+def _columns(names: list[str], label: str) -> list[str]:
+    """The names. Raises DriftbookError for one that stands there twice."""
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise DriftbookError(f"{label}: two columns are called {twice[0]!r}; rename one, or leave it out")
+    return names
 
 
 def collected(
@@ -177,12 +232,16 @@ def read_table(path: Path, where: str, wrong: list[str] | None = None) -> pd.Dat
     for a file that cannot be read, and without ``wrong`` for such a line.
     """
     import pandas as pd  # a second, and texts are read without
+    import pyarrow.parquet as pq
 
     if path.suffix not in TABLES:
         raise DriftbookError(f"{where}: a table is one of {', '.join(TABLES)}")
     if path.suffix == ".parquet":
         try:
+            _columns(pq.read_schema(path).names, where)
             table = pd.read_parquet(path)
+        except DriftbookError:
+            raise
         except Exception as error:  # pyarrow has its own errors for cut, foreign and hostile files
             raise DriftbookError(f"{where}: cannot be read as .parquet ({error})") from None
         table.index = pd.RangeIndex(1, len(table) + 1)
@@ -226,12 +285,20 @@ def _refuse_twice(node: yaml.Node | None, label: str, keys: tuple[str, ...], see
     if id(node) in seen:  # an anchor that is used again
         return
     seen.add(id(node))
+    if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int") and _YAML_NUMBER.fullmatch(node.value):
+        number = yaml.safe_load(node.value)
+        raise DriftbookError(
+            f"{label}:{node.start_mark.line + 1}: {'.'.join(keys)}: {node.value} is the number {number} to YAML; write "
+            f'{number}, or "{node.value}" in quotes'
+        )
     if isinstance(node, yaml.MappingNode):
         first: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
                 raise DriftbookError(f"{label}:{line}: a key is a word, not a list or a mapping")
+            if (kind := key.tag.rpartition(":")[2]) in ("bool", "null", "float", "timestamp"):
+                raise DriftbookError(f"{label}:{line}: the key {key.value!r} is a {kind} to YAML; put it in quotes")
             if key.value in first and key.tag != "tag:yaml.org,2002:merge":
                 dotted = ".".join((*keys, key.value))
                 raise DriftbookError(f"{label}:{line}: {dotted}: is written twice (first in line {first[key.value]})")

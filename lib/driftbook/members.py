@@ -8,6 +8,7 @@ the caches.
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,15 +76,17 @@ def experiment_at(folder: Path) -> str:
 
 def _values(kind: Any, field: str, value: Any, context: Any) -> list[Any] | None:
     """The values of a range; None for a parameter that is none."""
-    known = KINDS[kind].model_fields if kind in KINDS else {}
+    if not isinstance(kind, str) or kind not in KINDS:
+        return None
+    known = KINDS[kind].model_fields
     if isinstance(value, list) and value and field in known and "list" not in str(known[field].annotation):
         return value
-    if kind in KINDS and isinstance(value, str) and "*" in value and field in (*KINDS[kind].files, *KINDS[kind].places):
+    if isinstance(value, str) and "*" in value and field in (*KINDS[kind].files, *KINDS[kind].places):
         root = Path((context or {}).get("root", "."))
-        found = sorted(root.glob(value), key=lambda p: (_number(str(p)) or 0.0, str(p)))
+        found = sorted(glob.glob(str(Path(value).expanduser()), root_dir=root, recursive=True))
         if not found:
             raise ValueError(f"{field}: {value} matches nothing")
-        return [p.relative_to(root).as_posix() for p in found]
+        return sorted((Path(p).as_posix() for p in found), key=lambda p: (_number(p) or 0.0, p))
     return None
 
 

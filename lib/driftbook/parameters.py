@@ -10,6 +10,7 @@ import difflib
 import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -19,7 +20,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 import driftbook.engines  # noqa: F401 (registers what the section engine can name)
 from driftbook.errors import DriftbookError, ParameterError, PromptError
-from driftbook.files import yaml_tree
+from driftbook.files import blank, yaml_tree
 from driftbook.interventions import NoIntervention
 from driftbook.judges import Lexicon
 from driftbook.judges.told import Told
@@ -358,6 +359,8 @@ class HandWritten(Section):
     @classmethod
     def _expressions_compile(cls, words: list[str]) -> list[str]:
         for word in words:
+            if blank(word):
+                raise ValueError("a word is empty")
             if len(word) > 2 and word[0] == word[-1] == "/":
                 try:
                     regex.compile(word[1:-1])
@@ -732,7 +735,8 @@ def _explain(model: type[Section], values: Any, problem: Any) -> tuple[tuple[str
     if kind == "literal_error":
         allowed = [t.strip(" '") for t in context["expected"].replace(" or ", ", ").split(",")]
         return tuple(keys), f"{dotted}: {shown} is not one of {', '.join(allowed)}{_meant(str(at), allowed)}"
-    return tuple(keys), f"{dotted}: {message[0].lower()}{message[1:]} (it is {shown})"
+    quoted = "; put it in quotes" if kind == "string_type" and isinstance(at, bool | int | float | date) else ""
+    return tuple(keys), f"{dotted}: {message[0].lower()}{message[1:]} (it is {shown}{quoted})"
 
 
 def _members(annotation: Any) -> list[Any]:
@@ -940,7 +944,7 @@ def _check_budget(decode: Decode, prompts: Sequence[Prompt] | None, where: Where
 
 
 def _unreadable(patterns: list[str], keys: tuple[str, ...], root: Path, where: Where) -> list[str]:
-    problems = []
+    problems = [] if patterns or keys[1:2] == ("tier3",) else [f"{where(keys)}{'.'.join(keys)}: names no file"]
     for index, pattern in enumerate(patterns):
         if pattern.startswith("hf:"):
             continue  # the hub is asked when the stage runs

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from driftbook.conversations import CONVERSATIONS, spelled
 from driftbook.errors import DriftbookError, PromptError
 from driftbook.files import Kept, Row, collected, csv_rows, json_rows, parsed_json, read_table, read_text, yaml_tree
 from driftbook.prompts import Prompt
@@ -212,6 +213,11 @@ def _matching_files(target: str, root: Path) -> list[Path]:
         return [path]
     if path.is_dir():
         raise PromptError(f"{target} is a folder: name its files, for example {target.rstrip('/')}/*.jsonl")
+    if "://" in target:
+        raise PromptError(f"{target}: an address; download the file and name that, or a dataset as hf:owner/name")
+    if path.is_symlink() or path.exists():
+        found = "a link to what is not there" if path.is_symlink() else "neither a file nor a folder"
+        raise PromptError(f"{target}: {found}")
     folder = path.parent
     if not folder.is_dir():
         raise PromptError(f"{target}: no such file, and the folder {_display(folder, root)} does not exist")
@@ -264,7 +270,8 @@ def _items(document: Any, label: str) -> Iterator[Row]:
         elif isinstance(item, dict):
             yield number, fields | {str(k): v for k, v in item.items()}
         else:
-            yield number, f"{label}: item {number} is neither a string nor an object: {_shown(item)}"
+            quoted = "" if isinstance(item, list) else "; a prompt that reads as something else needs quotes"
+            yield number, f"{label}: item {number} is neither a string nor an object: {_shown(item)}{quoted}"
 
 
 def _prompts_from_rows(rows: Iterable[Row], label: str, family: str, options: dict[str, str]) -> Kept[Prompt]:
@@ -285,7 +292,9 @@ def _prompts_from_rows(rows: Iterable[Row], label: str, family: str, options: di
         value = row[column]
         if hasattr(value, "tolist"):  # an array of a parquet file
             value = value.tolist()
-        if isinstance(value, list):
+        value = spelled(value)
+        broken = column.lower() in CONVERSATIONS and str(value).lstrip().startswith("[")
+        if isinstance(value, list) or broken:
             return Prompt.from_messages(value, **about)
         if isinstance(value, str) and value.strip():
             return Prompt(value, **about)
@@ -303,15 +312,15 @@ def _prompts_from_rows(rows: Iterable[Row], label: str, family: str, options: di
 
 
 def _column(row: dict[str, Any], source: str, asked: str | None) -> str:
-    names = {name.lower(): name for name in row}
-    for wanted in [asked] if asked else COLUMNS:
-        if wanted.lower() in names:
-            return names[wanted.lower()]
-    there = ", ".join(map(repr, row)) or "none"
+    names = {name.lower(): name for name in row} | {name: name for name in row}
+    there = [names[wanted] for wanted in ([asked, asked.lower()] if asked else COLUMNS) if wanted in names]
+    if there:
+        return next((name for name in there if row[name] is not None), there[0])
+    has = ", ".join(map(repr, row)) or "none"
     if asked:
-        raise PromptError(f"{source}: no column {asked!r} among {there}")
+        raise PromptError(f"{source}: no column {asked!r} among {has}")
     raise PromptError(
-        f"{source}: no column {', '.join(map(repr, COLUMNS))} among {there}; "
+        f"{source}: no column {', '.join(map(repr, COLUMNS))} among {has}; "
         "name the right one by adding '#column=NAME' to the path"
     )
 

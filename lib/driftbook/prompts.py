@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from driftbook.conversations import EXPECTED, read_conversation
 from driftbook.errors import PromptError
+from driftbook.files import blank
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +46,7 @@ class Prompt:
     unit: str = ""
 
     def __post_init__(self) -> None:
-        if not self.text.strip():
+        if blank(self.text):
             raise PromptError(f"{self.source or 'prompt'}: the prompt is empty")
         if any("\ud800" <= character <= "\udfff" for character in self.text + (self.system or "")):
             raise PromptError(f"{self.source or 'prompt'}: half of a surrogate pair (\\ud8xx) is not text")
@@ -54,11 +55,11 @@ class Prompt:
         if self.messages is not None:
             if self.messages[-1] != ("user", self.text):
                 raise PromptError(f"{self.source or 'prompt'}: text must be the last user turn of messages")
-            blank = [i for i, (_, content) in enumerate(self.messages) if not content.strip()]
-            if blank:
-                role = self.messages[blank[0]][0]
+            empty = [i for i, (_, content) in enumerate(self.messages) if blank(content)]
+            if empty:
+                role = self.messages[empty[0]][0]
                 raise PromptError(
-                    f"{self.source or 'prompt'}: turn {blank[0] + 1} of the conversation ({role}) is empty; fill it, "
+                    f"{self.source or 'prompt'}: turn {empty[0] + 1} of the conversation ({role}) is empty; fill it, "
                     "or begin the conversation after it"
                 )
             if len(self.messages) == 1:

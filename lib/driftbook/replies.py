@@ -17,6 +17,9 @@ from typing import Any
 
 from driftbook.sections import ThoughtMarks
 
+# A reply that is stuck in braces would else be read from each of them to the end.
+TRIED = 100  # places of a text where an object may begin that turns out to be none
+DEEP = 100  # braces inside of each other
 LEAST_MASS = 0.5  # below it the model meant something else than a level: what it wrote counts
 NESTED = 8  # levels of lists and objects inside each other that are searched
 
@@ -52,17 +55,20 @@ class Answer:
 
 # ------------------------------------------------------------------------------------------------------------- thought
 
-# Marks around a thought at the beginning of a text: tags (DeepSeek, Qwen, Seed), [THINK] (Magistral), Kimi's, Granite's
-# sentences. One that does not end is all there is.
+# Marks around a thought at the beginning of a text: tags (DeepSeek, Qwen, Seed), [THINK] (Magistral), those of Kimi,
+# Cohere, Gemma and Sky-T1, Granite's sentences. One that does not end is all there is.
 _THOUGHT = re.compile(
-    r"\s*(?:<(?P<tag>think|thinking|thought|reasoning|seed:think)>(.*?)(?:</(?P=tag)>|\Z)"
+    r"[\s\u200b\ufeff]*(?:<(?P<tag>(?i:think|thinking|thought|reasoning|seed:think))(?:\s[^<>]*)?>(.*?)"
+    r"(?:</(?P=tag)>|\Z)"
     r"|\[THINK\](.*?)(?:\[/THINK\]|\Z)|◁think▷(.*?)(?:◁/think▷|\Z)"
+    r"|<\|START_THINKING\|>(.*?)(?:<\|END_THINKING\|>|\Z)|<\|channel>thought(.*?)(?:<channel\|>|\Z)"
+    r"|<\|begin_of_thought\|>(.*?)(?:<\|end_of_thought\|>|\Z)"
     r"|Here(?:'s| is) my thought process:(.*?)(?:Here(?:'s| is) my response:|\Z))",
     re.DOTALL,
 )
 # The template may have written the opening mark into the prompt: then the end stands without a beginning.
 _OPENS = re.compile(r"<(?:think|thinking|seed:think)>|\[THINK\]|◁think▷")
-_END_OF_THOUGHT = re.compile(r"</(?:think|thinking|seed:think)>|\[/THINK\]|◁/think▷")
+_END_OF_THOUGHT = re.compile(r"(?<!`)(?:</(?:think|thinking|seed:think)>|\[/THINK\]|◁/think▷)")
 # A message of the harmony format of gpt-oss, which thinks in the channel "analysis" and answers in "final" ...
 _CHANNEL = re.compile(
     r"\s*(?:<\|start\|>assistant)?<\|channel\|>\s*(\w+)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
@@ -132,24 +138,39 @@ class Heard:
 def read_message(choice: Any) -> Heard:
     """The answer of a choice of the chat API, its thought, and why it ended.
 
-    Content may be a text, null, or a list of parts. A thought comes as ``reasoning_content`` (or ``reasoning``), as
-    parts, or in the text (:func:`split_thought`).
+    Content may be a text, null, a part or a list of parts. A thought comes as ``reasoning_content`` (or ``reasoning``),
+    as parts, or in the text (:func:`split_thought`).
+
+    Raises ValueError for a content that is none of these, and for a reply that the server broke off.
     """
     message = choice.message
-    parts = message.content if isinstance(message.content, list) else [{"type": "text", "text": message.content}]
-    text = "".join(t for p in parts if not _is_thought(p) and isinstance(t := _field(p, "text"), str))
-    thoughts = [_text_of(_field(p, "thinking") or _field(p, "text")) for p in parts if _is_thought(p)]
-    told = (getattr(message, name, None) for name in ("reasoning_content", "reasoning"))
-    thoughts += [next((t for t in told if isinstance(t, str)), "")]
+    content = message.content
+    parts = content if isinstance(content, list) else [content]
+    if not all(isinstance(p, str | Mapping) or p is None or hasattr(p, "type") for p in parts):
+        raise ValueError(f"a message whose content is no text: {str(content)[:80]!r}")
+    text = "".join(_text_of(p) for p in parts if not _is_thought(p))
+    thoughts = [_text_of(_field(p, "thinking")) or _text_of(p) for p in parts if _is_thought(p)]
+    told = (_text_of(getattr(message, name, None)) for name in ("reasoning_content", "reasoning"))
+    thoughts += [next(filter(None, told), "")]
     inside, text = split_thought(text)
-    thought = "\n".join(t for t in [*thoughts, inside] if t)
-    reason = choice.finish_reason or "stop"
+    thought = "\n".join(dict.fromkeys(t for t in [*thoughts, inside] if t))
+    said = str(choice.finish_reason or "stop")
+    reason = _REASONS.get(said.lower(), said.lower())
+    if reason == "error":
+        raise ValueError(f"a reply that ended in an error of the server: {text[:80]!r}")
     if refusal := getattr(message, "refusal", None):
         text, reason = text or str(refusal), "refusal"
     elif reason not in ("length", "content_filter", "refusal"):
-        nothing = not text and (message.content is None or thought)
+        nothing = not text and (content is None or thought)
         reason = "nothing" if nothing else "stop"
     return Heard(whole(text), whole(thought), reason)
+
+
+#: What servers call the reasons that the API calls ``length`` and ``content_filter``.
+_REASONS = dict.fromkeys(("max_tokens", "max_output_tokens", "model_length", "max_length"), "length") | dict.fromkeys(
+    ("safety", "blocklist", "prohibited_content", "recitation", "guardrail_intervened", "content_filtered"),
+    "content_filter",
+)
 
 
 def whole(text: str) -> str:
@@ -166,9 +187,12 @@ def _is_thought(part: Any) -> bool:
 
 
 def _text_of(value: Any) -> str:
+    """The text of a part, of a list of parts, or of what stands under ``text`` or ``value`` in one."""
+    if value is None or isinstance(value, str):
+        return value or ""
     if isinstance(value, list):
-        return "".join(_text_of(_field(v, "text")) for v in value)
-    return value if isinstance(value, str) else ""
+        return "".join(map(_text_of, value))
+    return _text_of(_field(value, "text")) or _text_of(_field(value, "value"))
 
 
 # ----------------------------------------------------------------------------------------------------------------- JSON
@@ -196,11 +220,12 @@ def json_objects(text: str) -> list[dict[str, Any]]:
 
 def _spans(text: str) -> Iterator[tuple[dict[str, Any], str]]:
     """The outermost objects of a text, and what each is written as."""
-    at = 0
-    while (at := text.find("{", at)) >= 0:
+    at, tried = 0, 0
+    while (at := text.find("{", at)) >= 0 and tried < TRIED:
         value, end = _decoded(text, at)
         if value is not None:
             yield value, text[at:end]
+        tried += value is None
         at = end
 
 
@@ -213,6 +238,8 @@ def _decoded(text: str, at: int) -> tuple[dict[str, Any] | None, int]:
     depth = 0
     for mark in _MARK.finditer(text, at):
         depth += {"{": 1, "}": -1}.get(mark.group(), 0)
+        if depth > DEEP:
+            break
         if not depth:
             try:
                 return json.loads(_CARELESS.sub(_mended, text[at : mark.end()]), strict=False), mark.end()
@@ -269,8 +296,10 @@ def _value(said: Any, values: Mapping[str, float]) -> float:
     if isinstance(said, dict):
         inner = {v for v in (_value(one, values) for one in said.values() if isinstance(one, str)) if not math.isnan(v)}
         return inner.pop() if len(inner) == 1 else float("nan")
-    match = re.match(r"\W*(\w+)\W*(?:$|\s*[-–—:;,.(])", said) if isinstance(said, str) else None
-    return values.get(match.group(1).upper(), float("nan")) if match else float("nan")
+    match = re.match(r"\W*(\w+)\W*(?:$|\s*[-–—:;,.(])\W*(\w*)", said) if isinstance(said, str) else None
+    if match is None or match.group(2).upper() in values:  # two of them are none
+        return float("nan")
+    return values.get(match.group(1).upper(), float("nan"))
 
 
 def verdict_schema(count: int, levels: Sequence[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ registration. Judges (:mod:`driftbook.judges`) and engines (:mod:`driftbook.engi
 
 from __future__ import annotations
 
+import json
 import re
 import typing
 from abc import abstractmethod
@@ -23,10 +24,13 @@ from pydantic import (
     Field,
     PlainValidator,
     SerializeAsAny,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError, PydanticKnownError
+
+from driftbook.files import blank, seen
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,8 +70,37 @@ class Registry(dict[str, T], Generic[T]):
         return name
 
 
+def _kinds(annotation: Any) -> set[Any]:
+    """An annotation and all that stands inside it."""
+    return {annotation}.union(*map(_kinds, typing.get_args(annotation)))
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """``yes`` and ``on`` are true to YAML, and 1 to Python."""
+        kinds = _kinds(cls.model_fields[info.field_name or ""].annotation)
+        if kinds & {int, float} and bool not in kinds and any(isinstance(one, bool) for one in _each(value)):
+            raise PydanticCustomError("switch", "input should be a number; yes, no, on and off are none to YAML")
+        return value
+
+
+def _each(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _json(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as reason:
+        raise ValueError(f"is sent as JSON, which cannot hold it: {reason} (dates and names need quotes)") from None
+    return value
+
+
+Json = Annotated[dict[str, Any], AfterValidator(_json)]
 
 
 class ThoughtMarks(Section):
@@ -86,7 +119,7 @@ class ModelSpec(Section):
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     chat_template: bool = Field(True, description="False: the prompt as it stands, as base models want it")
     template: str | None = Field(None, description="which one, where the tokenizer has several chat templates")
-    template_args: dict[str, Any] = Field(
+    template_args: Json = Field(
         {}, description="arguments of the chat template, such as enable_thinking: false"
     )
     thought: ThoughtMarks | None = Field(
@@ -106,9 +139,16 @@ class Names(Section):
     base: str = Field(min_length=1, max_length=80)
     changed: str = Field(min_length=1, max_length=80)
 
+    @field_validator("base", "changed")
+    @classmethod
+    def _shows(cls, value: str) -> str:
+        if blank(value):
+            raise ValueError("input should have a character that shows")
+        return " ".join(value.split())
+
     @model_validator(mode="after")
     def _differ(self) -> Names:
-        if self.base == self.changed:
+        if seen(self.base) == seen(self.changed):
             raise ValueError(f"names.base and names.changed are both {self.base!r}: a reader could not tell them apart")
         return self
 
@@ -133,8 +173,8 @@ class Server(Section):
     api_key_env: str | None = None
     concurrency: int = Field(8, ge=1)
     timeout_s: float = Field(60.0, gt=0)
-    extra_body: dict[str, Any] = Field({}, description="fields that go with every request as they stand")
-    template_args: dict[str, Any] = Field(
+    extra_body: Json = Field({}, description="fields that go with every request as they stand")
+    template_args: Json = Field(
         {}, description="arguments of the server's chat template, such as enable_thinking: false"
     )
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
@@ -157,6 +197,8 @@ class Server(Section):
             return value
         if urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname:
             raise PydanticCustomError("secret", "is no http:// or https:// address")
+        if value.rstrip("/").endswith("/chat/completions"):
+            raise PydanticCustomError("secret", "ends with /chat/completions, which is added; leave it out")
         if _in_url(value):
             raise PydanticCustomError(
                 "secret", "holds a user, password or key; name the variable that holds the key as api_key_env"
@@ -329,7 +371,7 @@ def of_kind(value: Any, kinds: Mapping[str, type[Kind]] = KINDS, base: type[Kind
     known = {"discriminator": "'kind'", "expected_tags": ", ".join(map(repr, kinds))}
     if "kind" not in value:
         raise PydanticKnownError("union_tag_not_found", {"discriminator": known["expected_tags"]})
-    if value["kind"] not in kinds:
+    if not isinstance(value["kind"], str) or value["kind"] not in kinds:
         raise PydanticKnownError("union_tag_invalid", known | {"tag": str(value["kind"])})
     return kinds[value["kind"]].model_validate(value)
 
@@ -448,7 +490,8 @@ def judge_of(value: Any) -> JudgeSpec:
     if not isinstance(value, dict):
         return of_kind(value, JUDGES, JudgeSpec)
     value = {"kind": next(iter(JUDGES)), **value}
-    own = JUDGES[value["kind"]].model_fields if value["kind"] in JUDGES else value
+    known = isinstance(value["kind"], str) and value["kind"] in JUDGES
+    own = JUDGES[value["kind"]].model_fields if known else value
     elsewhere = {name for kind in JUDGES.values() for name in kind.model_fields} - set(own)
     refuse_secrets({name: said for name, said in value.items() if name in elsewhere})
     return of_kind({name: said for name, said in value.items() if name not in elsewhere}, JUDGES, JudgeSpec)

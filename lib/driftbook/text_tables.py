@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from driftbook.conversations import CONVERSATIONS, held, read_conversation
+from driftbook.conversations import CONVERSATIONS, held, read_conversation, spelled
 from driftbook.errors import DriftbookError
-from driftbook.files import check_text, collected, read_table, refuse
+from driftbook.files import Kept, check_text, collected, read_table, refuse
 from driftbook.prompts import SIDES, Prompt
 
 if TYPE_CHECKING:
@@ -58,12 +58,28 @@ def read_text_table(path: Path, change: str | None = None, unreadable: int = 0) 
     where = f"intervention.path {path}"
     wrong: list[str] = []
     frame = read_table(path, where, wrong)
-    talks = any(c in frame.columns for c in CONVERSATIONS)
-    missing = [c for c in NEEDED if c not in frame.columns and not (talks and c != "side")]
+    check_table(frame, where)
+    found = table_rows(_of_change(frame, change, where), where, path.stem, path.name)
+    wrong += found.unreadable
+    refuse(wrong, unreadable, "intervention.unreadable")
+    rows, systems = matched(found)
+    return _grouped(path, rows, systems, wrong, _writers(frame))
+
+
+def check_table(frame: pd.DataFrame, where: str) -> None:
+    """Raises DriftbookError, which begins with ``where``, for a table of texts that lacks rows, a column or a side, or
+    has a column twice."""
+    columns = list(map(str, frame.columns))
+    if twice := [c for c in (*NEEDED, *OPTIONAL, *CONVERSATIONS) if columns.count(c) > 1]:
+        raise DriftbookError(f"{where}: two columns are called {twice[0]!r}; rename one, or leave it out")
+    talks = any(c in columns for c in CONVERSATIONS)
+    missing = [c for c in NEEDED if c not in columns and not (talks and c != "side")]
+    if frame.empty and (not missing or not columns):
+        raise DriftbookError(f"{where}: holds no rows")
     if missing:
         raise DriftbookError(
             f"{where}: no column {' and no column '.join(missing)}; needed are {', '.join(NEEDED)}, and "
-            f"{' and '.join(OPTIONAL)} may be there. The table has {', '.join(map(str, frame.columns))}"
+            f"{' and '.join(OPTIONAL)} may be there. The table has {', '.join(columns)}"
         )
     strange = sorted({str(side) for side in frame["side"]} - set(SIDES))
     if strange:
@@ -71,28 +87,27 @@ def read_text_table(path: Path, change: str | None = None, unreadable: int = 0) 
     absent = [side for side in SIDES if side not in set(frame["side"])]
     if absent:
         raise DriftbookError(f"{where}: no text of side {absent[0]}; both sides must answer the same prompts")
-    frame = _of_change(frame, change, where)
-    rows = list(zip(frame.index, frame.to_dict("records"), strict=True))
-    number = {line: n for n, line in enumerate(frame.index, 1)}
 
-    def answer(line: int, row: dict[str, Any]) -> Row:
-        return _row(row, path, line, f"{where}:{line}: row {number[line]}")
 
-    found = collected(rows, answer, len(rows), "")
-    wrong += found.unreadable
-    refuse(wrong, unreadable, "intervention.unreadable")
-    rows, systems = matched(found)
-    return _grouped(path, rows, systems, wrong, _writers(frame))
+def table_rows(frame: pd.DataFrame, where: str, family: str = "default", source: str = "table") -> Kept[Row]:
+    """Side, what was asked and the answer of each row of a table that ``check_table`` took, with what is wrong with the
+    rows that cannot be read. Its index has the lines; ``family`` is for rows without one."""
+    rows = [(number, row | {"": line}) for number, (line, row) in enumerate(
+        zip(frame.index, frame.to_dict("records"), strict=True), 1)]  # fmt: skip
+
+    def answer(number: int, row: dict[str, Any]) -> Row:
+        return _row(row, {"family": family, "source": f"{source}:{row['']}"}, f"{where}:{row['']}: row {number}")
+
+    return collected(rows, answer, len(rows), "")
 
 
 Row = tuple[str, Prompt, str]
 """Side, what was asked, and the answer."""
 
 
-def _row(row: dict[str, Any], path: Path, line: int, where: str) -> Row:
-    about = {c: row[c] for c in OPTIONAL if isinstance(row.get(c), str) and row[c]}
-    about = {"family": path.stem, **about, "source": f"{path.name}:{line}"}
-    asked, text = row.get("prompt"), row.get("text")
+def _row(row: dict[str, Any], about: dict[str, Any], where: str) -> Row:
+    about = about | {c: row[c] for c in OPTIONAL if isinstance(row.get(c), str) and row[c]}
+    asked, text = spelled(row.get("prompt")), row.get("text")
     messages = held(row)
     if asked is None and messages is not None:
         asked = messages
@@ -133,14 +148,16 @@ def _of_change(frame: pd.DataFrame, change: str | None, where: str) -> pd.DataFr
             raise DriftbookError(f"{where}: no column change, so leave intervention.change out")
         return frame
     changed = frame["side"] == "intervention"
-    there = sorted(frame.loc[changed, "change"].dropna().astype(str).unique())
+    named = frame["change"].where(frame["change"].notna(), "").astype(str)
+    there = sorted(set(named[changed]))
     if change is None and len(there) > 1:
         raise DriftbookError(
-            f"{where}: texts of several changes: {', '.join(there)}; say which one as intervention.change"
+            f"{where}: texts of several changes: {', '.join(c or '(none)' for c in there)}; say which one as "
+            "intervention.change"
         )
     if change is not None and change not in there:
         raise DriftbookError(f"{where}: no change {change!r}; there are {', '.join(there)}")
-    return frame if change is None else frame[~changed | (frame["change"] == change)]
+    return frame if change is None else frame[~changed | (named == change)]
 
 
 def _grouped(

@@ -99,7 +99,7 @@ def count(
 def scope_of(texts: pd.DataFrame) -> Scope:
     """What a test of these answers can speak of: prompts like these, or, for few prompts with many answers each, these
     prompts alone. ``texts``: prompt_id, side, and asked where look-alikes are one prompt."""
-    samples = texts.groupby([asked_ids(texts), "side"]).size()
+    samples = texts.groupby([asked_ids(texts), "side"]).size().unstack(fill_value=0).min(axis=1)  # of the poorer side
     return scope_for(texts["prompt_id"].nunique(), int(samples.median()) if len(samples) else 0)
 
 

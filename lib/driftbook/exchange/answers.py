@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from driftbook.conversations import read_conversation
 from driftbook.errors import DriftbookError
+from driftbook.files import json_rows, parsed_json, read_text
 from driftbook.sections import Registry
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
 class Answer:
     """One answer. ``prompt`` is a text or chat messages, ``id`` what the tool calls the question (empty: nothing);
-    ``text`` is None where the tool kept none (an error, a score of options). ``side`` is set by a file that holds both.
+    ``text`` is None where the tool kept none (an error, a score of options), and so is ``prompt``. ``side`` is set by a
+    file that holds both; ``where`` is the place in the file.
     """
 
-    prompt: str | list[dict[str, str]]
+    prompt: str | list[dict[str, str]] | None
     text: str | None
     id: str = ""
     family: str = ""
     system: str = ""
     side: str = ""
+    where: str = ""
 
 
 Options = Mapping[str, str]
@@ -34,30 +39,19 @@ READERS: Registry[Reader] = Registry()
 """Name of a format to what reads one file of it. Raises DriftbookError for a file that is none."""
 
 
-def contents(path: Path) -> str:
-    """The text of a file, without the mark that some put before it. Raises DriftbookError for what is no text."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as reason:
-        raise DriftbookError(
-            f"{path}: no text in UTF-8 ({reason.reason} at byte {reason.start}); cut off, or of another format?"
-        ) from None
-
-
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file:line, object) of each line that is not empty. Raises DriftbookError for one that is no JSON object."""
-    for number, line in enumerate(contents(path).split("\n"), 1):
-        if line.strip():
-            yield f"{path}:{number}", parsed(line, f"{path}:{number}")
+    for number, row in json_rows(read_text(path), str(path)):
+        if isinstance(row, str):
+            raise DriftbookError(row)
+        yield f"{path}:{number}", row
 
 
-def parsed(text: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as reason:
-        raise DriftbookError(f"{where}: not JSON ({reason})") from None
-    if not isinstance(value, dict):
-        raise DriftbookError(f"{where}: is {type(value).__name__}, not an object")
+def document(text: str, where: str, kind: type[K]) -> K:
+    """One JSON document. Raises DriftbookError where it is none, or none of that kind."""
+    value = parsed_json(text, where)
+    if not isinstance(value, kind):
+        raise DriftbookError(f"{where}: is {type(value).__name__}, not {kind.__name__}")
     return value
 
 
@@ -66,6 +60,24 @@ def key(row: Mapping[str, Any], name: str, where: str) -> Any:
     if name not in row:
         raise DriftbookError(f"{where}: no {name!r}; there are {', '.join(map(str, row))}")
     return row[name]
+
+
+def at(value: Any, place: str, kind: type[K], where: str) -> K | None:
+    """What stands at a place such as ``output.choices.0.message``; None where it is missing or null.
+
+    Raises DriftbookError for what is of another kind, there or on the way.
+    """
+    for step in place.split("."):
+        if isinstance(value, list) and step.isdecimal():
+            value = value[int(step)] if int(step) < len(value) else None
+        elif isinstance(value, dict):
+            value = value.get(step)
+        elif value is not None:
+            break
+    else:
+        if value is None or isinstance(value, kind):
+            return value
+    raise DriftbookError(f"{where}: {place} cannot be read; what stands there is a {type(value).__name__}")
 
 
 def said(content: Any) -> str | None:
@@ -77,10 +89,8 @@ def said(content: Any) -> str | None:
 
 
 def turns(messages: Any, where: str) -> list[dict[str, str]]:
-    """Chat messages with plain contents; developer's are the system's. Raises DriftbookError for what is none."""
-    if not isinstance(messages, list) or not all(isinstance(m, dict) and "role" in m for m in messages):
-        raise DriftbookError(f"{where}: expected a list of messages with role and content")
-    return [
-        {"role": "system" if m["role"] == "developer" else str(m["role"]), "content": said(m.get("content")) or ""}
-        for m in messages
-    ]
+    """Messages of any form that ``conversations`` reads, with plain contents, the system prompt first. Raises
+    PromptError for what is none."""
+    found = read_conversation(messages, where)
+    head = [{"role": "system", "content": found.system}] if found.system else []
+    return head + [{"role": turn.role, "content": turn.content} for turn in found.turns]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from driftbook.conversations import spelled
 from driftbook.errors import DriftbookError
-from driftbook.exchange.answers import READERS, Answer, Options
+from driftbook.exchange.answers import READERS, Answer, Options, turns
 from driftbook.files import read_table
 
 ROLES = ("prompt", "text", "base", "changed", "id", "family", "system")
@@ -19,6 +20,8 @@ def read(path: Path, options: Options) -> Iterator[Answer]:
     names = {role: options.get(role, role) for role in ROLES}
     table = read_table(path, str(path))
     both = names["base"] in table and names["changed"] in table
+    if unknown := [role for role in options if role not in ROLES]:
+        raise DriftbookError(f"--with {unknown[0]}: there is no such part of an answer; there are {', '.join(ROLES)}")
     needed = ["prompt", *(["base", "changed"] if both else ["text"])]
     missing = [role for role in (*needed, *(r for r in options if r in ROLES)) if names[role] not in table]
     if missing:
@@ -26,8 +29,11 @@ def read(path: Path, options: Options) -> Iterator[Answer]:
             f"{path}: no column {names[missing[0]]!r} for {missing[0]}; name it by --with {missing[0]}=NAME; there are "
             f"{', '.join(map(str, table.columns))}"
         )
-    for row in table.to_dict("records"):
+    for line, row in zip(table.index, table.to_dict("records"), strict=True):
+        where = f"{path}:{line}"
         about = {k: str(row[names[k]]) for k in ("id", "family", "system") if isinstance(row.get(names[k]), str | int)}
         for role, side in (("base", "base"), ("changed", "intervention")) if both else (("text", ""),):
-            text = row[names[role]]
-            yield Answer(str(row[names["prompt"]]), text if isinstance(text, str) else None, **about, side=side)
+            asked, text = spelled(row[names["prompt"]]), row[names[role]]
+            asked = asked.tolist() if hasattr(asked, "tolist") else asked
+            prompt = turns(asked, where) if isinstance(asked, list) else asked if isinstance(asked, str) else None
+            yield Answer(prompt, text if isinstance(text, str) else None, **about, side=side, where=where)

@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 from driftbook.errors import DriftbookError
-from driftbook.exchange.answers import READERS, Answer, Options, contents, key, parsed, said, turns
+from driftbook.exchange.answers import READERS, Answer, Options, at, document, key, said, turns
+from driftbook.files import read_text
 
 ZSTD = 93  # the compression of a zip's entry that inspect_ai writes, and that Python's zipfile learned in 3.14
 
@@ -21,32 +22,36 @@ ZSTD = 93  # the compression of a zip's entry that inspect_ai writes, and that P
 def read(path: Path, options: Options) -> Iterator[Answer]:
     """The last answer of each sample to what was asked before its first one, as solvers put it (with system prompt,
     template, options), else to its input. Epochs are several answers to one prompt. The family is the task."""
-    head, samples = _zip(path) if zipfile.is_zipfile(path) else _json(path)
-    task = str(head.get("eval", {}).get("task", ""))
+    head, samples = _zip(path) if path.suffix == ".eval" or zipfile.is_zipfile(path) else _json(path)
+    task = str(at(head, "eval.task", str, str(path)) or "")
     for where, sample in samples:
-        kept = {f"attachment://{name}": text for name, text in (sample.get("attachments") or {}).items()}
-        messages = sample.get("messages") or []
+        kept = {f"attachment://{name}": text for name, text in (at(sample, "attachments", dict, where) or {}).items()}
+        messages = [m for m in at(sample, "messages", list, where) or [] if isinstance(m, dict)]
         before = list(takewhile(lambda m: m.get("source") != "generate", messages))
         given = before if 0 < len(before) < len(messages) else key(sample, "input", where)
         asked = _resolved(given, kept)
-        output = _resolved(sample.get("output") or {}, kept)
-        choices = output.get("choices") or []
-        text = said(choices[0]["message"].get("content")) if choices else output.get("completion")
+        output = _resolved(at(sample, "output", dict, where), kept)
+        told = at(output, "choices.0.message", dict, where)
+        text = said(told.get("content")) if told else at(output, "completion", str, where)
         prompt = asked if isinstance(asked, str) else turns(asked, where)
-        yield Answer(prompt, None if sample.get("error") else text, f"{task}/{key(sample, 'id', where)}", task)
+        name = f"{task}/{key(sample, 'id', where)}"
+        yield Answer(prompt, None if sample.get("error") else text, name, task, where=where)
 
 
 def _zip(path: Path) -> tuple[dict[str, Any], Iterator[tuple[str, dict[str, Any]]]]:
-    archive = zipfile.ZipFile(path)
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as reason:
+        raise DriftbookError(f"{path}: a zip that cannot be read ({reason}); copy it again") from None
     names = [n for n in archive.namelist() if n.startswith("samples/") and n.endswith(".json")]
     top = "header.json" if "header.json" in archive.namelist() else "_journal/start.json"  # of a run that was cut
 
     def load(name: str) -> dict[str, Any]:
         try:
-            return parsed(_unpacked(archive, name).decode("utf-8"), f"{path}:{name}")
+            return document(_unpacked(archive, name).decode("utf-8"), f"{path}:{name}", dict)
         except KeyError:
             raise DriftbookError(f"{path}: a zip without {name}, so no log of inspect_ai") from None
-        except (NotImplementedError, zipfile.BadZipFile, zlib.error) as reason:
+        except (NotImplementedError, zipfile.BadZipFile, zlib.error, UnicodeDecodeError, EOFError) as reason:
             raise DriftbookError(f"{path}:{name}: cannot be unpacked ({reason})") from None
 
     return load(top), ((f"{path}:{name}", load(name)) for name in names)
@@ -72,9 +77,9 @@ def _unpacked(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _json(path: Path) -> tuple[dict[str, Any], Iterator[tuple[str, dict[str, Any]]]]:
-    log = parsed(contents(path), str(path))
+    log = document(read_text(path), str(path), dict)
     samples = log.get("samples")
-    if not isinstance(samples, list):
+    if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
         raise DriftbookError(f"{path}: no list of samples, so no log of inspect_ai (or one that kept only its header)")
     return log, ((f"{path}: sample {n}", sample) for n, sample in enumerate(samples, 1))
 

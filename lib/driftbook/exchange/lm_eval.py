@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from driftbook.conversations import spelled
 from driftbook.exchange.answers import READERS, Answer, Options, json_lines, key, turns
 
 _NAME = re.compile(r"samples_(?P<task>.+?)(?:_\d{4}-\d\d-\d\dT[\d.:-]+)?")
@@ -27,18 +27,27 @@ def read(path: Path, options: Options) -> Iterator[Answer]:
             continue
         prompt = _prompt(key(row, "arguments", where), where)
         responses = key(row, "resps", where)
-        texts = responses[0] if responses and isinstance(responses[0], list) else responses
-        texts = [t for t in texts if isinstance(t, str)]
+        if isinstance(responses, list) and responses and isinstance(responses[0], list):
+            responses = responses[0]
+        texts = [t for t in _listed(responses) if isinstance(t, str)]
         for text in texts or [None]:
-            yield Answer(prompt, text, f"{task}/{document}", task)
+            yield Answer(prompt, text, f"{task}/{document}", task, where=where)
 
 
-def _prompt(arguments: Any, where: str) -> str | list[dict[str, str]]:
+def _prompt(arguments: Any, where: str) -> str | list[dict[str, str]] | None:
     """The context, in the two ways that it was logged; with a chat API it is a list of messages as JSON."""
-    first = next(iter(arguments.values())) if isinstance(arguments, dict) else arguments[0]
-    context = first["arg_0"] if isinstance(first, dict) else first[0] if isinstance(first, list) else first
-    if isinstance(context, list):
-        context = context[0]  # of a chat API: the JSON, in a list
-    if isinstance(context, str) and context.startswith('[{"role"'):
-        return turns(json.loads(context), where)
-    return str(context)
+    first = arguments
+    for _ in range(3):  # requests, arguments of one; of a chat API the JSON, in a list
+        held = spelled(first)
+        if held is not first:
+            return turns(held, where)
+        if isinstance(first, dict):
+            first = first.get("arg_0", next(iter(first.values()), None))
+        else:
+            first = next(iter(_listed(first)), None)
+    held = spelled(first)
+    return turns(held, where) if held is not first else first if isinstance(first, str) else None
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

@@ -11,6 +11,7 @@ import pandas as pd
 
 from driftbook.errors import DriftbookError
 from driftbook.exchange.answers import READERS, Answer, Options
+from driftbook.files import blank, check_text
 from driftbook.prompts import Prompt
 
 By = Literal["prompt", "id"]
@@ -70,8 +71,9 @@ def matched(
         without = counts["left out: no text"]
         raise DriftbookError(f"{none[0]}: no answer has a text; {without} in all have none (errors, scored options)")
     if not common:
+        left = "".join(f"; {what}: {number}" for what, number in counts.items() if "all sides" not in what)
         raise DriftbookError(
-            f"no {by} was answered by both sides ({', '.join(f'{n}: {len(own)}' for n, own in sides.items())}); "
+            f"no {by} was answered by both sides ({', '.join(f'{n}: {len(own)}' for n, own in sides.items())}{left}); "
             + ("--by id matches by what the files call a question" if by == "prompt" else "--by prompt matches texts")
         )
     rows = []
@@ -88,11 +90,23 @@ def matched(
     return table.drop(columns=[*empty, *([] if len(changes) > 1 else ["change"])]), +counts
 
 
+def _halved(text: str) -> bool:
+    try:
+        check_text(text, "")
+    except DriftbookError:
+        return True
+    return False
+
+
 def _by(answers: Sequence[Answer], by: By, counts: Counter[str]) -> dict[str, list[Answer]]:
     found: dict[str, list[Answer]] = {}
     for answer in answers:
         if answer.text is None:
             counts["left out: no text"] += 1
+        elif answer.prompt is None or (isinstance(answer.prompt, str) and blank(answer.prompt)):
+            counts["left out: no prompt"] += 1
+        elif _halved(answer.text):
+            counts["left out: half of a surrogate pair"] += 1
         elif by == "id" and not answer.id:
             counts["left out: no id"] += 1
         else:
@@ -104,13 +118,13 @@ def _asked(answer: Answer) -> str:
     """The id of what was asked. Raises DriftbookError for messages that are no prompt (tools, images)."""
     system = answer.system or None
     if isinstance(answer.prompt, str):
-        return Prompt(answer.prompt, system=system, source=answer.id).prompt_id
-    return Prompt.from_messages(answer.prompt, system=system, source=answer.id).prompt_id
+        return Prompt(answer.prompt, system=system, source=answer.where).prompt_id
+    return Prompt.from_messages(answer.prompt or [], system=system, source=answer.where).prompt_id
 
 
 def _plain(answer: Answer) -> str | list[dict[str, str]]:
     """A single user's turn as its text."""
-    messages = answer.prompt
+    messages = answer.prompt or ""
     return messages if isinstance(messages, str) or len(messages) > 1 else messages[0]["content"]
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
 from pydantic import BaseModel, ValidationError
 
+from driftbook.conversations import held, spelled
 from driftbook.errors import DriftbookError
 from driftbook.prompts import Prompt
 from driftbook.workbook.runs import find_root
@@ -46,8 +47,8 @@ def as_prompts(prompts: Any) -> list[Prompt]:
     """
     if prompts is None:
         raise DriftbookError("prompts are not given: driftbook compares answers prompt by prompt; give one an answer")
-    if isinstance(prompts, str | Prompt):
-        raise DriftbookError("prompts: a single prompt; give a list of prompts (of files: driftbook.read_prompts)")
+    if isinstance(prompts, str | bytes | Prompt | Mapping | Set) or not isinstance(prompts, Iterable):
+        raise DriftbookError("prompts: give a list of prompts, in order (of files: driftbook.read_prompts)")
     found = [_prompt(one, number) for number, one in enumerate(prompts, 1)]
     if not found:
         raise DriftbookError("prompts: the list is empty; give one prompt at least")
@@ -57,10 +58,11 @@ def as_prompts(prompts: Any) -> list[Prompt]:
 def _prompt(one: Any, number: int) -> Prompt:
     if isinstance(one, Prompt):
         return one
-    if isinstance(one, str):
-        return Prompt(one, source=f"prompt {number}")
-    if isinstance(one, Iterable):
-        return Prompt.from_messages(list(one), source=f"prompt {number}")
+    said = held(one) if isinstance(one, Mapping) else spelled(one)
+    if isinstance(said, str):
+        return Prompt(said, source=f"prompt {number}")
+    if isinstance(said, Iterable) and not isinstance(said, bytes):
+        return Prompt.from_messages(list(said), source=f"prompt {number}")
     raise DriftbookError(f"prompt {number} is {one!r}; give text, a Prompt or a list of messages")
 
 

@@ -6,7 +6,9 @@ Everything is counted and tested as the stage *validate* does it (``evidence.cou
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,14 +32,15 @@ from driftbook.evidence.material import Material, asked_ids
 from driftbook.evidence.outcomes import Outcome, strongest_first
 from driftbook.evidence.panel import hypotheses as panel_hypotheses
 from driftbook.evidence.verdict import Verdict, verdict_of
-from driftbook.files import check_text
+from driftbook.files import check_text, refuse
 from driftbook.front.common import Shown, as_prompts, checked, folder_of
 from driftbook.parameters import Cluster, Splits, Validate
 from driftbook.prompt_files import PromptList
 from driftbook.prompt_files import read_prompts as read_files
 from driftbook.prompts import Prompt, by_unit
+from driftbook.replies import split_thought
 from driftbook.store import digest
-from driftbook.text_tables import matched
+from driftbook.text_tables import check_table, matched, table_rows
 
 if TYPE_CHECKING:
     from driftbook.workbook.figures import Figure
@@ -54,7 +57,7 @@ DIRECTIONS = {"either": "either", "more": "intervention", "less": "base"}
 # ------------------------------------------------------------------------------------------------------------- measures
 
 
-def read_prompts(*patterns: str, root: Path | str | None = None) -> PromptList:
+def read_prompts(*patterns: str | Path, root: Path | str | None = None) -> PromptList:
     """The prompts of files (text, JSONL, JSON, CSV; ``docs/prompts.md``), each once, in reading order.
 
     Args:
@@ -63,7 +66,7 @@ def read_prompts(*patterns: str, root: Path | str | None = None) -> PromptList:
     Raises:
         DriftbookError: a file is missing, empty or malformed; names file and line.
     """
-    return read_files(list(patterns), Path.cwd() if root is None else Path(root))
+    return read_files(list(map(str, patterns)), Path.cwd() if root is None else Path(root))
 
 
 def words(*words: str, place: Place = "anywhere", unit: Unit = "share", label: str | None = None) -> Measure:
@@ -95,6 +98,8 @@ def measure(what: str | Measure | Sequence[str], unit: Unit = "share") -> Measur
             raise DriftbookError(f"measure {what.name}: made by hand, so it cannot be frozen; use driftbook.measure")
         return what
     if not isinstance(what, str):
+        if not _in_order(what):
+            raise DriftbookError(f"measure: {what!r}; give the name of a behaviour, or words in a list")
         return words_measure(list(what), unit=unit)
     if len(what) > 2 and what[0] == what[-1] == "/":
         return pattern_measure(what[1:-1], unit=unit)
@@ -115,19 +120,22 @@ def gathered(base: Any, changed: Any, prompts: Any) -> tuple[pd.DataFrame, list[
     """Answers of both sides as a table (text_id, side, prompt_id, family, round, propensity, text, asked), and the
     prompts. Look-alikes have one ``prompt_id``; ``asked`` is the prompt itself.
 
-    ``base`` may be a table with the columns side (base, intervention), prompt and text, and maybe family and system;
-    else both are lists of texts, or of lists of texts, one entry a prompt.
+    ``base`` may be a table as ``text_tables.read_text_table`` reads it; else both are lists of texts, or of lists of
+    texts, one entry a prompt. What a model thought before it answered is left off.
 
     Raises:
         DriftbookError: lengths differ, a side is empty, a prompt has answers of one side only, or an answer is no text.
     """
     if isinstance(base, pd.DataFrame) and changed is None:
-        rows = _of_table(base)
+        check_table(base, "the table")
+        found = table_rows(base, "the table")
+        refuse(found.unreadable, 0, "table.drop(...)")
+        rows = list(found)
     else:
         rows = _of_lists(base, changed, as_prompts(prompts))
     for _, prompt, text in rows:
         check_text(text, f"the answer to {prompt.text[:60]!r}")
-    rows, _ = matched(rows)
+    rows, _ = matched(_answered(rows))
     asked: dict[str, Prompt] = {}
     number: dict[tuple[str, str], int] = {}
     table = []
@@ -153,36 +161,45 @@ def gathered(base: Any, changed: Any, prompts: Any) -> tuple[pd.DataFrame, list[
 def _of_lists(base: Any, changed: Any, prompts: list[Prompt]) -> list[tuple[str, Prompt, str]]:
     rows = []
     for side, name, given in (("base", "base", base), ("intervention", "changed", changed)):
-        if given is None or isinstance(given, str | pd.DataFrame):
-            raise DriftbookError(f"{name}: give a list with the answers to each prompt (or one table of both sides)")
+        if not _in_order(given):
+            raise DriftbookError(
+                f"{name}: give a list with the answers to each prompt, in their order (or one table of both sides)"
+            )
         given = list(given)
         if not given:
             raise DriftbookError(f"{name}: no answers; both sides must answer the same prompts")
         if len(given) != len(prompts):
             raise DriftbookError(f"{name}: {len(given)} answers and {len(prompts)} prompts; give an entry a prompt")
         for number, (prompt, said) in enumerate(zip(prompts, given, strict=True), 1):
-            for text in [said] if isinstance(said, str) or not np.iterable(said) else said:
+            for text in said if _in_order(said) else [said]:
                 if not isinstance(text, str):
                     raise DriftbookError(f"{name}: answer {number} is {text!r}, which is no text; fill or drop it")
                 rows.append((side, prompt, text))
     return rows
 
 
-def _of_table(table: pd.DataFrame) -> list[tuple[str, Prompt, str]]:
-    missing = [c for c in ("side", "prompt", "text") if c not in table]
-    if missing:
-        raise DriftbookError(f"the table has no column {' and no column '.join(missing)}; it has {', '.join(table)}")
-    rows = []
-    for number, row in enumerate(table.to_dict("records"), 1):
-        side, asked, text = row["side"], row["prompt"], row["text"]
-        if side not in SIDES:
-            raise DriftbookError(f"row {number}: side {side!r}; use base and intervention")
-        if not isinstance(text, str):
-            raise DriftbookError(f"row {number}: text is {text!r}; fill or drop it")
-        about = {c: row[c] for c in ("family", "system") if isinstance(row.get(c), str) and row[c]}
-        (prompt,) = [Prompt(asked, **about)] if isinstance(asked, str) else as_prompts([asked])
-        rows.append((side, prompt, text))
-    return rows
+def _in_order(given: Any) -> bool:
+    """Whether it is several things one after the other, as a text, a mapping or a set are not."""
+    return np.iterable(given) and not isinstance(given, str | bytes | Mapping | Set | pd.DataFrame)
+
+
+def _answered(rows: list[tuple[str, Prompt, str]]) -> list[tuple[str, Prompt, str]]:
+    """The rows with their answers alone, without the thought before them. Answers that never came are no answers.
+
+    Raises DriftbookError where none of a side came.
+    """
+    told = [(side, prompt, *split_thought(text)) for side, prompt, text in rows]
+    came = [(side, prompt, text) for side, prompt, thought, text in told if text or not thought]
+    left = Counter(side for side, *_ in rows) - Counter(side for side, *_ in came)
+    for side, number in left.items():
+        of = sum(one == side for one, *_ in rows)
+        if number == of:
+            raise DriftbookError(f"{side}: all {of} answers end inside of their thought; give the model more tokens")
+        warnings.warn(f"{side}: {number} of {of} answers end inside of their thought, and are left out", stacklevel=4)
+    if not left:
+        return came
+    both = set.intersection(*({p.prompt_id for one, p, _ in came if one == side} for side in SIDES))
+    return [row for row in came if row[1].prompt_id in both]
 
 
 # ----------------------------------------------------------------------------------------------------------- one claim
@@ -268,6 +285,8 @@ def test(
     Raises:
         DriftbookError: an unknown behaviour, lists of different lengths, an empty side, no prompts.
     """
+    if words is not None and not _in_order(words):
+        raise DriftbookError(f"words: {words!r}; give words in a list")
     asked = words_measure(list(words), label=str(what)) if words is not None else measure(what)
     if direction not in DIRECTIONS:
         raise DriftbookError(f"direction: {direction!r}; use one of {', '.join(DIRECTIONS)}")

@@ -11,13 +11,13 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from driftbook.errors import DriftbookError
 from driftbook.evidence.rubrics import rubric
-from driftbook.sections import JudgeOpening, JudgeSpec
+from driftbook.sections import Json, JudgeOpening, JudgeSpec
 
 if TYPE_CHECKING:
     from driftbook.chat import Chat
@@ -37,7 +37,7 @@ class Told(JudgeSpec):
     )
     rubric: str | None = Field(None, description="file that replaces the judge's instructions")
     max_output_tokens: int = Field(200, ge=1)
-    template_args: dict[str, Any] = Field(
+    template_args: Json = Field(
         {}, description="arguments of the chat template, such as enable_thinking: false"
     )
     paid: ClassVar[bool] = True

@@ -47,4 +47,5 @@ class TableEngine(Engine):
                 )
             text = held[request.sample]
             thought, answer = split_thought(text)
-            yield Answer(index, read_tokens(self.reader, request, answer), "eos", answer, thought)
+            ended = "cut" if thought and not answer else "eos"  # inside of its thought
+            yield Answer(index, read_tokens(self.reader, request, answer), ended, answer, thought)
