@@ -87,6 +87,8 @@ def test_the_large_experiment_is_sized_for_gpus_and_priced_without_being_run():
     assert "200,000 texts" in said and "each GPU: 14.0 GB of weights a model, two models" in said
     assert 0 < step(found, "validate").usd < load_experiment(REPOSITORY / "params/large.yml").validation.budget_usd
     assert "prompts on the Hub" in said and "assumed" in said
+    read, named = 24 + 12 * 3, load_experiment(REPOSITORY / "params/large.yml").cluster.hypotheses
+    assert f"labeller: at most {read + named} calls" in step(found, "validate").what
 
 
 def test_a_bill_above_the_cap_is_said(tmp_path):

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from driftbook.errors import DriftbookError
 from driftbook.evidence.rubrics import rubric
-from driftbook.sections import Json, JudgeOpening, JudgeSpec
+from driftbook.sections import Cost, Json, JudgeOpening, JudgeSpec
 
 if TYPE_CHECKING:
     from driftbook.chat import Chat
@@ -58,14 +58,18 @@ class Told(JudgeSpec):
 
     def plainest(self) -> Told:
         """The same model, asked about one statement of one text at a time."""
-        return self.model_copy(update={name: one for name, one in PLAINEST.items() if name in type(self).model_fields})
+        return self._asked(mode="single", per_call=1)
+
+    def labels(self, pairs: int, answer_tokens: int) -> Cost:
+        """What reading so many pairs of answers costs: a reply is as long as ten verdicts."""
+        return self._asked(mode="pair", per_call=10).cost(pairs, 1, answer_tokens)
+
+    def _asked(self, **how: Any) -> Told:
+        return self.model_copy(update={name: one for name, one in how.items() if name in type(self).model_fields})
 
     def talk(self, opening: JudgeOpening) -> Chat:
         """The model to hold conversations with: it proposes hypotheses, and writes texts for them."""
         raise NotImplementedError
-
-
-PLAINEST = {"mode": "single", "per_call": 1}
 
 
 def fenced(*parts: tuple[str, str]) -> str:

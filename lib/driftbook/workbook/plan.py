@@ -53,7 +53,7 @@ SHAPES = (
 LIBRARIES_GB = 1.5
 BATCH_CPU, BATCH_GPU = 128, 512  # rows that the local engine computes together when it is not told
 CALIBRATION_PROMPTS = 64
-LABELLED = 12  # hypotheses at most that a labeller proposes
+LABELLED = 12  # hypotheses at most that a labeller proposes, and groups that it reads apart
 BESIDE_PROMPTS = 60  # validate.PROMPTS_BESIDE: importing it would read torch
 
 
@@ -409,6 +409,10 @@ def _validate(experiment: Experiment, prompts: int) -> Step:
         usd, seconds = usd + cost.usd, seconds + cost.seconds
         said.append(f"{name}: " + (f"at most {cost.calls:,} calls, {cost.usd:,.2f} USD" if cost.calls else "no calls"))
 
+    if section.labeller == "llm":
+        assert isinstance(section.labeller_judge, Told)  # the parameter model has checked it
+        pairs = section.labeller_pairs + LABELLED * max(1, section.labeller_pairs // 8) + experiment.cluster.hypotheses
+        add("labeller", section.labeller_judge.labels(pairs, decode.max_new_tokens))
     for name, (judge, texts) in bills.items():
         add(f"{name}, {judge.kind}", judge.cost(texts, hypotheses, decode.max_new_tokens))
     if told is not None and (beside := section.coherence + section.baselines):  # each a call about one statement
