@@ -64,7 +64,7 @@ class Told(JudgeSpec):
         """What reading so many pairs of answers costs: a reply is as long as ten verdicts."""
         return self._asked(mode="pair", per_call=10).cost(pairs, 1, answer_tokens)
 
-    def _asked(self, **how: Any) -> Told:
+    def _asked(self, **how: str | int) -> Told:
         return self.model_copy(update={name: one for name, one in how.items() if name in type(self).model_fields})
 
     def talk(self, opening: JudgeOpening) -> Chat:
