@@ -18,8 +18,12 @@ from driftbook.workbook.tables import Table
 from driftbook.workbook.theme import BASE, GREY, INTERVENTION, band, theme
 from driftbook.workbook.wording import plain, shorten
 
-MULTIPLES, COLUMNS = 6, 3
-WIDEST = 12  # changes beside each other whose cells are wide enough for a number
+MULTIPLES, ROW, HEAD = 6, 120, 34  # small charts below each other; pixels of each, and of them above the chart
+WIDEST = 8  # changes beside each other whose cells are wide enough for a number, also on a phone
+SCALE = {  # above the cells: beside them it would take a phone's half
+    "orientation": "h", "thickness": 10, "len": 0.6, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom",
+    "title": {"text": "net share of prompts that moved", "side": "top", "font": {"size": 12}},
+}  # fmt: skip
 MAP_POINTS = 1500  # of each change that are drawn
 
 
@@ -58,7 +62,7 @@ def matrix(run: Run, read: pd.DataFrame) -> Figure | None:
             notes.append(_tag(column, row, value if len(names) <= WIDEST else "●"))
     heat = go.Heatmap(
         z=floats(grid), x=[*columns.values()], y=[*rows.values()], zmin=-reach, zmax=reach, xgap=1, ygap=1, text=hover,
-        colorbar={"title": {"text": "net share"}, "thickness": 12}, hovertemplate="%{text}<extra></extra>",
+        colorbar=SCALE, hovertemplate="%{text}<extra></extra>",
     )  # fmt: skip
     x = {"tickvals": [*columns.values()], "ticktext": _ticks(run, names), "range": [-0.5, len(names) - 0.5]}
     y = {"tickvals": [*rows.values()], "ticktext": labels, "range": [len(rows) - 0.5, -0.5], "showgrid": False}
@@ -115,7 +119,6 @@ def multiples(run: Run, read: pd.DataFrame, first: pd.DataFrame) -> Figure | Non
     ids = first.loc[first["most"].abs().sort_values(ascending=False, kind="stable").index, "hypothesis_id"][:MULTIPLES]
     if not len(ids):
         return None
-    rows = -(-len(ids) // COLUMNS)
     traces, layout, notes = [], {}, []
     for number, name in enumerate(ids):
         own = read[read["hypothesis_id"] == name].sort_values("x")
@@ -135,15 +138,17 @@ def multiples(run: Run, read: pd.DataFrame, first: pd.DataFrame) -> Figure | Non
             go.Scatter(x=x, y=floats(base + moved), mode="lines+markers", line={"color": INTERVENTION, "width": 2},
                        marker={"size": 6}, **{**on, "hoverinfo": "all"}),
         ]  # fmt: skip
-        column, row = number % COLUMNS, number // COLUMNS
-        left, top = column / COLUMNS + (0.05 if column else 0), 1 - row / rows
-        right, bottom = (column + 1) / COLUMNS - 0.01, 1 - (row + 1) / rows + (0.12 if row + 1 < rows else 0.02)
-        layout[f"xaxis{axis}"] = {"domain": [left, right], "anchor": f"y{axis}", "showgrid": False}
-        layout[f"yaxis{axis}"] = {"domain": [bottom, top - 0.1], "anchor": f"x{axis}"}
-        title = f"{shorten(own['behaviour'].iloc[0], 34)} ({_unit(own['unit'].iloc[0])})"
-        notes.append({"text": plain(title), "x": left, "y": top - 0.095, "xref": "paper", "yref": "paper",
+        last, top, bottom = number + 1 == len(ids), 1 - number / len(ids), 1 - (number + 1) / len(ids)
+        room = HEAD / (ROW * len(ids))  # above each, for its name
+        under = {"showticklabels": last, "title": {"text": _axis(run) if last else ""}}
+        if any(m.number is None for m in run.params.members):
+            under |= {"tickvals": x, "ticktext": [plain(n) for n in own["change"]]}
+        layout[f"xaxis{axis}"] = {"anchor": f"y{axis}", "showgrid": False} | under
+        layout[f"yaxis{axis}"] = {"domain": [bottom, top - room], "anchor": f"x{axis}", "nticks": 4}
+        title = f"{shorten(own['behaviour'].iloc[0], 34)}, {_unit(own['unit'].iloc[0])}"
+        notes.append({"text": plain(title), "x": 0, "y": top - room, "xref": "paper", "yref": "paper",
                       "xanchor": "left", "yanchor": "bottom", "showarrow": False})  # fmt: skip
-    figure = chart(traces, height=60 + 210 * rows, x={}, y={})
+    figure = chart(traces, height=70 + ROW * len(ids), x={}, y={})
     figure.update_layout(**layout, annotations=notes, showlegend=False)
     names = first.set_index("hypothesis_id").loc[ids, "behaviour"]
     title = f"{len(ids)} behaviours along the {_axis(run)}, those that moved most"
@@ -166,7 +171,7 @@ def began(first: pd.DataFrame, alpha: float) -> Table | None:
             "behaviour": r.behaviour, "first told at": r.first, "not told at": r.before or "none before it",
             "base": _value(r.base, r.unit), "there": _value(r.changed, r.unit),
             "difference": f"{_move(r.difference, r.unit)} ({_move(r.low, r.unit)} to {_move(r.high, r.unit)})",
-            "p_value": r.adjusted, "changes": r.changes,
+            "p_value": r.adjusted, "changes told": r.changes,
         }
         for r in first.itertuples()
     ]  # fmt: skip
