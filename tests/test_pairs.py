@@ -109,6 +109,18 @@ def test_what_no_claim_tells_is_missed_and_the_verdict_has_to_name_one_of_the_la
     assert pairs.named(other)
 
 
+def test_that_answers_are_brief_names_the_length_that_they_lost():
+    rows = [(side, f"Prompt {p}", text) for p in range(60) for side, text in (
+        ("base", "It rains all day, and the river rises. Stay at home. Read."), ("intervention", "It rains."))]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["side", "prompt", "text"])
+    brief = ("b", "is five words or fewer", "is_brief", "intervention", True)
+    assert pairs.largest(told_of(table, brief))[0].name in ("words", "sentences")
+    assert pairs.named(told_of(table, brief, strongest=["b"]))
+    longer = ("b", "is five words or fewer", "is_brief", "base", True)
+    told = told_of(table, longer, strongest=["b"])
+    assert not pairs.named(told)  # the other way round
+
+
 def test_figures_of_the_bench_and_a_folder_that_is_not_there(tmp_path):
     told = told_of(table_of(), ("a", "ends", "ends_with_question", "intervention", True), strongest=["a"])
     same = table_of().assign(text="The same.")

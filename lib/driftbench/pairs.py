@@ -20,6 +20,7 @@ import yaml
 from driftbench import plain
 from driftbook.discovery.hypotheses import Hypothesis, from_frame
 from driftbook.errors import DriftbookError
+from driftbook.prompts import SIDES
 from driftbook.workbook.runner import run_stage
 from driftbook.workbook.runs import RUN_FILE, Layout, read_json
 
@@ -55,6 +56,8 @@ BESIDE: Mapping[str, tuple[str, ...]] = {
     "words_a_sentence": ("words_a_sentence",),
     "variety": ("variety",),
 }
+# What only short answers do tells of a length of the other side.
+SHORT: Mapping[str, str] = {"is_brief": "length_words", "is_one_sentence": "length_sentences"}
 SHARES_OF = {panel[0]: name for name, panel in BESIDE.items() if name not in ("refuses", "sentences")}
 
 
@@ -177,6 +180,7 @@ def named(told: Told) -> bool:
     by more points than any of them."""
     first, facts = told.claims[told.claims["hypothesis_id"].isin(told.strongest)], largest(told)
     said = set(zip(first["measure"], first["direction"], strict=True))
+    said |= {(SHORT[name], SIDES[side == SIDES[0]]) for name, side in said if name in SHORT}
     if any((name, fact.side) in said for fact in facts for name in BESIDE[fact.name]):
         return True
     points = first.loc[first["unit"] == "share", "difference"].abs()
