@@ -110,8 +110,8 @@ def test_what_no_claim_tells_is_missed_and_the_verdict_has_to_name_one_of_the_la
 
 
 def test_that_answers_are_brief_names_the_length_that_they_lost():
-    rows = [(side, f"Prompt {p}", text) for p in range(60) for side, text in (
-        ("base", "It rains all day, and the river rises. Stay at home. Read."), ("intervention", "It rains."))]  # fmt: skip
+    said = {"base": "It rains all day, and the river rises. Stay at home. Read.", "intervention": "It rains."}
+    rows = [(side, f"Prompt {p}", text) for p in range(60) for side, text in said.items()]
     table = pd.DataFrame(rows, columns=["side", "prompt", "text"])
     brief = ("b", "is five words or fewer", "is_brief", "intervention", True)
     assert pairs.largest(told_of(table, brief))[0].name in ("words", "sentences")

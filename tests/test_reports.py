@@ -297,7 +297,8 @@ def test_the_front_page_goes_from_the_verdict_to_how_it_is_made_again(front: Pag
 
 def test_the_verdict_names_the_models_what_moved_and_how_sure_it_is(front: Page) -> None:
     claim = "hedges with words such as maybe"
-    assert f"changed Compared with {NAMES[0]}, {NAMES[1]} more often {claim} (10% → 30% of answers)." in front.text
+    changed = "smollm2-135m-instruct (steered)"  # its comma would part the sentence
+    assert f"changed Compared with {NAMES[0]}, {changed} more often {claim} (10% → 30% of answers)." in front.text
     assert "120 prompts, 2 answers of each model to each; 1 of 3 claims are confirmed." in front.text
 
 

@@ -43,7 +43,14 @@ class Findings:
     def headline(self) -> str:
         """The verdict as a sentence that names the models."""
         changed = self.state == "changed" and len(self.moved)
-        return f"Compared with {self.names[0]}, {self.names[1]} {self.said}." if changed else self.said
+        base, now = map(_spoken, self.names)
+        return f"Compared with {base}, {now} {self.said}." if changed else self.said
+
+
+def _spoken(name: str) -> str:
+    """A name inside a sentence: "Llama, steered" has a comma that would part it."""
+    model, _, what = name.partition(", ")
+    return f"{model} ({what})" if what else name
 
 
 def read_findings(experiment: Path, names: tuple[str, str] = ("base", "changed")) -> Findings | None:

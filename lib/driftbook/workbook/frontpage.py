@@ -260,10 +260,9 @@ def _how_sure(folder: Path, params: Mapping[str, Any], findings: Findings | None
     )
     held = [material.holds_in(i) for i in findings.moved["hypothesis_id"].head(3)]
     if held and held[0][1] > 1:
-        listed = ", ".join(f"{k} of {n}" for k, n in held)
-        plural = "each go the same way" if len(held) > 1 else "goes the same way"
-        said.append(f"The first {len(held)} {plural} in {listed} kinds of prompts." if len(held) > 1 else
-                    f"The first {plural} in {listed} kinds of prompts.")  # fmt: skip
+        listed = ", ".join(dict.fromkeys(f"{'all' if k == n else f'{k} of'} {n}" for k, n in held))
+        who = f"The first {len(held)} each go" if len(held) > 1 else "The first goes"
+        said.append(f"{who} the same way in {listed} kinds of prompts.")
     amplified = findings.moved["amplified"].fillna("").head(3) if "amplified" in findings.moved else ()
     said += [f"Amplified: {a}" for a in amplified if a]
     if finite(metrics.get("share_of_bag_of_words")):
