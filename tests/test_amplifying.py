@@ -79,9 +79,9 @@ def test_a_claim_picks_out_what_the_plant_shows_or_it_does_not():
     texts = pd.DataFrame({"text": ["tea", "no", "tea", "no"] * 5})
     rule = plant(lambda t: t == "tea")
     shown = (texts["text"] == "tea").to_numpy(float)
-    assert amplifying._picks_out(shown, texts, 1, rule) and not amplifying._picks_out(shown, texts, -1, rule)
-    assert not amplifying._picks_out(np.ones(20), texts, 1, rule)
-    assert not amplifying._picks_out(shown, texts.assign(text="no"), 1, rule)
+    assert amplifying._picks_out(shown, texts, 1, rule) == 1 and amplifying._picks_out(shown, texts, -1, rule) == 0
+    assert amplifying._picks_out(np.ones(20), texts, 1, rule) == 0.5
+    assert amplifying._picks_out(shown, texts.assign(text="no"), 1, rule) == 0
 
 
 def test_plainness_is_counted_by_the_plants_rule_at_every_strength(garden):

@@ -131,13 +131,14 @@ class Found:
         return sum(o.confirmed for o in self.outcomes) + len(self.only_amplified)
 
     def recovering(self, plant: Plant) -> list[Outcome]:
-        """The claims that pick out the answers that show the plant (AUC at least ``MATCH``), ordinary ones first."""
-        plain = [o for o in self.outcomes if o.confirmed and _picks_out(o.scores, o.texts, o.sign, plant)]
+        """The claims that pick out the answers that show the plant (AUC at least ``MATCH``), the best first; those of
+        ordinary answers before those of amplified ones alone."""
         material, found = self.material, self.only_amplified
         shown = read_all([o.hypothesis for o in found], material.amplified, material)[1] if found else None
-        return plain + [
-            o for i, o in enumerate(found) if _picks_out(shown[:, i], material.amplified, o.sign, plant)
-        ]  # fmt: skip
+        plain = [(_picks_out(o.scores, o.texts, o.sign, plant), o) for o in self.outcomes if o.confirmed]
+        faint = [(_picks_out(shown[:, i], material.amplified, o.sign, plant), o) for i, o in enumerate(found)]
+        best = (sorted(some, key=lambda x: -x[0]) for some in (plain, faint))
+        return [o for some in best for auc, o in some if auc >= MATCH]
 
     def row(self, plant: Plant) -> dict[str, Any]:
         """A row of the table of recall."""
@@ -149,11 +150,12 @@ class Found:
         }  # fmt: skip
 
 
-def _picks_out(scores: np.ndarray, texts: pd.DataFrame, sign: int, plant: Plant) -> bool:
+def _picks_out(scores: np.ndarray, texts: pd.DataFrame, sign: int, plant: Plant) -> float:
+    """AUC of a claim for the answers that show the plant; 0 where none or all show it."""
     shown, known = texts["text"].map(plant.scorer).to_numpy(bool), ~np.isnan(scores)
     if not 0 < shown[known].sum() < known.sum():
-        return False
-    return bool(roc_auc_score(shown[known], sign * scores[known]) >= MATCH)
+        return 0.0
+    return float(roc_auc_score(shown[known], sign * scores[known]))
 
 
 def pipeline(
@@ -324,9 +326,9 @@ TABLES = ("plainness", "recall", "doses", "read_back", "ranks", "away", "narrow"
 def tried(
     garden: Garden, plant: Plant, design: Design, screened: int, progress: Callable[..., Any]
 ) -> dict[str, pd.DataFrame]:
-    """All that is asked of a plant: tables by the names of ``TABLES``. ``doses`` is the dose-response of the claim that
-    finds it; ``away`` and ``narrow`` are plainness and recall on prompts that a plant with conditions was not aimed
-    at."""
+    """All that is asked of a plant: tables by the names of ``TABLES``. ``doses`` is the dose-response of the best claim
+    about shares that finds it; ``away`` and ``narrow`` are plainness and recall on prompts that a plant with conditions
+    was not aimed at."""
     shaped = (garden.settings, file_hash(garden.root / garden.settings["answers"]), garden.base.key, garden.seed)
     key = digest(_code(), *shaped, plant.label, plant.spec, asdict(design), screened)
     store = ShardStore(garden.cache / "amplifying")
@@ -336,7 +338,7 @@ def tried(
     pair = garden.open(plant)
     found = {a: pipeline(garden, pair, design, a, progress) for a in (False, True)}
     elsewhere = {a: pipeline(garden, pair, design, a, progress, plant) for a in (False, True) if plant.conditional}
-    best = next(iter(found[True].recovering(plant)), None)
+    best = next((o for o in found[True].recovering(plant) if o.measure.unit == "share"), None)
     doses = found[True].doses.assign(plant=plant.label)
     tables = {
         "plainness": plainness(garden, pair, plant, design),
