@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 HERE = Path(__file__).parent
-ROW = re.compile(r"^\| .+ \| .+ \| .+ \|$")
+ROW = re.compile(r"^\| .+ \| .+ \| .+ \| .+ \|$")
 
 
 def cases() -> list[str]:
@@ -17,7 +17,7 @@ def cases() -> list[str]:
 
 def test_every_situation_names_tests_that_exist():
     for case in cases():
-        assert ROW.match(case), f"no row of three columns: {case}"
+        assert ROW.match(case), f"no row of four columns: {case}"
         named = re.findall(r"`(\w+\.py)::(\w+)`", case)
         assert named, f"no test is named: {case}"
         for file, test in named:

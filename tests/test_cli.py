@@ -85,6 +85,16 @@ def test_clean_keeps_good_runs_unless_they_are_named(call, root, bench):
     assert not (root / "outputs/bench-tiny").exists() and not (root / "outputs/.cache").exists()
 
 
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), ValueError("No space left on device")])
+def test_a_full_disk_is_told_by_every_command_whoever_met_it(call, monkeypatch, failure):
+    def full(*_):
+        raise failure
+
+    monkeypatch.setattr(cli.state, "explain", full)
+    code, said = call("why", "bench-tiny")
+    assert code == 1 and "No space left on device" in said
+
+
 @pytest.mark.parametrize("name", ["..", "", "../params", "/", ".cache"])
 def test_clean_removes_nothing_outside_of_outputs(call, root, name):
     code, said = call("clean", name)

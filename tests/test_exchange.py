@@ -211,6 +211,10 @@ def test_what_would_be_dropped_from_a_prompt_is_refused_by_its_place(tmp_path):
     answers = jsonl(tmp_path / "b.jsonl", [{"custom_id": "1"}])
     with pytest.raises(DriftbookError, match=r"r\.jsonl:2: custom_id '1' stands in .*r\.jsonl:1 already"):
         read("openai-batch", [answers] * 2, {"requests": str(jsonl(tmp_path / "r.jsonl", requests))})
+    sides = [{"side": side, "prompt": "Why?", "text": "So."} for side in ("base", "intervention")]
+    texts = jsonl(tmp_path / "t.jsonl", sides)
+    with pytest.raises(DriftbookError, match="a table of texts already; name it as kind: texts"):
+        read("columns", [texts, texts], {})
     with pytest.raises(DriftbookError, match="--with promt: there is no such part"):
         read("columns", [path, path], {"promt": "q"})
 

@@ -19,6 +19,8 @@ def read(path: Path, options: Options) -> Iterator[Answer]:
     column for each: ``--with base=before --with changed=after``."""
     names = {role: options.get(role, role) for role in ROLES}
     table = read_table(path, str(path))
+    if "side" in table:
+        raise DriftbookError(f"{path}: has a column side, so it is a table of texts already; name it as kind: texts")
     both = names["base"] in table and names["changed"] in table
     if unknown := [role for role in options if role not in ROLES]:
         raise DriftbookError(f"--with {unknown[0]}: there is no such part of an answer; there are {', '.join(ROLES)}")

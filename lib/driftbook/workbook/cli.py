@@ -17,7 +17,7 @@ from driftbook.members import NAME
 from driftbook.parameters import STAGES, BenchExperiment, load_experiment
 from driftbook.workbook import compare, state
 from driftbook.workbook.drawing import front_page, redraw_all
-from driftbook.workbook.runner import run_experiment
+from driftbook.workbook.runner import room, run_experiment
 from driftbook.workbook.runs import Layout, find_root, label, plain_warnings
 from driftbook.workbook.state import parts
 
@@ -34,6 +34,11 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except OSError as error:  # a disk that is full or read-only, a file where a folder belongs
         print(f"error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except Exception as error:  # libraries that write weights have their own error for a full disk
+        if not (hint := room(str(error))):
+            raise
+        print(f"error: {error}{hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the last good runs and all caches are kept", file=sys.stderr)

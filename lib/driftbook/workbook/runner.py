@@ -284,7 +284,7 @@ def judge(folder: Path, code: int) -> Failure | None:
     events = _events(folder)
     for event in events:
         if event["event"] == "failed":
-            return Failure(event["reason"] + _hint(event["reason"]), event["cell"])
+            return Failure(event["reason"] + room(event["reason"]), event["cell"])
     started = [e["cell"] for e in events if e["event"] == "start"]
     done = {e["cell"] for e in events if e["event"] == "done"}
     error = next((e["reason"] for e in events if e["event"] == "error"), "")
@@ -307,7 +307,8 @@ def _interrupted(folder: Path) -> Failure:
     return Failure("interrupted", running[-1] if running else None)
 
 
-def _hint(reason: str) -> str:
+def room(reason: str) -> str:
+    """What mends a full disk; "" for another reason."""
     if "No space left on device" in reason:
         return " (make room, or move outputs/ to a larger disk; what was cached is kept)"
     return ""
