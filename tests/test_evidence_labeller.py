@@ -113,6 +113,8 @@ def test_parsing_keeps_what_is_well_formed():
     assert parse(said) == [("B", "is more polite", "Please")]
     cut = '[{"answer": "A", "does": "uses lists", "quote": "1. One",}, {"answer": "B", "does": "is'
     assert parse(cut) == [("A", "uses lists", "1. One")], "what stood whole before the end"
+    begun = '```json\n[{"answer": "A", "does": "gives reasons", "quote": "Because it'
+    assert parse(begun) == parse(begun + '"\n ') == [("A", "gives reasons", "Because it")], "a quote that was begun"
     same = [{"answer": w, "does": "gives advice", "quote": w} for w in "AB"]
     assert parse(json.dumps(same)) == [], "what is said of both is no difference"
     for bad in ("", "[", "[1, 2]", '{"answer": 1, "does": "a b c", "quote": "q"}', "[{]"):

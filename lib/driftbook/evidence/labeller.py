@@ -78,9 +78,12 @@ class Account:
 
 
 def parse(text: str) -> list[tuple[str, str, str]]:
-    """(A or B, what it does, quote) of each well-formed entry. What is said of both answers alike is no difference."""
+    """(A or B, what it does, quote) of each well-formed entry. What is said of both answers alike is no difference.
+
+    Of a reply that was cut the last entry counts too where its quote was begun: small models copy whole answers.
+    """
     found = []
-    for entry in json_objects(text):
+    for entry in max((json_objects(text + end) for end in ("", "}", '"}')), key=len):
         who, does, quote = (entry.get(key) for key in ("answer", "does", "quote"))
         if all(isinstance(v, str) for v in (who, does, quote)) and who.strip().upper()[-1:] in ("A", "B"):
             said = statement(does)
