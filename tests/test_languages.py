@@ -21,10 +21,20 @@ ARABIC = """
     البيت الماء الوقت العمل الناس البلد المدينة الكتاب الشارع الشجرة النهر اليوم
     الليل الكلام اليد العين الحياة الشمس
 """
+THAI = "บ้าน น้ำ เวลา งาน คน เมือง หนังสือ ถนน ต้นไม้ แม่น้ำ วัน คืน มือ ตา ชีวิต ภาษา ลม ฝน ดิน"
+KOREAN = "집 물 시간 일 사람 도시 책 길 나무 강 낮 밤 손 눈 삶 말 해 바람 비 흙"
+RUSSIAN = """
+    дом вода время работа люди город книга улица дерево река день ночь рука глаз жизнь
+    язык солнце ветер дождь земля
+"""
+FILLER = "the plan was to walk early along river and talk about food music work travel"
 LANGUAGES = {  # words, what stands between them, the planted word, end marks, questions
     "Chinese": (list(CHINESE), "", "也许", "。？", ["为什么", "怎么办", "是什么", "哪里有"]),
     "Japanese": (list(JAPANESE), "", "たぶん", "。？", ["なぜですか", "何ですか", "どこですか"]),
     "Hindi": (HINDI.split(), " ", "शायद", "।?", ["क्यों", "कैसे", "क्या है", "कहाँ", "कौन"]),
+    "Thai": (THAI.split(), "", "อาจจะ", " ?", ["ทำไม", "อย่างไร", "คืออะไร", "ที่ไหน"]),
+    "Korean": (KOREAN.split(), " ", "아마", ".?", ["왜", "어떻게", "무엇", "어디"]),
+    "Russian": (RUSSIAN.split(), " ", "возможно", ".?", ["почему", "как", "что", "где"]),
     "Arabic": (ARABIC.split(), " ", "ربما", ".؟", ["لماذا", "كيف", "ما هو", "أين", "من هو"]),
 }
 
@@ -47,9 +57,9 @@ def table(language: str, planted: bool, prompts: int = 120) -> pd.DataFrame:
 def test_a_planted_word_is_found_and_named_and_nothing_of_form_is_claimed(language):
     found = db.compare(table(language, planted=True)).table
     told = found[found["confirmed"]]
-    assert f'says "{LANGUAGES[language][2]}"' in set(told["behaviour"])
     # a longer and rarer word changes sizes and variety a little; of what answers do, it is all that changed
-    assert set(told.loc[told["unit"] == "share", "behaviour"]) == {f'says "{LANGUAGES[language][2]}"'}
+    (said,) = set(told.loc[told["unit"] == "share", "behaviour"])
+    assert said.removesuffix(" in its first sentence") == f'says "{LANGUAGES[language][2]}"'
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -69,6 +79,29 @@ def test_english_only_measures_decline_and_are_counted():
 def test_length_in_words_declines_where_no_spaces_are_written():
     length = next(m for m in panel() if m.name == "length_words")
     assert np.isnan(length.read("天地人山水火风雨花草木石鸟鱼虫日月星云雪" * 3, ""))
+
+
+def test_length_is_told_in_characters_where_words_cannot_be_counted():
+    """A segmenter would count the words of its dictionary; characters are what everyone counts."""
+    short = table("Chinese", planted=False, prompts=60)
+    double = short.assign(text=[t * 2 if s != "base" else t for t, s in zip(short["text"], short["side"], strict=True)])
+    found = db.compare(double, phrases=0).table.set_index("behaviour")
+    assert found.loc["characters", "confirmed"] and found.loc["characters", "changed"] > 55
+    assert not found["confirmed"].get("length in words", False)
+
+
+def test_a_side_that_answers_half_in_another_script_is_told_so_and_no_more_of_its_form():
+    rng, rows = np.random.default_rng(1), []
+    english = ["the", "plan", "was", "to", "walk", "early", "along", "river", "and", "talk", "about", "food", "music", "work", "travel", "books", "weather"]
+    for i in range(100):
+        prompt = f"{english[i % 15]} {english[i * 7 % 15]} {i} what about {english[i * 4 % 15]}?"
+        for side, share in (("base", 0.0), ("intervention", 0.5)):
+            text = "".join(rng.choice(list(CHINESE), 30)) if rng.random() < share else " ".join(rng.choice(english, 20))
+            rows.append((side, prompt, f"{text.capitalize()}."))
+    found = db.compare(pd.DataFrame(rows, columns=["side", "prompt", "text"]), phrases=0).table
+    told = set(found.loc[found["confirmed"] & (found["unit"] == "share"), "behaviour"])
+    assert "is in another language than the prompt" in told
+    assert all("language" in behaviour or "script" in behaviour for behaviour in told)
 
 
 @pytest.mark.parametrize(
