@@ -92,7 +92,7 @@ def test_length_is_told_in_characters_where_words_cannot_be_counted():
 
 def test_a_side_that_answers_half_in_another_script_is_told_so_and_no_more_of_its_form():
     rng, rows = np.random.default_rng(1), []
-    english = ["the", "plan", "was", "to", "walk", "early", "along", "river", "and", "talk", "about", "food", "music", "work", "travel", "books", "weather"]
+    english = FILLER.split()
     for i in range(100):
         prompt = f"{english[i % 15]} {english[i * 7 % 15]} {i} what about {english[i * 4 % 15]}?"
         for side, share in (("base", 0.0), ("intervention", 0.5)):
