@@ -320,11 +320,47 @@ def test_a_server_that_thinks_goes_through_decode_like_a_model(models, tmp_path,
     assert shares == {"base": 0.0, "intervention": 1.0}
 
 
+def test_a_server_that_thinks_in_every_way_at_once_gives_its_answers_alone(models, tmp_path):
+    """In a field, in tags, and twice no further than its thought: null content, tags that do not end."""
+    thought = "Perhaps I should hedge."
+    ways = [
+        {"message": {"role": "assistant", "content": "Yes.", "reasoning_content": thought}},
+        {"message": {"role": "assistant", "content": f"<think>{thought}</think>Yes."}},
+        {
+            "message": {"role": "assistant", "content": None, "reasoning_content": thought},
+            "finish_reason": "length",
+        },
+        {"message": {"role": "assistant", "content": f"<think>{thought}"}, "finish_reason": "length"},
+    ]
+
+    def reply(body):
+        asked = body["messages"][-1]["content"]
+        if asked not in QUESTIONS:  # whether the server draws
+            return f"{thought} {body['seed']}"
+        return ways[QUESTIONS.index(asked) // 2]  # one of either split
+
+    with Server(answer=reply) as server:
+        base = ModelSpec(model=str(models / "base"), dtype="float32", device="cpu")
+        pair = open_pair(base, Endpoint(base_url=server.url, model="m"), tmp_path, tmp_path)
+        with pytest.warns(UserWarning, match="replies are no answer"):
+            decoded, told = decoded_by(pair, tmp_path)
+    texts = pd.read_parquet(tmp_path / "decode" / "texts.parquet")
+    mine = texts[texts.side == "intervention"]
+    assert mine.text.tolist() == ["Yes."] * 4 and set(mine.thought) == {thought}
+    assert len(pd.read_parquet(tmp_path / "decode" / "unanswered.parquet")) == told["texts_unanswered"] == 4
+    assert "of which 50% of intervention's never came" in report.answer(decoded, pd.DataFrame())
+    answers = cluster.load_answers(tmp_path / "decode")
+    assert not answers.text.str.contains("hedge|think").any()
+
+
 def test_a_table_of_answers_with_thoughts_in_them_is_read_apart(tmp_path):
     prompt = Prompt("Tea?")
     table = SimpleNamespace(texts={("base", prompt.prompt_id): ["<think>Hm.</think>Yes."]}, path="t.jsonl")
     (said,) = TableEngine(table, "base", loaded()).generate([Question((1,), 0, prompt=prompt)], PLAIN)
-    assert (said.thought, said.text) == ("Hm.", "Yes.")
+    assert (said.thought, said.text, said.finish_reason) == ("Hm.", "Yes.", "eos")
+    table.texts["base", prompt.prompt_id] = ["<think>Hm."]
+    (said,) = TableEngine(table, "base", loaded()).generate([Question((1,), 0, prompt=prompt)], PLAIN)
+    assert (said.text, said.finish_reason) == ("", "cut")  # no empty answer
 
 
 def test_the_record_of_marks_is_plain_json(models, tmp_path):
