@@ -347,3 +347,9 @@ def test_a_model_may_name_phrases_and_is_asked_again_for_what_is_no_name(tmp_pat
         assert names == ["praises the question", None] and len(server.bodies) == 3
         again = name_phrases(ChatClient("labeller", "m", server.url, ledger), groups)
         assert again == names and len(server.bodies) == 3
+
+
+def test_a_name_that_is_copied_from_what_the_model_was_told_is_none(tmp_path):
+    with Server(answer=lambda body: '{"name": "VERB PHRASE"}') as server:
+        chat = ChatClient("labeller", "m", server.url, Ledger(tmp_path / "a.sqlite", 0.0))
+        assert name_phrases(chat, [(["what a"], ["What a day!"])]) == [None] and len(server.bodies) == 1

@@ -355,7 +355,8 @@ class Naming:
             if "name" in found:
                 said = found["name"]
                 name = " ".join(said.split()).rstrip(".") if isinstance(said, str) else ""
-                self.done, self.name = True, name if 3 <= len(name) <= 80 else None
+                copied = name in self.rubric  # a small model says again what it was shown
+                self.done, self.name = True, name if 3 <= len(name) <= 80 and not copied else None
 
 
 def name_phrases(endpoint: Chat, groups: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[str | None]:
