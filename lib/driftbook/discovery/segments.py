@@ -72,5 +72,5 @@ def _cut(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 def distinct(said: Sequence[str]) -> tuple[list[str], np.ndarray]:
     """(the distinct sentences in order of their text, index of each in them ``[segments]``)."""
-    found, index = np.unique(np.asarray(said, dtype=object).astype(str), return_inverse=True)
+    index, found = pd.factorize(np.asarray(said, dtype=object), sort=True)  # numpy would make all as wide as the longest
     return found.tolist(), index
