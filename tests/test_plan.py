@@ -36,7 +36,7 @@ def test_texts_and_tokens_follow_from_the_parameters():
     texts, tokens = experiment.decode.sampling.max_texts, experiment.decode.max_new_tokens
     assert step(found, "decode").generated == texts * tokens  # what is screened was decoded anyway
     assert step(found, "capture").generated == 24 * 2 * 2 * experiment.capture.max_new_tokens
-    assert "300 prompts" in step(found, "decode").what and found.experiment in written(found)
+    assert "180 prompts" in step(found, "decode").what and found.experiment in written(found)
     assert not any(m in sys.modules for m in ("vllm", "ray"))
 
 

@@ -72,5 +72,6 @@ def _cut(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 def distinct(said: Sequence[str]) -> tuple[list[str], np.ndarray]:
     """(the distinct sentences in order of their text, index of each in them ``[segments]``)."""
-    index, found = pd.factorize(np.asarray(said, dtype=object), sort=True)  # numpy would make all as wide as the longest
+    # numpy's own strings would all be as wide as the longest
+    index, found = pd.factorize(np.asarray(said, dtype=object), sort=True)
     return found.tolist(), index

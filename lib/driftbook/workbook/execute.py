@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import resource
 import shutil
@@ -200,6 +201,8 @@ def _execute(args: argparse.Namespace, scratch: str) -> int:
     journal, kernel = Journal(args.folder / JOURNAL), []
     threading.Thread(target=_end_with_the_runner, args=(kernel, scratch), daemon=True).start()
     papermill_engines.register("driftbook", RunEngine)
+    # It reads the defaults of the notebook's parameters line by line and takes "#" inside a string for a comment.
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     executed = args.folder / "notebook.ipynb"
     code = 0
     try:
