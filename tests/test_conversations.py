@@ -11,6 +11,7 @@ from driftbook import decode, validate
 from driftbook.discovery.hypotheses import Hypothesis, to_frame
 from driftbook.evidence.labeller import pairs_to_show
 from driftbook.evidence.reading import read
+from driftbook.models.sides import Side
 from driftbook.parameters import Validate
 from driftbook.prompts import Prompt, PromptSet
 from planted import FakeRun
@@ -69,12 +70,12 @@ def test_a_single_turn_is_shown_as_it_stands():
 def test_both_models_read_what_is_written_behind_the_tokens_that_decode_answered(decoded, monkeypatch):
     sequences = []
 
-    def spy(side, asked, *more):
+    def spy(side, asked):
         sequences.extend(asked)
         return np.zeros(len(asked))
 
     monkeypatch.setattr(validate, "open_sides", lambda run: decoded.pair)
-    monkeypatch.setattr(validate, "log_likelihood", spy)
+    monkeypatch.setattr(Side, "log_likelihood", spy)
     run = FakeRun(decoded.folder, Validate(generative=3))
     material = validate.load(run)
     claims = pd.DataFrame({"hypothesis_id": [CLAIM.hypothesis_id], "confirmed": [True], "proposer": ["labeller"]})

@@ -169,8 +169,8 @@ def test_answers_of_a_server_are_not_counted_as_made_here(tmp_path):
     assert step(found, "capture").generated * 2 == step(both, "capture").generated
     # What a server said is read here instead; its distributions are not known, so there is no screen.
     assert step(found, "capture").read == step(both, "capture").read + step(found, "capture").generated
-    assert step(found, "decode").read == 0 and "450 of them made here, 0 of them screened" in written(found)
-    assert "450 answers are asked of http://localhost:1/v1" in written(found)
+    assert step(found, "decode").read == 0 and "240 of them made here, 0 of them screened" in written(found)
+    assert "240 answers are asked of http://localhost:1/v1" in written(found)
 
 
 def test_answers_in_a_table_are_only_read(tmp_path):
@@ -184,14 +184,14 @@ def test_a_run_says_how_far_its_plan_was_off(tmp_path):
     experiment = load_experiment(REPOSITORY / "params/quickstart.yml")
     layout = Layout.of(REPOSITORY, tmp_path)
     run = Run("decode", experiment, layout, tmp_path / "run", headless=True)
-    made = {"texts": 900.0, "tokens": 24_000.0, "seconds": 300.0}
+    made = {"texts": 480.0, "tokens": 25_600.0, "seconds": 300.0}
     assert held_against(run, made).planned.isna().all()  # no plan was made
     found = planned("quickstart")
     keep(dataclasses.replace(found, speeds=dataclasses.replace(found.speeds, generate=320.0, length=0.75)), layout)
     off = held_against(run, made).set_index("quantity")
-    assert off.planned["texts"] == 900 and off.planned["tokens"] == 900 * 32 * 0.75
-    assert off.planned["seconds"] == pytest.approx(900 * 32 * 0.75 / 320)
-    assert off.was_over_planned[["texts", "tokens", "seconds"]].tolist() == pytest.approx([1, 10 / 9, 300 / 67.5])
+    assert off.planned["texts"] == 480 and off.planned["tokens"] == 480 * 64 * 0.75
+    assert off.planned["seconds"] == pytest.approx(480 * 64 * 0.75 / 320)
+    assert off.was_over_planned[["texts", "tokens", "seconds"]].tolist() == pytest.approx([1, 10 / 9, 300 / 72])
     assert 0 < off.planned["memory, MB"] < 10_000 and off.was["memory, MB"] > 0
     # A plan of other parameters says nothing about this run.
     other = experiment.model_copy(update={"seed": 1})
