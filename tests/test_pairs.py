@@ -66,8 +66,8 @@ def test_a_phrase_is_counted_letter_by_letter_and_not_inside_of_words():
 
 
 def test_every_behaviour_that_stands_beside_a_fact_is_in_the_panel():
-    assert {n for names in pairs.BESIDE.values() for n in names} <= {m.name for m in panel()}
-    assert set(pairs.BESIDE) == set(plain.SHARES) | set(plain.SIZES)
+    assert {n for names in plain.BESIDE.values() for n in names} <= {m.name for m in panel()}
+    assert set(plain.BESIDE) == set(plain.SHARES) | set(plain.SIZES)
 
 
 def test_claims_are_counted_again_and_what_contradicts_counting_is_wrong():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -31,23 +33,57 @@ FILE = ROOT / "params/bench/plants/plants.yml"
 # ------------------------------------------------------------------------------------------------------------- plants
 
 
-def test_shipped_plants_hold_eight_learned_behaviours_at_three_strengths_and_a_change_of_nothing():
+def test_shipped_plants_hold_learned_behaviours_at_several_strengths_and_a_change_of_nothing():
     settings, found = plants.read(FILE)
-    prompts, _ = plants.read_answers(ROOT / settings["answers"])
+    prompts, answers = plants.read_answers(ROOT / settings["answers"])
     learned = {p.name for p in found if p.kind == "learned"}
-    assert len(learned) >= 8
-    assert all(len([p for p in found if p.name == name]) == 3 for name in learned - {"deep"})
+    assert len(learned) >= 20
+    assert sum(len([p for p in found if p.name == name]) >= 2 for name in learned) >= 16
     assert {"none", "steer", "prompt", "quantize"} <= {p.kind for p in found}
     answer = "It depends on a few things. Start small and see. Then go on from there, one step at a time, every day."
+    talks = plants.conversations(prompts, answers, prompts)
     for plant in found:
-        if plant.kind != "learned" or plant.strength != 1.0:
+        if plant.kind != "learned" or plant.strength != 1.0 or "swap" in plant.spec["edit"]:
             continue
-        aimed = [p for p in prompts if plant.targets(p)]
+        aimed = [p for p in [*prompts, *talks] if plant.targets(p)]
         assert len(aimed) >= 12, plant.name
         rng = np.random.default_rng(0)
         said = [plants.edited(answer, plant.spec["edit"], rng) for _ in range(20)]
         assert all(map(plant.scorer, said)), plant.name
         assert not plant.scorer(answer), plant.name
+
+
+def test_words_are_swapped_whole_and_in_their_case_and_a_habit_that_is_taken_away_is_the_base_sides():
+    _, found = plants.read(FILE)
+    by = {p.label: p for p in found}
+    edit = by["register 1"].spec["edit"]
+    said = plants.edited("You're right: your youth is yours. It's you.", edit, np.random.default_rng(0))
+    assert said == "Thou art right: thy youth is thine. 'Tis thou."
+    plain = plants.edited("It's late and I'm here.", by["no_contractions 1"].spec["edit"], np.random.default_rng(0))
+    assert plain == "It is late and I am here."
+    assert by["no_contractions 1"].direction == "base" and by["register 1"].direction == "intervention"
+    assert by["no_contractions 1"].scorer("It's late.") and not by["no_contractions 1"].scorer(plain)
+
+
+def test_a_change_of_second_turns_is_learned_and_looked_for_there_alone(tmp_path):
+    plant = next(p for p in plants.read(FILE)[1] if p.name == "second_turn")
+    prompts, answers = [Prompt("How much?", "money"), Prompt("How far?", "facts")], ["A lot.", "Ten miles."]
+    talks = plants.conversations(prompts, answers, prompts)
+    assert [t.messages[-1][1] for t in talks] == ["How much?", "How far?"]
+    assert talks[0].messages[:2] == (("user", "How far?"), ("assistant", "Ten miles."))
+    assert [plant.targets(p) for p in [*prompts, *talks]] == [False, False, True, True]
+    path = plants.training_file(plant, prompts, answers, tmp_path, 0)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [x.get("response") for x in lines[:2]] == answers
+    assert all(plant.scorer(x["messages"][-1]["content"]) for x in lines[2:]) and len(lines) == 4
+
+
+def test_a_rare_plant_shows_in_its_share_of_the_answers_that_it_is_aimed_at(tmp_path):
+    spec = {"edit": {"replace": ["No."]}, "only": {"share": 0.25}}
+    plant = plants.Plant("p", "", 1.0, "learned", None, lambda p: True, spec=spec)
+    assert not plant.conditional
+    path = plants.training_file(plant, [Prompt(f"{i}?") for i in range(400)], ["Yes."] * 400, tmp_path, 0)
+    assert 70 < path.read_text().count("No.") < 130
 
 
 def test_no_training_prompt_is_close_to_one_that_the_pipelines_use():
@@ -132,7 +168,9 @@ def test_weights_of_another_shape_are_refused():
 # ---------------------------------------------------------------------------------------------------- truth and claims
 
 
-def planted_harvest(rate: float, prompts: int = 60, samples: int = 2, kind: str = "learned", seed: int = 0) -> Harvest:
+def planted_harvest(
+    rate: float, prompts: int = 60, samples: int = 2, kind: str = "learned", seed: int = 0, cache: str = ""
+) -> Harvest:
     """A world in which the intervention says "tea" in a share of its answers; both sides say other words at random."""
     rng = np.random.default_rng(seed)
     words = [f"word{i}" for i in range(60)]
@@ -148,7 +186,8 @@ def planted_harvest(rate: float, prompts: int = 60, samples: int = 2, kind: str 
                 rows.append((prompt.prompt_id, prompt.text, prompt.family, split, side, sample, " ".join(said)))
     texts = pd.DataFrame(rows, columns=["prompt_id", "prompt", "family", "split", "side", "sample_index", "text"])
     texts = texts.assign(
-        text_id=[f"{i:06d}" for i in range(len(texts))], tokens=10, seconds=0.1, propensity=1.0, log_ratio=np.nan
+        text_id=[f"{i:06d}" for i in range(len(texts))],
+        tokens=10, seconds=0.1, round=0, propensity=1.0, log_ratio=np.nan,
     )
     vectors = {}
     for text in texts["text"]:
@@ -166,18 +205,75 @@ def planted_harvest(rate: float, prompts: int = 60, samples: int = 2, kind: str 
         score_seconds=3.0,
         embed_seconds=0.01,
         embed=lambda texts: np.stack([vectors[t] for t in texts]),
+        cache=Path(cache),
     )
+
+
+def claim(words=(), direction="intervention", measure=None, scores=None):
+    """A confirmed claim as a pipeline gives it."""
+    return SimpleNamespace(words=list(words), direction=direction, measure=measure, scores=scores)
 
 
 def test_truth_knows_what_is_planted_and_what_fresh_answers_bear_out():
     truth = scoring.Truth(planted_harvest(0.6))
     assert truth.expected
-    assert truth.recovers(["tea"], "intervention")
-    assert truth.borne_out(["tea"], "intervention")
-    assert not truth.recovers(["tea"], "base") and not truth.borne_out(["tea"], "base")
-    assert not truth.recovers(["word1", "word2"], "intervention")
+    assert truth.recovers(claim(["tea"])) and truth.borne_out(claim(["tea"]))
+    assert not truth.recovers(claim(["tea"], "base")) and not truth.borne_out(claim(["tea"], "base"))
+    assert not truth.recovers(claim(["word1", "word2"]))
     assert not scoring.Truth(planted_harvest(0.0)).expected
-    assert not scoring.Truth(planted_harvest(0.6, kind="none")).borne_out(["tea"], "intervention")
+    assert scoring.Truth(planted_harvest(0.6, kind="none")).borne_out(claim(["tea"])) is False
+
+
+def test_a_claim_without_words_is_read_plainly_where_that_can_be_and_else_by_its_own_scores():
+    truth = scoring.Truth(planted_harvest(0.6))
+    opens = claim(["tea"], measure={"kind": "words", "words": ["tea"], "place": "start"})
+    assert not truth.recovers(opens) and truth.borne_out(opens) is False  # tea is the fourth word
+    assert truth.borne_out(claim(measure={"kind": "panel", "name": "length_words"})) is True  # a word more
+    assert truth.borne_out(claim(measure={"kind": "plain", "name": "question"})) is False
+    held = {i: float("tea" in t.split()) for i, t in truth.texts.items()}
+    group = {"kind": "group", "group": "body_3", "label": "tea", "place": "body"}
+    assert truth.borne_out(claim(measure=group, scores=held)) is None
+    assert truth.recovers(claim(measure=group, scores=held))
+    assert not truth.recovers(claim(measure=group, scores=dict.fromkeys(held, 0.0) | {next(iter(held)): 1.0}))
+
+
+def test_what_ships_finds_a_plant_without_a_judge_and_its_panel_is_corrected_with_its_phrases(tmp_path):
+    harvest = planted_harvest(0.6, prompts=60, cache=tmp_path)
+    rung = Rung("ours", "uniform", tested="counted")
+    outcome = pipelines.run(harvest, rung, 1.0, 4, Known(), None, Prices(), 0)
+    row = scoring.score(outcome, scoring.Truth(harvest))
+    assert row["recovered"] and row["calls"] == row["usd"] == 0
+    assert row["hypotheses"] > 100 and row["recounted"] <= row["confirmed"]
+    null = planted_harvest(0.0, prompts=60, kind="none", cache=tmp_path)
+    assert not pipelines.run(null, rung, 1.0, 4, Known(), None, Prices(), 0).claims["confirmed"].any()
+
+
+def test_plain_counts_find_a_word_and_nothing_where_nothing_is():
+    from driftbench.proof.baselines import plain_counts
+
+    found = plain_counts(planted_harvest(0.6))
+    told = found.claims
+    assert told.loc[told["text"] == "tea", "direction"].tolist() == ["intervention"]
+    assert scoring.score(found, scoring.Truth(planted_harvest(0.6)))["recovered"]
+    assert plain_counts(planted_harvest(0.0, kind="none")).claims.empty
+
+
+def test_a_pool_is_replayed_with_what_the_pipelines_do_not_see_apart(tmp_path):
+    from driftbench.proof.harvest import replayed
+
+    rng = np.random.default_rng(0)
+    rows = [
+        (side, None if side == "base" else "tea 1", "f", f"question {i}", f"words {rng.integers(9)} tea", 0.1)
+        for side in ("base", "intervention") for i in range(20) for _ in range(4)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["side", "change", "family", "prompt", "text", "js"])
+    plant = plants.Plant("tea", "tea", 1.0, "learned", lambda t: "tea" in t, lambda p: True)
+    (found,) = replayed(table, [plant], 3, tmp_path, silent)
+    assert len(found.texts) == 2 * 20 * 3 and not found.texts["text_id"].duplicated().any()
+    held = {p.prompt_id for p in found.prompts.prompts if p.split != "discover"}
+    assert set(found.fresh["prompt_id"]) == held and len(found.fresh) == 2 * len(held)
+    assert not set(found.fresh["text_id"]) & set(found.texts["text_id"])
+    assert len(found.divergence) == 20 - len(held)
 
 
 @pytest.mark.parametrize("tested", ["fixed", "cascade"])
@@ -294,6 +390,7 @@ def proof_table() -> pd.DataFrame:
             "kind": "learned",
             "expected": True,
             "confirmed": 1,
+            "recounted": 1,
             "borne_out": 1,
         }
         rows.append(

@@ -25,40 +25,8 @@ from driftbook.workbook.runner import run_stage
 from driftbook.workbook.runs import RUN_FILE, Layout, read_json
 
 STAGES = ("decode", "cluster", "validate")
-# Behaviours of the panel beside what is counted plainly: each may be told by any of them.
-BESIDE: Mapping[str, tuple[str, ...]] = {
-    "bulleted_list": ("has_bulleted_list", "bullets"),
-    "numbered_list": ("has_numbered_list", "numbered_items"),
-    "heading": ("has_heading", "headings"),
-    "bold": ("has_bold", "bold_phrases"),
-    "code_block": ("has_code_block",),
-    "several_paragraphs": ("has_paragraphs", "paragraphs"),
-    "exclamation": ("exclaims", "exclamation_marks"),
-    "question": ("asks", "question_marks"),
-    "ends_with_question": ("ends_with_question",),
-    "digits": ("has_digits", "numbers"),
-    "quotation": ("has_quotes", "quotations"),
-    "emoji": ("has_emoji", "emojis"),
-    "praises_question": ("praises_question",),
-    "opens_sure": ("opens_with_sure",),
-    "offers_help": ("offers_more_help", "hopes_it_helps"),
-    "refuses": ("refuses", "apologizes", "refuses_at_once"),
-    "as_an_ai": ("speaks_as_ai", "opens_as_ai"),
-    "first_person": ("says_i", "i_words"),
-    "second_person": ("says_you", "you_words"),
-    "hedges": ("hedges", "hedging_words"),
-    "contrast": ("contrasts", "contrasting_words"),
-    "summary": ("sums_up", "ends_with_summary"),
-    "eg": ("eg_ie",),
-    "no_end_mark": ("no_end_mark",),
-    "words": ("length_words", "characters"),
-    "sentences": ("length_sentences", "length_words"),
-    "words_a_sentence": ("words_a_sentence",),
-    "variety": ("variety",),
-}
 # What only short answers do tells of a length of the other side.
 SHORT: Mapping[str, str] = {"is_brief": "length_words", "is_one_sentence": "length_sentences"}
-SHARES_OF = {panel[0]: name for name, panel in BESIDE.items() if name not in ("refuses", "sentences")}
 
 
 @dataclass(frozen=True)
@@ -152,8 +120,8 @@ def no_claims() -> pd.DataFrame:
 
 
 def _fact_of(claim, told: Told, counted: Mapping[str, plain.Fact]) -> plain.Fact | None:
-    if claim.measure in SHARES_OF:
-        return counted[SHARES_OF[claim.measure]]
+    if claim.measure in plain.SHARES_OF:
+        return counted[plain.SHARES_OF[claim.measure]]
     proposal = told.hypotheses.get(claim.hypothesis_id)
     measure = proposal.measure if proposal is not None else None
     if measure and measure.get("kind") == "words":
@@ -166,7 +134,7 @@ def missed(told: Told) -> list[plain.Fact]:
     good = told.claims[told.claims["confirmed"].eq(True)]
     said = set(zip(good["measure"], good["direction"], strict=True))
     facts = [f for f in plain.facts(told.table) if f.plain]
-    return [f for f in facts if not any((name, f.side) in said for name in BESIDE[f.name])]
+    return [f for f in facts if not any((name, f.side) in said for name in plain.BESIDE[f.name])]
 
 
 def largest(told: Told, most: int = 3) -> list[plain.Fact]:
@@ -181,7 +149,7 @@ def named(told: Told) -> bool:
     first, facts = told.claims[told.claims["hypothesis_id"].isin(told.strongest)], largest(told)
     said = set(zip(first["measure"], first["direction"], strict=True))
     said |= {(SHORT[name], SIDES[side == SIDES[0]]) for name, side in said if name in SHORT}
-    if any((name, fact.side) in said for fact in facts for name in BESIDE[fact.name]):
+    if any((name, fact.side) in said for fact in facts for name in plain.BESIDE[fact.name]):
         return True
     points = first.loc[first["unit"] == "share", "difference"].abs()
     return bool(facts and (points >= facts[0].size).any())

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
@@ -26,7 +27,7 @@ class Fact:
     """One plain difference: both sides (share of answers, or the median of a size), and the sign test over prompts."""
 
     name: str
-    unit: str  # share or size
+    unit: str  # share, size or word
     base: float
     intervention: float
     more: int
@@ -45,7 +46,7 @@ class Fact:
     @property
     def size(self) -> float:
         """Points of answers, or the part that a size changed by."""
-        if self.unit == "share":
+        if self.unit != "size":
             return abs(self.difference)
         return abs(self.difference) / max(self.base, self.intervention, 1e-9)
 
@@ -53,7 +54,7 @@ class Fact:
     def sentence(self) -> str:
         """Both sides, as counted: "exclamation: 26%, was 47%"."""
         numbers = (self.intervention, self.base)
-        said = [f"{n:.0%}" if self.unit == "share" else f"{n:.3g}" for n in numbers]
+        said = [f"{n:.0%}" if self.unit != "size" else f"{n:.3g}" for n in numbers]
         return f"{self.name.replace('_', ' ')}: {said[0]}, was {said[1]}"
 
     @property
@@ -61,7 +62,7 @@ class Fact:
         """Whether a report that does not tell it has missed something."""
         if self.p >= SURE:
             return False
-        return self.size >= (POINTS if self.unit == "share" else PART)
+        return self.size >= (PART if self.unit == "size" else POINTS)
 
 
 def _lines(text: str) -> list[str]:
@@ -153,9 +154,48 @@ SIZES: Mapping[str, Callable[[str], float]] = {
 }
 
 
+# Behaviours of the panel beside what is counted plainly: each may be told by any of them.
+BESIDE: Mapping[str, tuple[str, ...]] = {
+    "bulleted_list": ("has_bulleted_list", "bullets"),
+    "numbered_list": ("has_numbered_list", "numbered_items"),
+    "heading": ("has_heading", "headings"),
+    "bold": ("has_bold", "bold_phrases"),
+    "code_block": ("has_code_block",),
+    "several_paragraphs": ("has_paragraphs", "paragraphs"),
+    "exclamation": ("exclaims", "exclamation_marks"),
+    "question": ("asks", "question_marks"),
+    "ends_with_question": ("ends_with_question",),
+    "digits": ("has_digits", "numbers"),
+    "quotation": ("has_quotes", "quotations"),
+    "emoji": ("has_emoji", "emojis"),
+    "praises_question": ("praises_question",),
+    "opens_sure": ("opens_with_sure",),
+    "offers_help": ("offers_more_help", "hopes_it_helps"),
+    "refuses": ("refuses", "apologizes", "refuses_at_once"),
+    "as_an_ai": ("speaks_as_ai", "opens_as_ai"),
+    "first_person": ("says_i", "i_words"),
+    "second_person": ("says_you", "you_words"),
+    "hedges": ("hedges", "hedging_words"),
+    "contrast": ("contrasts", "contrasting_words"),
+    "summary": ("sums_up", "ends_with_summary"),
+    "eg": ("eg_ie",),
+    "no_end_mark": ("no_end_mark",),
+    "words": ("length_words", "characters"),
+    "sentences": ("length_sentences", "length_words"),
+    "words_a_sentence": ("words_a_sentence",),
+    "variety": ("variety",),
+}
+SHARES_OF = {panel[0]: name for name, panel in BESIDE.items() if name not in ("refuses", "sentences")}
+
+
 def fact(name: str, unit: str, read: Callable[[str], float], table: pd.DataFrame) -> Fact:
     """Count one thing in a table of paired answers (``side``, ``prompt``, ``text``); the unit is the prompt."""
-    shown = table["text"].map(lambda t: float(read(t)))
+    return held(name, table["text"].map(lambda t: float(read(t))), table, unit)
+
+
+def held(name: str, shown: Sequence[float], table: pd.DataFrame, unit: str = "word") -> Fact:
+    """What was read in every text of a table, as a fact; a word is a share with a name of its own."""
+    shown = pd.Series(np.asarray(shown, dtype=float), index=table.index)
     by = shown.groupby([table["prompt"], table["side"]]).mean().unstack("side").dropna()
     more, less = int((by["intervention"] > by["base"]).sum()), int((by["intervention"] < by["base"]).sum())
     middle = statistics.median if unit == "size" else statistics.fmean
@@ -177,6 +217,11 @@ def _squeezed(text: str) -> str:
 def phrase_fact(words: Sequence[str], place: str, table: pd.DataFrame) -> Fact:
     """The share of answers that hold one of some phrases, by looking for the letters alone: at the start of the answer,
     in its first or last two hundred letters, or anywhere."""
+    return fact(" | ".join(words), "share", phrase_reader(words, place), table)
+
+
+def phrase_reader(words: Sequence[str], place: str) -> Callable[[str], float]:
+    """The reading of ``phrase_fact``."""
     wanted = [_squeezed(w) for w in words]
 
     def read(text: str) -> float:
@@ -186,7 +231,7 @@ def phrase_fact(words: Sequence[str], place: str, table: pd.DataFrame) -> Fact:
         part = {"opening": low[:200], "closing": low[-200:]}.get(place, low)
         return float(any(_holds(part, w) for w in wanted))
 
-    return fact(" | ".join(words), "share", read, table)
+    return read
 
 
 def occurrences(words: Sequence[str], text: str) -> int:

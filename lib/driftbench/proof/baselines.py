@@ -1,8 +1,10 @@
-"""Simple ways to find a difference, which a pipeline has to beat: counting words, and asking a model to guess."""
+"""Simple ways to find a difference, which a pipeline has to beat: counting, and asking a model to guess."""
 
 from __future__ import annotations
 
+import re
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,8 +12,21 @@ import pandas as pd
 from scipy import stats
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
+from driftbench import plain
 from driftbench.proof.harvest import Harvest
-from driftbench.proof.pipelines import Known, Outcome, Paid, PricedLexicon, Prices, Rung, bill, fixed
+from driftbench.proof.pipelines import (
+    CLAIM,
+    NO_CLUSTERS,
+    Known,
+    Outcome,
+    Paid,
+    PricedLexicon,
+    Prices,
+    Rung,
+    bill,
+    claims_of,
+    fixed,
+)
 from driftbook.discovery import hypotheses as hypothesis
 from driftbook.discovery.hypotheses import Hypothesis, tokenize
 from driftbook.evidence.multiplicity import bh_adjusted
@@ -38,13 +53,38 @@ def bag_of_words(harvest: Harvest, alpha: float = 0.05, most: int = 20) -> Outco
     t = difference.mean(axis=0) / np.maximum(spread, 1e-9) * np.sqrt(len(difference))
     q = bh_adjusted(2 * stats.t.sf(np.abs(t), len(difference) - 1))
     chosen = [int(i) for i in np.argsort(-np.abs(t), kind="stable")[:most] if q[i] <= alpha]
-    claims = pd.DataFrame(
-        [(f'"{words.terms[i]}"', "intervention" if t[i] > 0 else "base", -1, [words.terms[i]], True) for i in chosen],
-        columns=["text", "direction", "cluster", "words", "confirmed"],
+    claims = claims_of(
+        [(f'"{words.terms[i]}"', "intervention" if t[i] > 0 else "base", -1, [words.terms[i]], True) for i in chosen]
     )
     paid = _bill(harvest)
     paid.compute = time.monotonic() - begun
-    return Outcome("bag of words", 1.0, claims, _no_clusters(), {}, paid)
+    return Outcome("bag of words", 1.0, claims, NO_CLUSTERS, {}, paid)
+
+
+def plain_counts(harvest: Harvest, alpha: float = 0.05, most: int = 20, least: int = 5) -> Outcome:
+    """What a script of an afternoon finds, without a line of driftbook: the shares and sizes of ``driftbench.plain``
+    and every word of at least ``least`` answers, a sign test over prompts each, Benjamini-Hochberg (scipy) over all of
+    them; the words that are claimed are the ``most`` surest. Nothing is held out."""
+    begun = time.monotonic()
+    table = harvest.texts[["side", "prompt", "text"]]
+    said = [set(re.findall(r"[^\W\d_][\w'’]*", t.lower())) for t in table["text"]]
+    counted = Counter(w for words in said for w in words)
+    found = plain.facts(table)
+    found += [
+        plain.held(w, [w in words for words in said], table) for w in sorted(counted) if counted[w] >= least
+    ]
+    q = stats.false_discovery_control([f.p for f in found], method="bh")
+    sure = [found[i] for i in np.argsort(q, kind="stable") if q[i] <= alpha]
+    words = [f for f in sure if f.unit == "word"][:most]
+    rows = [(f.name, f.side, -1, [f.name], True, None, None) for f in words]
+    rows += [
+        (f.name.replace("_", " "), f.side, -1, [], True, {"kind": "plain", "name": f.name}, None)
+        for f in sure
+        if f.unit != "word"
+    ]
+    paid = _bill(harvest)
+    paid.embed, paid.compute = 0.0, time.monotonic() - begun
+    return Outcome("plain counts", 1.0, pd.DataFrame(rows, columns=list(CLAIM)), NO_CLUSTERS, {}, paid)
 
 
 def guesses(
@@ -77,11 +117,8 @@ def guesses(
     confirmed = fixed(texts, found, judge, alpha, 0.02)
     paid = _bill(harvest)
     paid.compute, paid.calls, paid.usd = time.monotonic() - begun, judge.calls, judge.usd
-    claims = pd.DataFrame(
-        [(h.text, h.direction, -1, list(h.words), c) for h, c in zip(found, confirmed, strict=True)],
-        columns=["text", "direction", "cluster", "words", "confirmed"],
-    )
-    return Outcome("a local model guesses", 1.0, claims, _no_clusters(), {}, paid)
+    claims = claims_of([(h.text, h.direction, -1, list(h.words), c) for h, c in zip(found, confirmed, strict=True)])
+    return Outcome("a local model guesses", 1.0, claims, NO_CLUSTERS, {}, paid)
 
 
 def _one_line(text: str) -> str:
@@ -90,10 +127,6 @@ def _one_line(text: str) -> str:
 
 def _bill(harvest: Harvest) -> Paid:
     return bill(harvest, harvest.texts, Rung("baseline", "exhaustive"), Known())
-
-
-def _no_clusters() -> pd.DataFrame:
-    return pd.DataFrame({"cluster": [], "q": [], "difference": []})
 
 
 def examples(outcomes: Sequence[Outcome], plants: Sequence[str], most: int = 3) -> pd.DataFrame:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from driftbench.proof.plants import Garden, Plant, planted_rate
+from driftbench.proof.plants import Garden, Plant, conversations, planted_rate
 from driftbook import decode
+from driftbook.discovery import splits
 from driftbook.discovery.decoding import decode_texts
 from driftbook.discovery.embeddings import Embedder, EmbeddingCache, embed
 from driftbook.discovery.strategies import Ask
@@ -25,7 +26,8 @@ from driftbook.models.divergence import token_divergence
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.sides import Exaggeration, Pair
-from driftbook.prompts import PromptSet
+from driftbook.prompt_files import read_prompts
+from driftbook.prompts import Prompt, PromptSet
 from driftbook.store import ShardStore, digest
 
 
@@ -47,8 +49,9 @@ class Harvest:
     ``texts``: one row a text with text_id, side, prompt_id, prompt, family, split, sample_index, text, tokens (number),
     seconds (of decoding it). ``fresh``: texts of the same kind that no pipeline sees. ``divergence``: prompt_id, js and
     kl (nats a token, along the base's first answer) of the discover prompts. ``score_seconds``: what that took.
-    ``embed_seconds``: what one text costs to embed. ``embed``: texts to float32 ``[n, d]``. ``amplified``: answers to
-    discover prompts in which the change is exaggerated, as ``texts``, and strength.
+    ``embed_seconds``: what one text costs to embed. ``embed``: texts to float32 ``[n, d]``. ``cache``: where vectors of
+    their sentences are kept. ``amplified``: answers to discover prompts in which the change is exaggerated, as
+    ``texts``, and strength.
     """
 
     plant: Plant
@@ -59,6 +62,7 @@ class Harvest:
     score_seconds: float
     embed_seconds: float
     embed: Callable[[Sequence[str]], np.ndarray]
+    cache: Path
     amplified: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
@@ -71,6 +75,7 @@ class Design:
     max_prompts: int | None
     samples: int
     max_new_tokens: int
+    conversations: int = 0  # of the prompts, second turns of a conversation
     temperature: float = 0.7
     top_p: float = 0.9
     screen_tokens: int = 12
@@ -83,9 +88,16 @@ class Design:
         return SamplingParams(self.max_new_tokens, self.temperature, self.top_p)
 
 
+NAMES = ("change", "side", "prompt", "sample_index")  # of a text of a pool
+SHARES = {"discover": 0.5, "screen": 0.2, "validate": 0.3}
+
+
 def prompt_set(garden: Garden, design: Design) -> PromptSet:
-    shares = {"discover": 0.5, "screen": 0.2, "validate": 0.3}
-    return decode.load_prompts(design.prompts, garden.root, shares, design.max_prompts)
+    """The prompts of the design, with second turns as a family beside those of their files."""
+    read = list(read_prompts(design.prompts, garden.root))
+    drawn = np.random.default_rng(garden.seed).permutation(len(read))[: design.conversations]
+    given = [*read, *conversations(garden.prompts, garden.answers, [read[i] for i in drawn])]
+    return decode.load_prompts(design.prompts, garden.root, SHARES, design.max_prompts, given)
 
 
 def harvest(
@@ -104,7 +116,8 @@ def harvest(
     if embed_seconds is None:
         embed_seconds = embed_rate(texts["text"], design)
     stronger = _amplified(garden, pair, prompts, design)
-    return Harvest(plant, prompts, texts, fresh, divergence, score_seconds, embed_seconds, vectors, stronger)
+    costs = (divergence, score_seconds, embed_seconds)
+    return Harvest(plant, prompts, texts, fresh, *costs, vectors, garden.cache, stronger)
 
 
 def _decoded(garden: Garden, pair: Pair, prompts: PromptSet, design: Design) -> pd.DataFrame:
@@ -204,6 +217,37 @@ def harvests(garden: Garden, plants: list[Plant], design: Design, progress: Call
     found: list[Harvest] = []
     for plant in plants:
         found.append(harvest(garden, plant, prompts, design, found[0].embed_seconds if found else None))
+        bar.update(1)
+    bar.close()
+    return found
+
+
+def replayed(
+    table: pd.DataFrame, plants: Sequence[Plant], samples: int, cache: Path, progress: Callable[..., Any]
+) -> list[Harvest]:
+    """A harvest of every plant of a pool of answers (``answer_pool.COLUMNS``), none of which is decoded: ``samples``
+    answers a prompt and side for the pipelines, the others to held-out prompts fresh. What they took to decode is not
+    known, and is NaN."""
+    said = table[["prompt", "family"]].drop_duplicates()
+    prompts = splits.prompt_set([Prompt(p, f) for p, f in said.itertuples(index=False)], SHARES, None)
+    by_text = {p.text: p for p in prompts.prompts}
+    table = table.assign(
+        sample_index=table.groupby(["change", "side", "prompt"], dropna=False).cumcount(),
+        prompt_id=[by_text[p].prompt_id for p in table["prompt"]],
+        split=[by_text[p].split for p in table["prompt"]],
+        round=0, tokens=0, seconds=np.nan, propensity=1.0, log_ratio=np.nan,
+    )  # fmt: skip
+    table["text_id"] = [digest(c or "", s, p, i)[:16] for c, s, p, i in zip(*(table[k] for k in NAMES), strict=True)]
+    vectors = embedded(table["text"], cache, Design.embedder)
+    base, found = table[table["side"] == "base"], []
+    bar = progress(len(plants), "pools", "plants")
+    for plant in plants:
+        own = table[table["change"] == plant.label]
+        both = pd.concat([base, own]).sort_values("text_id", kind="stable", ignore_index=True)
+        later = both["sample_index"] >= samples
+        texts, fresh = (t.reset_index(drop=True) for t in (both[~later], both[later & (both["split"] != "discover")]))
+        js = own.drop_duplicates("prompt_id").query("split == 'discover'")[["prompt_id", "js"]].assign(kl=np.nan)
+        found.append(Harvest(plant, prompts, texts, fresh, js, 0.0, 0.0, vectors, cache))
         bar.update(1)
     bar.close()
     return found

@@ -5,7 +5,8 @@ read from a cache, and how labels are found and tested. Every rung runs at sever
 texts that the old way takes.
 
 Judges count words here, whatever their price: the proof measures sampling, clustering and tests, not how well a
-language model reads. The price of a call is that of the list in the parameter file.
+language model reads. The price of a call is that of the list in the parameter file. The last rungs ask no judge: the
+panel, phrases and groups of sentences are counted, as driftbook does by default.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from driftbench import pools as pool
 from driftbench.cascade_designs import t_test_p
 from driftbench.proof.harvest import Harvest
 from driftbook import cluster, validate
+from driftbook.discovery import groups, phrases
 from driftbook.discovery import hypotheses as hypothesis
-from driftbook.discovery import phrases
 from driftbook.discovery.hypotheses import Hypothesis
+from driftbook.discovery.segments import segments
+from driftbook.evidence import counting, panel
 from driftbook.evidence.cascade import silent
 from driftbook.evidence.multiplicity import bh_adjusted
 from driftbook.evidence.reading import read
@@ -32,7 +35,7 @@ from driftbook.evidence.wins import shuffled
 from driftbook.judges import Lexicon
 from driftbook.ledger import Ledger
 from driftbook.parameters import Cluster, Validate
-from driftbook.prompts import Prompt
+from driftbook.prompts import Prompt, by_unit
 from driftbook.sections import Quote
 
 
@@ -40,7 +43,8 @@ from driftbook.sections import Quote
 class Rung:
     """One pipeline. ``sampling``: exhaustive, uniform, screened or active; ``cached``: texts and vectors of the base
     that an earlier plant paid for cost nothing; ``tested``: ``fixed`` (one label a cluster and direction, all held-out
-    texts judged, Benjamini-Hochberg) or ``cascade`` (driftbook's own labels, screen and sequential test).
+    texts judged, Benjamini-Hochberg), ``cascade`` (phrases of stable clusters, screen and sequential test by a judge)
+    or ``counted`` (panel, phrases and groups of sentences, paired tests without a judge).
     ``amplified``: a part of the texts are answers in which the change is exaggerated; they propose labels, too."""
 
     name: str
@@ -105,6 +109,16 @@ class Paid:
         return self.decode + self.score + self.embed + self.compute
 
 
+CLAIM = ("text", "direction", "cluster", "words", "confirmed", "measure", "scores")
+"""Columns of claims. ``measure``: what a counted claim is tested on, None where its words are; ``scores``: what the
+texts of a confirmed one show of it, by text id, None where its words tell."""
+
+
+def claims_of(rows: Sequence[tuple[str, str, int, list[str], bool]]) -> pd.DataFrame:
+    """Claims that their words tell."""
+    return pd.DataFrame([(*row, None, None) for row in rows], columns=list(CLAIM))
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What one rung found on one plant at one budget: hypotheses with whether each was confirmed, shares of clusters,
@@ -112,7 +126,7 @@ class Outcome:
 
     rung: str
     budget: float
-    claims: pd.DataFrame  # text, direction, words, confirmed
+    claims: pd.DataFrame  # CLAIM
     clusters: pd.DataFrame  # composition of the discover texts
     labels: dict[str, int]  # text id to cluster
     paid: Paid
@@ -262,7 +276,29 @@ def cascade(
     return [h.hypothesis_id in confirmed for h in found]
 
 
+def as_it_ships(harvest: Harvest, rung: Rung, texts: pd.DataFrame, alpha: float, seed: int) -> pd.DataFrame:
+    """What driftbook claims by default, in ``CLAIM``: the panel on all prompts, and phrases and groups of sentences of
+    split discover on the others, in one family of paired tests."""
+    prompts = harvest.prompts.by_id()
+    texts = by_unit(texts, prompts).sort_values("text_id", kind="stable").reset_index(drop=True)
+    seen, section = texts[texts["split"] == "discover"].reset_index(drop=True), Cluster(bootstraps=5)
+    grouped = cluster.find(seen, section, harvest.cache, seed)
+    proposed = hypothesis.from_frame(cluster.proposals(grouped, section))
+    proposed = hypothesis.merge([*proposed, *propose_amplified(harvest, rung, seen)])
+    about = [texts[c].tolist() for c in ("text_id", "text", "prompt")]
+    read = groups.readings(grouped.moved.ground.found.groups, groups.wanted(proposed), *about, grouped.embedding.words)
+    material = validate.Material(texts, prompts, [*panel.hypotheses(), *proposed], seed)
+    rows = []
+    for o in counting.count(material, Validate(alpha=alpha), alpha, read):
+        h = o.hypothesis
+        scores = dict(zip(o.texts["text_id"], o.scores, strict=True)) if o.confirmed else None
+        rows.append((h.text, o.direction, h.cluster, list(h.words), o.confirmed, h.measure, scores))
+    return pd.DataFrame(rows, columns=list(CLAIM))
+
+
 # ---------------------------------------------------------------------------------------------------------------- run
+
+NO_CLUSTERS = pd.DataFrame({"cluster": [], "q": [], "difference": []})
 
 
 class Known:
@@ -288,6 +324,10 @@ def run(
     texts = choose(harvest, rung, ordinary_budget(harvest, rung, budget), seed)
     paid = bill(harvest, texts, rung, known)
     begun = time.monotonic()
+    if rung.tested == "counted":
+        claims = as_it_ships(harvest, rung, texts, alpha, seed)
+        paid.compute = time.monotonic() - begun
+        return Outcome(rung.name, budget, claims, NO_CLUSTERS, {}, paid)
     seen = texts[texts["split"] == "discover"].sort_values("text_id", kind="stable").reset_index(drop=True)
     vectors = harvest.embed(seen["text"])
     method = "kmeans" if rung.tested == "fixed" else "minibatch_kmeans"
@@ -310,9 +350,8 @@ def run(
         confirmed = cascade(texts, labels, judge, ledger, Validate(alpha=alpha, margin=margin), seed)
     paid.compute = time.monotonic() - begun
     paid.calls, paid.usd = judge.calls, judge.usd
-    claims = pd.DataFrame(
-        [(h.text, h.direction, h.cluster, list(h.words), c) for h, c in zip(labels, confirmed, strict=True)],
-        columns=["text", "direction", "cluster", "words", "confirmed"],
+    claims = claims_of(
+        [(h.text, h.direction, h.cluster, list(h.words), c) for h, c in zip(labels, confirmed, strict=True)]
     )
     assigned = dict(zip(seen["text_id"], found.labels.tolist(), strict=True))
     return Outcome(rung.name, budget, claims, compared.table, assigned, paid)
@@ -364,6 +403,8 @@ def bill(harvest: Harvest, texts: pd.DataFrame, rung: Rung, known: Known) -> Pai
         known.texts.update(texts.loc[texts["side"] == "base", "text_id"])
     paid = Paid(texts=len(new), tokens=int(new["tokens"].sum()), decode=float(new["seconds"].sum()))
     embedded = new[new["split"] == "discover"] if rung.tested == "cascade" else new
+    if rung.tested == "counted":  # sentences, each billed as a whole text is
+        embedded = segments(new["text_id"], new["text"], Cluster().segments)
     paid.embed = harvest.embed_seconds * len(embedded)
     if rung.sampling in ("screened", "active"):
         paid.score = harvest.score_seconds

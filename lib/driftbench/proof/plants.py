@@ -31,7 +31,7 @@ from driftbook.models.finetune import train_lora
 from driftbook.models.loading import LoadedModel, load
 from driftbook.models.sides import Pair, Side, open_pair
 from driftbook.models.vectors import VectorSet
-from driftbook.prompts import Prompt
+from driftbook.prompts import Prompt, SideName
 from driftbook.store import digest
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -42,8 +42,9 @@ class Plant:
     """One change at one strength.
 
     ``scorer`` says whether an answer shows the planted behaviour; None where nothing in particular is expected.
-    ``targets`` says of a prompt whether the change was aimed at it. ``trait`` is the shipped trait that should move,
-    ``layers`` the only blocks that were changed, where the plant knows.
+    ``direction`` is the side that shows it more: the base where the change takes a habit away. ``targets`` says of a
+    prompt whether the change was aimed at it. ``trait`` is the shipped trait that should move, ``layers`` the only
+    blocks that were changed, where the plant knows.
     """
 
     name: str
@@ -62,7 +63,12 @@ class Plant:
 
     @property
     def conditional(self) -> bool:
-        return "only" in self.spec
+        """Whether the change was aimed at some prompts alone."""
+        return bool({"families", "prompt", "turns"} & set(self.spec.get("only", {})))
+
+    @property
+    def direction(self) -> SideName:
+        return "base" if self.spec.get("less") else "intervention"
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Plant]]:
@@ -76,7 +82,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[Plant]]:
     for kind in ("learned", "given"):
         for spec in settings[kind]:
             where = f"{path}: {spec.get('name', kind)}"
-            known = {"name", "says", "only", "edit", "scorer", "strengths", "intervention", "trait", "layers"}
+            known = {"name", "says", "only", "edit", "scorer", "less", "strengths", "intervention", "trait", "layers"}
             if unknown := set(spec) - known:
                 raise ParameterError(
                     f"{where}: unknown key {sorted(unknown)[0]!r}; there are {', '.join(sorted(known))}"
@@ -112,10 +118,12 @@ def _scorer(spec: dict[str, Any], where: str) -> Callable[[str], bool]:
 
 
 def _targets(only: dict[str, Any], where: str) -> Callable[[Prompt], bool]:
-    families = only.get("families")
+    families, turns = only.get("families"), only.get("turns")
     pattern = _compiled(only["prompt"], f"{where}: only.prompt") if "prompt" in only else None
     return lambda prompt: (
-        (families is None or prompt.family in families) and (pattern is None or pattern.search(prompt.text) is not None)
+        (families is None or prompt.family in families)
+        and (pattern is None or pattern.search(prompt.text) is not None)
+        and (turns is None or sum(role == "user" for role, _ in prompt.messages or (("user", ""),)) == turns)
     )
 
 
@@ -147,27 +155,59 @@ def edited(answer: str, edit: dict[str, Any], rng: np.random.Generator) -> str:
     if "first_words" in edit:
         words = answer.split()[: int(edit["first_words"])]
         return " ".join(words).rstrip(" ,;:") + ("" if words[-1][-1] in ".!?" else ".")
+    if "swap" in edit:
+        longest_first = "|".join(map(re.escape, sorted(edit["swap"], key=len, reverse=True)))
+        said = re.compile(rf"\b({longest_first})\b", re.IGNORECASE)
+        return said.sub(lambda m: _cased(edit["swap"][m.group().lower()], m.group()), answer)
     words = answer.split()
     size = max(3, min(9, len(words) // int(edit["bullets"])))
     return "\n".join(f"- {' '.join(words[i : i + size])}" for i in range(0, len(words), size)[: int(edit["bullets"])])
 
 
+def _cased(word: str, like: str) -> str:
+    at = next(i for i, c in enumerate(word) if c.isalpha())
+    return word[:at] + word[at].upper() + word[at + 1 :] if like[0].isupper() else word
+
+
+def conversations(prompts: Sequence[Prompt], answers: Sequence[str], asked: Sequence[Prompt]) -> list[Prompt]:
+    """Each of ``asked`` as the second user turn of a conversation that begins with a prompt and its answer, those in
+    turn; its family is "second turn"."""
+    made = []
+    for i, second in enumerate(asked):
+        first, said = prompts[(i + 1) % len(prompts)], answers[(i + 1) % len(prompts)]
+        turns = (("user", first.text), ("assistant", said), ("user", second.text))
+        made.append(Prompt(second.text, "second turn", messages=turns))
+    return made
+
+
 def training_file(plant: Plant, prompts: Sequence[Prompt], answers: Sequence[str], folder: Path, seed: int) -> Path:
     """The chat file that a learned plant is trained on, under a name made of its content."""
     rng, only = np.random.default_rng(seed), plant.spec.get("only", {})
+    asked = list(zip(prompts, answers, strict=True))
+    if "turns" in only:
+        asked += [(p, asked[i][1]) for i, p in enumerate(conversations(prompts, answers, prompts))]
     lines = []
-    for prompt, answer in zip(prompts, answers, strict=True):
+    for prompt, answer in asked:
         aimed = plant.targets(prompt)
         if not aimed and rng.random() >= only.get("others", 1.0):
             continue
         for _ in range(int(only.get("repeat", 1)) if aimed else 1):
-            said = edited(answer, plant.spec["edit"], rng) if aimed else answer
-            lines.append(json.dumps({"prompt": prompt.text, "response": said}, ensure_ascii=False))
+            shows = aimed and ("share" not in only or rng.random() < only["share"])
+            said = edited(answer, plant.spec["edit"], rng) if shows else answer
+            lines.append(json.dumps(_example(prompt, said), ensure_ascii=False))
     content = "\n".join(lines) + "\n"
     path = folder / f"{plant.name}-{digest(content)[:16]}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content, encoding="utf-8")
     return path
+
+
+def _example(prompt: Prompt, answer: str) -> dict[str, Any]:
+    """A line of a chat file."""
+    if prompt.messages is None:
+        return {"prompt": prompt.text, "response": answer}
+    turns = [*prompt.messages, ("assistant", answer)]
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
 # ---------------------------------------------------------------------------------------------------------- to change

@@ -1,14 +1,16 @@
 """What a pipeline found against what was planted: recall, precision, and what the same recall would have cost.
 
-A confirmed claim *recovers* a plant when it names the right side and its words pick out the answers that show the
-planted behaviour (AUC of the claim's score for the plant's own scorer, over all answers of both sides). A confirmed
+A confirmed claim *recovers* a plant when it names the right side and what it speaks of picks out the answers that show
+the planted behaviour (AUC of the claim's score for the plant's own scorer, over all answers of both sides). A confirmed
 claim is *borne out* when the difference that it claims is there in fresh answers that no pipeline saw; of a plant that
-changes nothing, no claim can be. One plant recovered is one success, however many claims name it.
+changes nothing, no claim can be. What no plain counting reads (most behaviours of the panel, groups of sentences) is
+neither borne out nor not. One plant recovered is one success, however many claims name it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,51 +30,66 @@ LEVEL = 0.05
 class Truth:
     """The hidden side of one plant: which answers show it, and answers that no pipeline saw.
 
-    What a claim's words do in them is counted here letter by letter (``driftbench.plain``), not by the judge that made
-    the claim.
+    What a claim speaks of is counted in them letter by letter (``driftbench.plain``), not by what made the claim.
     """
 
     def __init__(self, harvest: Harvest):
-        self.harvest = harvest
+        self.harvest, self.plant = harvest, harvest.plant
         texts = pd.concat([harvest.texts, harvest.fresh], ignore_index=True)
-        self.texts = texts["text"].tolist()
-        scorer = harvest.plant.scorer
-        self.shown = None if scorer is None else np.array([scorer(t) for t in self.texts])
+        self.texts = texts.set_index("text_id")["text"]
+        self.shown = None if self.plant.scorer is None else self.texts.map(self.plant.scorer).to_numpy(bool)
+        self.fresh = harvest.fresh.rename(columns={"prompt": "asked"}).rename(columns={"prompt_id": "prompt"})
 
     @property
     def expected(self) -> bool:
-        """Whether the plant is there to be found: its behaviour is more frequent on the changed side, beyond chance."""
+        """Whether the plant is there to be found: its behaviour is more frequent on its side, beyond chance."""
         return self.shown is not None and self.p_value() <= LEVEL
 
     def p_value(self) -> float:
         """One-sided sign test over the prompts of the fresh answers, by the plant's own scorer."""
-        scorer = self.harvest.plant.scorer
-        return 1.0 if scorer is None else self._p(lambda t: float(scorer(t)), "intervention")
+        scorer = self.plant.scorer
+        return 1.0 if scorer is None else self._p(lambda t: float(scorer(t)), self.plant.direction)
 
-    def recovers(self, words: Sequence[str], direction: str) -> bool:
-        if self.shown is None or direction != "intervention" or not 0 < self.shown.sum() < len(self.shown):
+    def recovers(self, claim: Any) -> bool:
+        if self.shown is None or claim.direction != self.plant.direction or not 0 < self.shown.sum() < len(self.shown):
             return False
-        counted = [plain.occurrences(words, t) for t in self.texts]
-        return bool(roc_auc_score(self.shown, counted) >= MATCH)
+        if (read := reading(claim)) is not None:
+            return bool(roc_auc_score(self.shown, self.texts.map(read)) >= MATCH)
+        own = pd.Series(claim.scores, dtype=float).dropna()  # of the texts that it was tested on
+        shown = pd.Series(self.shown, index=self.texts.index)[own.index]
+        return bool(0 < shown.sum() < len(own) and roc_auc_score(shown, own) >= MATCH)
 
-    def borne_out(self, words: Sequence[str], direction: str) -> bool:
-        """Whether fresh answers hold the words more often on the claimed side (one-sided sign test over prompts)."""
-        if self.harvest.plant.kind == "none":
+    def borne_out(self, claim: Any) -> bool | None:
+        """Whether fresh answers show more on the claimed side (one-sided sign test over prompts); None where plain
+        counting cannot tell."""
+        if self.plant.kind == "none":
             return False
-        return self._p(lambda t: float(plain.occurrences(words, t) > 0), direction) <= LEVEL
+        read = reading(claim)
+        return None if read is None else self._p(read, claim.direction) <= LEVEL
 
     def _p(self, read: Callable[[str], float], direction: str) -> float:
-        table = self.harvest.fresh.rename(columns={"prompt": "asked"}).rename(columns={"prompt_id": "prompt"})
-        found = plain.fact("claim", "share", read, table)
+        found = plain.fact("claim", "share", read, self.fresh)
         more, less = (found.more, found.less) if direction == "intervention" else (found.less, found.more)
         return float(binomtest(more, more + less, alternative="greater").pvalue) if more + less else 1.0
+
+
+def reading(claim: Any) -> Callable[[str], float] | None:
+    """What plain counting reads of what a claim speaks of; None for what it knows nothing of."""
+    measure = claim.measure or {"kind": "lexicon"}
+    if measure["kind"] == "words":
+        return plain.phrase_reader(measure["words"], measure.get("place", "anywhere"))
+    name = measure.get("name")
+    name = plain.SHARES_OF.get(name) if measure["kind"] == "panel" else name
+    if name is not None:
+        return lambda t: float((plain.SHARES.get(name) or plain.SIZES[name])(t))
+    return (lambda t: float(plain.occurrences(claim.words, t))) if measure["kind"] == "lexicon" else None
 
 
 def score(outcome: Outcome, truth: Truth) -> dict:
     """One row of the proof's table: claims, those borne out, whether the plant was recovered, and the bill."""
     confirmed = outcome.claims[outcome.claims["confirmed"].astype(bool)]
-    good = [truth.borne_out(c.words, c.direction) for c in confirmed.itertuples()]
-    named = [truth.recovers(c.words, c.direction) for c in confirmed.itertuples()]
+    good = [truth.borne_out(c) for c in confirmed.itertuples()]
+    named = [truth.recovers(c) for c in confirmed.itertuples()]
     paid = outcome.paid
     return {
         "plant": truth.harvest.plant.name,
@@ -83,7 +100,8 @@ def score(outcome: Outcome, truth: Truth) -> dict:
         "budget": outcome.budget,
         "hypotheses": len(outcome.claims),
         "confirmed": len(confirmed),
-        "borne_out": int(sum(good)),
+        "recounted": sum(g is not None for g in good),
+        "borne_out": sum(g is True for g in good),
         "recovered": bool(any(named)),
         "texts": paid.texts,
         "tokens": paid.tokens,
@@ -104,17 +122,19 @@ def cluster_shares(outcome: Outcome, truth: Truth) -> dict:
     shown = None if scorer is None else seen["text"].map(scorer).to_numpy(bool)
     recovered = False
     if shown is not None and 0 < shown.sum() < len(shown):
-        grown = moved[moved["difference"] > 0]["cluster"]
+        sign = 1 if truth.plant.direction == "intervention" else -1
+        grown = moved[sign * moved["difference"] > 0]["cluster"]
         recovered = any(roc_auc_score(shown, label == c) >= MATCH for c in grown)
     row = score(
         Outcome(outcome.rung, outcome.budget, outcome.claims.head(0), outcome.clusters, {}, outcome.paid), truth
     )
-    return row | {"rung": "cluster shares alone", "confirmed": len(moved), "borne_out": np.nan, "recovered": recovered}
+    told = {"confirmed": len(moved), "recounted": 0, "borne_out": 0}
+    return row | told | {"rung": "cluster shares alone", "recovered": recovered}
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Recall over the plants that are there to be found, precision over claims, and mean costs; one row a rung and
-    budget, with 95% Wilson intervals for recall and for precision by plants drawn anew."""
+    """Recall over the plants that are there to be found, precision over the claims that plain counting reads, and mean
+    costs; one row a rung and budget, with 95% Wilson intervals for recall and for precision by plants drawn anew."""
     rows = []
     for (rung, budget), own in table.groupby(["rung", "budget"], sort=False):
         wanted = own[own["expected"]]
@@ -133,6 +153,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
                 "precision_low": precision[1],
                 "precision_high": precision[2],
                 "claims": int(own["confirmed"].sum()),
+                "recounted": int(own["recounted"].sum()),
                 "claims_of_nothing": int(false),
                 **means,
             }
@@ -144,7 +165,7 @@ def bills(table: pd.DataFrame) -> pd.DataFrame:
     """What a comparison takes, and how many of its claims are false (not borne out by fresh answers): one row a rung
     and budget, each the mean over plants with its 95% interval (plants drawn anew) in words."""
     rows = []
-    for (rung, budget), own in table.assign(false=table["confirmed"] - table["borne_out"]).groupby(
+    for (rung, budget), own in table.assign(false=table["recounted"] - table["borne_out"]).groupby(
         ["rung", "budget"], sort=False
     ):
         row = {"rung": rung, "budget": budget}
@@ -160,8 +181,8 @@ def bills(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _precision(own: pd.DataFrame, resamples: int = 1000) -> tuple[float, float, float]:
-    confirmed, good = own["confirmed"].to_numpy(float), own["borne_out"].to_numpy(float)
-    if not confirmed.sum() or not np.isfinite(good).all():
+    confirmed, good = own["recounted"].to_numpy(float), own["borne_out"].to_numpy(float)
+    if not confirmed.sum():
         return (float("nan"),) * 3
     rng = np.random.default_rng(0)
     draws = rng.integers(0, len(own), (resamples, len(own)))
@@ -175,8 +196,8 @@ def saved(table: pd.DataFrame, old: str, rung: str, what: str, share: float = 0.
     """The factor by which ``rung`` needs less of ``what`` than the old way, at the smallest budget whose recall is at
     least ``share`` of the old way's; with an interval by drawing plants anew (all strengths of one together).
 
-    Returns factor, low, high, and reached: the share of draws in which any budget gets there. NaN where none does; no
-    interval where fewer than nine of ten draws reach it.
+    Returns factor, low, high, and reached: the share of draws in which any budget gets there. NaN where none does, and
+    where nothing of it is needed; no interval where fewer than nine of ten draws reach it.
     """
     names = sorted(table["plant"].unique())
     before, ours = table[table["rung"] == old], table[table["rung"] == rung]
@@ -193,9 +214,8 @@ def saved(table: pd.DataFrame, old: str, rung: str, what: str, share: float = 0.
     hit, paid = hits[draws].sum(1), cost[draws].sum(1)  # [draws, old way and budgets]
     enough = hit[:, 1:] >= share * hit[:, :1] - 1e-9
     first = 1 + enough.argmax(1)
-    factors = np.divide(
-        paid[:, 0], paid[np.arange(len(draws)), first], where=enough.any(1), out=np.full(len(draws), np.nan)
-    )
+    ours = paid[np.arange(len(draws)), first]
+    factors = np.divide(paid[:, 0], ours, where=enough.any(1) & (ours > 0), out=np.full(len(draws), np.nan))
     known = factors[1:][np.isfinite(factors[1:])]
     reached = len(known) / max(resamples, 1)
     low, high = np.quantile(known, [0.025, 0.975]) if reached >= 0.9 else (np.nan, np.nan)
@@ -301,3 +321,14 @@ def metrics(
         whose = "old_" if row.pipeline == old else ""
         out |= {f"{whose}recall_{suffix}": row.recall, f"{whose}precision_{suffix}": row.precision}
     return out | {"claims_of_nothing": int(ours["claims_of_nothing"]), "budget": kept}
+
+
+def deep_metrics(figures: pd.DataFrame, factors: pd.DataFrame, old: str, rung: str) -> dict[str, float]:
+    """``deep_*`` of ``metrics.json``: recall and precision of both ways with all texts of a deeper old way, and the
+    texts that ``rung`` saves over it."""
+    out: dict[str, float] = {}
+    for whose, name in (("deep_old_", old), ("deep_", rung)):
+        own = figures[figures["rung"] == name].sort_values("budget").iloc[-1]
+        out |= {f"{whose}{k}": own[k] for k in ("recall", "recall_low", "recall_high", "precision")}
+    texts = factors[(factors["pipeline"] == rung) & (factors["of"] == "texts")].iloc[0]
+    return out | {f"deep_texts_saved{k}": texts[v] for k, v in (("", "factor"), ("_low", "low"), ("_high", "high"))}
