@@ -42,6 +42,9 @@ def test_judges_stand_beside_people(folder, tmp_path):
     mine = results.loc["never"]
     assert mine["missing"] == 2 and mine["kappa"] == 0 and mine["people_alone"] == 9 and mine["both_no"] == 19
     assert mine["better"] == pytest.approx((3 + 2 / 2) / 6) and mine["ties"] == 2
+    silent = judging.Contender(lambda one: np.full(30, np.nan), lambda one: np.full(6, np.nan))
+    mute = judging.compare({"mute": silent}, labelled).iloc[0]
+    assert mute["missing"] == 30 and np.isnan(mute["kappa"]) and mute["better"] == 0.5 and mute["both_no"] == 0
     found = judging.metrics(results.reset_index(), coverage_of_nothing())
     assert found["refusal_kappa_lexicon"][0] == 1 and "seconds_a_verdict_never" in found
     assert "better_answer_accuracy_embedding" in found and "corrected_interval_coverage" not in found

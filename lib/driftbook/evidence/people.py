@@ -34,17 +34,20 @@ class Agreement:
     kappa: Interval
 
 
+NOTHING = Interval(float("nan"), float("nan"), float("nan"))
+
+
 def agreement(
     judge: np.ndarray, people: np.ndarray, prompts: np.ndarray, weights: np.ndarray | None = None, seed: int = 0
 ) -> Agreement:
     """``judge`` and ``people`` [answers] are booleans, ``prompts`` [answers] says what is resampled.
 
     Accuracy has Wilson's interval at the effective number of prompts (Kish), which also speaks where no error was
-    seen; kappa a percentile interval over resampled prompts. Raises ValueError for no answer.
+    seen; kappa a percentile interval over resampled prompts. Of no answer (a judge without a verdict) both are NaN.
     """
     judge, people = np.asarray(judge, dtype=bool), np.asarray(people, dtype=bool)
     if not len(judge):
-        raise ValueError("no labelled answers")
+        return Agreement(np.zeros((2, 2), dtype=int), NOTHING, NOTHING)
     weights = np.ones(len(judge)) if weights is None else np.asarray(weights, dtype=np.float64)
     ids, unit = np.unique(np.asarray(prompts), return_inverse=True)
     cell = 2 * ~judge + ~people
