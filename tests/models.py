@@ -11,7 +11,8 @@ import torch
 
 from driftbench.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 from driftbook.models.hooks import HookPoints
-from driftbook.models.loading import LoadedModel, eos_union
+from driftbook.models.load_report import end_ids
+from driftbook.models.loading import LoadedModel
 from driftbook.models.local import LocalEngine, Request
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams, stream_seed
@@ -47,7 +48,7 @@ def fresh(
         device=torch.device("cpu"),
         dtype=dtype,
         reason="a test",
-        eos_ids=eos_union(model, tokenizer) if eos is None else eos,
+        eos_ids=frozenset(end_ids(model, tokenizer)) if eos is None else eos,
         context=int(config.max_position_embeddings),
         use_chat_template=template,
         record={"model": f"tiny {family}", "revision": None, "dtype": "float32", "template": None, "key": key},

@@ -175,6 +175,53 @@ def test_an_unlisted_family_of_attention_is_rehearsed_once(model_type, settings)
     assert [ids for ids, _ in found] == [by_generate(model, p) for p in PROMPTS] and model.rehearsed
 
 
+BEGIN_ALIKE = [PROMPTS[4] + rest for rest in some_prompts([2, 7, 4], seed=1)]
+"""Of one beginning that is computed once, and of unlike length behind it."""
+BY_COLUMNS = {
+    "mpt": {"d_model": 48, "n_layers": 2, "n_heads": 4, "max_seq_len": 512},
+    "bloom": {"hidden_size": 48, "n_layer": 2, "n_head": 4},
+    "falcon": {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": True},
+    "llama4_text": {**PLAIN, "head_dim": 12, "attention_chunk_size": 6, "intermediate_size_mlp": 80,
+                    "num_local_experts": 2, "num_experts_per_tok": 1, "no_rope_layers": [1, 1, 1, 0]},
+    "gpt_neo": {"hidden_size": 48, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]],
+                "window_size": 15},  # wider than a rehearsal is long
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", BY_COLUMNS)
+def test_a_family_that_counts_columns_or_cuts_chunks_is_decoded_with_its_own_cache(model_type):
+    model = held(tiny_model(model_type, **BY_COLUMNS[model_type]))
+    for prompts in (PROMPTS, BEGIN_ALIKE):
+        found = generated(model, requests_for(prompts), GREEDY)
+        assert [ids for ids, _ in found] == [by_generate(model, p) for p in prompts]
+    assert keeps_states(model)
+    for batch, logits in replay(model, [TokenSequence(p, (5,)) for p in BEGIN_ALIKE], logits=True):
+        for row, i in enumerate(batch):
+            own = full_logits(model, (*BEGIN_ALIKE[i], 5))[-2:]
+            assert abs(logits[row, -2:].double().numpy() - own).max() < 1e-3 * abs(own).max()
+
+
+def test_a_window_that_a_family_does_not_read_is_no_window():
+    plain, stray = (held(tiny_model("llama", **more)) for more in ({}, {"sliding_window": 6}))
+    found, expected = (generated(model, requests_for(BEGIN_ALIKE), GREEDY) for model in (stray, plain))
+    assert stray.model.config.sliding_window == 6 and found == expected
+
+
+def test_several_streams_a_token_are_decoded_and_not_captured():
+    model = held(tiny_model("gemma3n_text", **{
+        **PLAIN, "head_dim": 12, "intermediate_size": [80] * 4, "layer_types": ["full_attention"] * 4,
+        "num_kv_shared_layers": 2, "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8,
+        "laurel_rank": 8, "altup_num_inputs": 2, "activation_sparsity_pattern": [0.0] * 4,
+    }))  # fmt: skip
+    assert [ids for ids, _ in generated(model, requests_for(PROMPTS), GREEDY)] == [
+        by_generate(model, p) for p in PROMPTS
+    ]
+    with pytest.raises(
+        ModelError, match=r"model\.layers\.0: Gemma3n\w+ keeps several streams a token \(\[2, 1, 5, 48\]\)"
+    ):
+        _ = model.hooks
+
+
 def test_a_family_that_steps_otherwise_than_it_reads_is_refused():
     model = held(tiny_model("granite", **PLAIN))
     own = model.model.forward

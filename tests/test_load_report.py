@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from driftbench.tiny import VOCABULARY
 from driftbook.errors import ModelError
 from driftbook.models import gguf_files
 from driftbook.models.gguf_header import read_gguf_header, shards
@@ -163,7 +164,45 @@ def pickled(folder):
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"where": Path("x")}))
 
 
+def two_saves(folder):
+    rest = sharded(folder)
+    with_other = rest | {"lm_head.weight": torch.zeros(VOCABULARY, 48)}
+    save_file(with_other, folder / "model-00002-of-00002.safetensors", {"format": "pt"})
+
+
+def relinked(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(folder / "blobs" / "4d7a")
+
+
+def without_tokenizer(folder):
+    for path in folder.glob("*token*"):
+        path.unlink()
+
+
+def whole_numbers(folder):
+    rewrite(folder, lambda w: {k: (v * 50).to(torch.int8) if "mlp" in k else v for k, v in w.items()})
+
+
 BROKEN = {
+    "two saves": (two_saves, r"00002\.safetensors and .*00001\S* hold different values of lm_head\.weight"),
+    "link": (relinked, r"model\.safetensors are links to what is not there"),
+    "index": (
+        lambda f: (sharded(f), (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": 1}}')),
+        r"index\.json: has no weight_map",
+    ),
+    "end tokens": (lambda f: (f / "generation_config.json").write_text("{"), r"generation_config\.json: no readable"),
+    "adapter beside": (lambda f: (f / "adapter_config.json").write_text("{}"), r"which transformers would switch on"),
+    "only an adapter": (
+        lambda f: (f / "config.json").rename(f / "adapter_config.json"),
+        r"holds no config\.json, but an adapter: name it as an intervention",
+    ),
+    "whole numbers": (whole_numbers, r"12 tensors of its files are whole numbers .*no quantization_config"),
+    "no tokens": (without_tokenizer, r"its tokenizer has no tokens for plain English \(1 in all\)"),
+    "tied": (
+        lambda f: rewrite(f, lambda w: {k: v for k, v in w.items() if k != "lm_head.weight"}),
+        r"1 of 47 .* \(lm_head\.weight\) and would be random; .*tie_word_embeddings: true, and this one does not",
+    ),
     "cut": (cut, r"model\.safetensors: is cut short, 100,000 of \d\d\d,\d\d\d bytes are there; download it again"),
     "empty": (lambda f: (f / "model.safetensors").write_bytes(b""), r"model\.safetensors are empty; download"),
     "header": (lambda f: (f / "model.safetensors").write_bytes(b"{" * 64), r"not a safetensors file"),
@@ -225,6 +264,31 @@ def test_quantized_weights_whose_package_is_not_here_name_it(copy, tmp_path, sai
         load(spec(copy), tmp_path)
 
 
+def test_a_quantization_that_transformers_passes_over_is_refused_by_name(copy, tmp_path):
+    configure(copy, quantization_config={"quant_method": "modelopt", "bits": 4})
+    with pytest.raises(ModelError, match=r"is quantized by 'modelopt', which transformers does not read"):
+        load(spec(copy), tmp_path)
+
+
+def test_factors_that_one_long_row_would_change_for_all_bound_the_context(tmp_path):
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+    folder = saved(
+        tmp_path / "m", "phi3", rope_parameters=rope, original_max_position_embeddings=16, num_attention_heads=6
+    )
+    model = load(spec(folder), tmp_path)
+    assert (
+        model.context == 16 and "may have 16 tokens together: beyond, up to 512" in model.record["load"]["remarks"][0]
+    )
+
+
+def test_penalties_that_the_publisher_asks_for_are_told_as_not_applied(copy, tmp_path):
+    path = copy / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"repetition_penalty": 1.3, "temperature": 0.6}))
+    assert load(spec(copy), tmp_path).record["load"]["remarks"] == [
+        "generation_config.json asks for repetition_penalty 1.3; it is not applied: answers are drawn as sampling: says"
+    ]
+
+
 def test_code_that_a_model_brings_is_neither_run_nor_asked_about(copy, tmp_path):
     (copy / "modeling_x.py").write_text("raise SystemExit('executed')")
     configure(
@@ -238,6 +302,17 @@ def test_a_model_that_does_not_answer_prompts_is_refused_by_its_kind(copy, tmp_p
     (copy / "config.json").write_text('{"model_type": "t5"}')
     with pytest.raises(ModelError, match=r"\(t5\) is no decoder-only language model"):
         load(spec(copy), tmp_path)
+    (copy / "config.json").write_text('{"model_type": "bart"}')  # it has a decoder, which transformers would take alone
+    with pytest.raises(ModelError, match=r"\(bart\) is no decoder-only language model"):
+        load(spec(copy), tmp_path)
+
+
+def test_a_model_that_scores_is_refused_though_its_tied_output_layer_could_be_had(tmp_path):
+    tied = saved(tmp_path / "tied", "qwen3", tie_word_embeddings=True)
+    rewrite(tied, lambda w: w | {"score.weight": torch.ones(1, 48)})
+    configure(tied, architectures=["Qwen3ForSequenceClassification"])
+    with pytest.raises(ModelError, match=r"\(Qwen3ForSequenceClassification\) is no decoder-only language model"):
+        load(spec(tied), tmp_path)
 
 
 # ----------------------------------------------------------------------------------------------------------------- GGUF

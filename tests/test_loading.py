@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 
 from driftbench.tiny import tiny_model, tiny_tokenizer
 from driftbook.errors import ModelError
-from driftbook.models.loading import choose_device, eos_union, load, resolve, weights_hash
+from driftbook.models.load_report import end_ids
+from driftbook.models.loading import choose_device, load, resolve, weights_hash
 from driftbook.parameters import ModelSpec
 from models import fresh, loaded, saved
 
@@ -144,9 +145,9 @@ def test_devices_and_their_reasons(monkeypatch):
 def test_end_tokens_of_all_three_places_count(folder, tmp_path):
     tokenizer, model = tiny_tokenizer(), tiny_model()
     model.generation_config.eos_token_id = 77
-    assert eos_union(model, tokenizer) == {*model.config.eos_token_id, tokenizer.eos_token_id, 77}
-    model.config.eos_token_id = None
-    assert eos_union(model, tokenizer) == {tokenizer.eos_token_id, 77}
+    assert set(end_ids(model, tokenizer)) == {*model.config.eos_token_id, tokenizer.eos_token_id, 77}
+    model.config.eos_token_id = -1  # as some say that there is none
+    assert set(end_ids(model, tokenizer)) == {tokenizer.eos_token_id, 77}
     opened = load(spec(folder), tmp_path)
     assert opened.eos_ids == set(tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"]))
 

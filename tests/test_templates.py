@@ -118,7 +118,41 @@ def test_a_template_that_loses_one_turn_is_refused_with_its_text(folder, tmp_pat
         model.encode_prompt("Y", None, turns)
 
 
+def test_a_template_that_loses_an_earlier_answer_is_refused_and_its_thought_may_go(folder, tmp_path):
+    model = opened(folder, tmp_path, thought={"open": "<think>", "close": "</think>"})
+    turns = [
+        {"role": "user", "content": "Tea?"},
+        {"role": "assistant", "content": "<think>Green.</think>Yes, please."},
+        {"role": "user", "content": "How much?"},
+    ]
+    thoughtless = "{% for m in messages %}[{{ m.content.split('</think>') | last }}]{% endfor %}"
+    model.tokenizer.chat_template = thoughtless
+    assert model.tokenizer.decode(model.encode_prompt("", None, turns)) == "[Tea?][Yes, please.][How much?]"
+    model.tokenizer.chat_template = "{% for m in messages if m.role == 'user' %}[{{ m.content }}]{% endfor %}"
+    with pytest.raises(ModelError, match=r"without what is answered before \('Yes, please\.'\)"):
+        model.encode_prompt("", None, turns)
+
+
 # --------------------------------------------------------------------------------------- what a template writes itself
+
+
+def test_a_template_that_does_not_begin_the_answer_is_told_unless_it_never_does(templated, tmp_path):
+    headless = CHAT_TEMPLATE.partition("{% if add_generation_prompt")[0]
+    assert opened(templated(headless), tmp_path).record["load"]["remarks"] == [
+        "the template has no add_generation_prompt: an answer begins without the '<|im_start|>assistant' that it "
+        "writes before answers of earlier turns"
+    ]
+    bare = (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+        "{% else %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    )
+    assert opened(templated(bare), tmp_path).record["load"]["remarks"] == []
+
+
+def test_a_template_that_writes_a_bos_that_the_tokenizer_does_not_name_is_told(templated, tmp_path):
+    folder = templated(CHAT_TEMPLATE)
+    (folder / "tokenizer_config.json").unlink()
+    assert "bos_token, and the tokenizer names none" in opened(folder, tmp_path).record["load"]["remarks"][0]
 
 
 def test_a_system_text_that_the_template_writes_is_found(templated, tmp_path):

@@ -490,6 +490,11 @@ def _described(
     if "" not in seen:
         raise ModelError(f"{path}: the block's input or output is not a hidden state in {type(model).__name__}")
     pre, post = seen[""][0]
+    if pre.ndim != 3:
+        raise ModelError(
+            f"{path}: {type(model).__name__} keeps several streams a token ({list(pre.shape)}), so there is no one "
+            "residual stream to read or to edit; it can be decoded, and its inside cannot be captured"
+        )
     # What runs twice (a dropout module that is shared, say) is no hook point.
     once = {name: calls[0] for name, calls in seen.items() if name and "." not in name and len(calls) == 1}
     inputs = {name: value for name, (value, _) in once.items() if value.shape == pre.shape}

@@ -24,20 +24,29 @@ _IN_A_BLOCK = re.compile(r"(^|\.)(layers|h|blocks)\.\d+\.")
 _NO_WEIGHT = re.compile(r"(inv_freq|masked_bias|attn\.bias|attention\.bias|[kv]_scale)$")
 
 
-def account(model: nn.Module, info: Mapping[str, Any], name: str) -> dict[str, Any]:
+def account(model: nn.Module, info: Mapping[str, Any], name: str, files: WeightFiles | None = None) -> dict[str, Any]:
     """The tensors of a loaded model.
 
     Args:
-        info: what ``from_pretrained(output_loading_info=True)`` gives; name: the model's, for messages.
+        info: what ``from_pretrained(output_loading_info=True)`` gives; name: the model's, for messages; files: what
+            it was read from, where they lie here.
 
     Returns:
         ``tensors`` (that the model has), ``found`` (in the files), ``tied`` (to another by design), ``left_over``
         (names of those in the files that the model does not have, none of them in a block).
 
     Raises:
-        ModelError: tensors are missing, of another shape, or left over in the blocks.
+        ModelError: tensors are missing, of another shape, whole numbers without a scale, or left over in the blocks.
     """
-    kind, expected = type(model).__name__, model.state_dict().keys()
+    kind, state = type(model).__name__, model.state_dict()
+    expected = state.keys()
+    whole = [key for key, held in (files.tensors if files else {}).items() if held[0] in "IU" and key in state]
+    if quantization(model) is None and (whole := [key for key in whole if state[key].is_floating_point()]):
+        raise ModelError(
+            f"model {name!r}: {len(whole)} tensors of its files are whole numbers ({some(whole)}), as quantized "
+            "weights are, and its config.json has no quantization_config that says how to scale them; copy it from the "
+            "model's publisher, or name weights that are not quantized"
+        )
     tied = sorted(set(getattr(model, "all_tied_weights_keys", {}) or {}) & set(expected))
     missing = sorted(set(info["missing_keys"]) - set(tied))
     left = sorted(set(info["unexpected_keys"]))
@@ -50,6 +59,11 @@ def account(model: nn.Module, info: Mapping[str, Any], name: str) -> dict[str, A
             )
         elif any("lora_" in key or "base_layer" in key for key in left):
             remedy = "it holds a LoRA that was not merged: save the merged model, or name the adapter's folder"
+        elif missing == _output_layer(model):
+            remedy = (
+                "where the output layer is the embedding, config.json says so by tie_word_embeddings: true, and this "
+                "one does not; copy it from the model's publisher"
+            )
         elif left:
             remedy = f"{len(left)} others have no place in the model ({some(left)}): rename them as {kind} names them"
         else:
@@ -73,6 +87,11 @@ def account(model: nn.Module, info: Mapping[str, Any], name: str) -> dict[str, A
     return {"tensors": len(expected), "found": len(expected) - len(tied), "tied": tied, "left_over": left}
 
 
+def _output_layer(model: nn.Module) -> list[str]:
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return [f"{name}.weight" for name, module in model.named_modules() if module is head]
+
+
 def check_vocabulary(model: nn.Module, tokenizer: Any, name: str) -> dict[str, int]:
     """Rows of the embedding and tokens of the tokenizer.
 
@@ -89,18 +108,24 @@ def check_vocabulary(model: nn.Module, tokenizer: Any, name: str) -> dict[str, i
 
 
 def end_tokens(model: nn.Module, tokenizer: Any) -> dict[str, list[str]]:
-    """Every token that ends an answer, as text, and who says so: the tokenizer, the model's configuration, the
-    generation configuration."""
+    """Every token that ends an answer, as text, and who says so."""
+    return {str(tokenizer.convert_ids_to_tokens(i)): who for i, who in end_ids(model, tokenizer).items()}
+
+
+def end_ids(model: nn.Module, tokenizer: Any) -> dict[int, list[str]]:
+    """Every id that ends an answer, and who says so: the tokenizer, the model's configuration, the generation
+    configuration."""
     owners = {
         "tokenizer": tokenizer,
         "config.json": model.config,
         "generation_config.json": getattr(model, "generation_config", None),
     }
-    found: dict[str, list[str]] = {}
+    found: dict[int, list[str]] = {}
     for owner, holder in owners.items():
         value = getattr(holder, "eos_token_id", None)
         for token in value if isinstance(value, list | tuple) else [] if value is None else [value]:
-            found.setdefault(str(tokenizer.convert_ids_to_tokens(int(token))), []).append(owner)
+            if int(token) >= 0:  # -1 stands for none in some configurations
+                found.setdefault(int(token), []).append(owner)
     return found
 
 
@@ -109,7 +134,7 @@ def written_in(files: WeightFiles | None, gguf: Converted | None) -> dict[str, A
     if gguf is not None:
         return {"files": gguf.files, "stored": gguf.kinds, "converted": f"{gguf.tensors} tensors, to float32"}
     if files is not None:
-        return {"files": files.names, "stored": dict(files.dtypes.most_common())}
+        return {"files": files.names, "stored": dict(Counter(files.tensors.values()).most_common())}
     return {"files": [], "stored": {}}
 
 
@@ -128,10 +153,23 @@ def layer_kinds(model: nn.Module) -> dict[str, int]:
     return dict(Counter(getattr(model.config.get_text_config(), "layer_types", None) or ()))
 
 
-def remarks(tensors: Mapping[str, Any], kind: str) -> list[str]:
-    """What a reader of the report should not miss of the tensors."""
-    left = tensors["left_over"]
-    return [f"tensors of the files without a place in {kind}: {some(left)}"] if left else []
+#: Of a generation configuration: what changes which tokens are drawn, and is nobody's to ask for here.
+_NOT_APPLIED = (
+    "repetition_penalty", "encoder_repetition_penalty", "no_repeat_ngram_size", "suppress_tokens",
+    "begin_suppress_tokens", "bad_words_ids", "sequence_bias", "forced_bos_token_id", "forced_eos_token_id",
+)  # fmt: skip
+
+
+def remarks(model: nn.Module, tensors: Mapping[str, Any]) -> list[str]:
+    """What a reader of the report should not miss of the tensors, and of what the publisher asks for."""
+    left, said = tensors["left_over"], []
+    if left:
+        said.append(f"tensors of the files without a place in {type(model).__name__}: {some(left)}")
+    asks = getattr(model, "generation_config", None)
+    if found := {k: v for k in _NOT_APPLIED if (v := getattr(asks, k, None)) not in (None, 0, 1, 1.0, [])}:
+        told = ", ".join(f"{key} {str(value)[:40]}" for key, value in found.items())
+        said.append(f"generation_config.json asks for {told}; it is not applied: answers are drawn as sampling: says")
+    return said
 
 
 def not_finite(model: nn.Module) -> str | None:

@@ -20,7 +20,8 @@ from driftbook.models import gguf_files, load_report, templates, thinking
 from driftbook.models.gguf_header import shards
 from driftbook.models.hooks import HookPoints, validate
 from driftbook.models.templates import ChatTemplate
-from driftbook.models.weight_files import PICKLED, WeightFiles, check_files
+from driftbook.models.weight_files import ADAPTER, PICKLED, WeightFiles, check_files
+from driftbook.replies import split_thought
 from driftbook.sections import ModelSpec, ThoughtMarks
 
 #: name -> (PyPI distribution, module folder, GGUF file inside it)
@@ -51,6 +52,8 @@ class LoadedModel:
     """What it writes around a thought; None: it does not think, as far as is known."""
     rehearsed: bool = False
     """Whether its decoding was proved (:func:`driftbook.models.local.rehearse`)."""
+    own_caches: bool = False
+    """Whether that showed that it needs the caches of its family."""
     _hooks: HookPoints | None = None
 
     @property
@@ -82,13 +85,14 @@ class LoadedModel:
                 f"the chat template of {self.record.get('model')!r} drops the system prompt; put it "
                 f"into the prompt text instead."
             )
-        if lost := next(
-            (t["content"] for t in turns if t["role"] == "user" and t["content"].strip() not in rendered), ""
-        ):
-            raise ModelError(
-                f"the chat template of {self.record.get('model')!r} writes a prompt without what is asked "
-                f"({lost[:60]!r}); mend the template, name another as template:, or set chat_template: false"
-            )
+        for turn in turns:
+            said = split_thought(turn["content"], self.marks)[1] if turn["role"] == "assistant" else turn["content"]
+            if turn["role"] != "system" and said.strip() not in rendered:
+                what = "answered before" if turn["role"] == "assistant" else "asked"
+                raise ModelError(
+                    f"the chat template of {self.record.get('model')!r} writes a prompt without what is {what} "
+                    f"({said[:60]!r}); mend the template, name another as template:, or set chat_template: false"
+                )
         # The rendered text already holds BOS where the template wants one (rules of chat templates: never add it
         # twice).
         return self.encode_answer(rendered)
@@ -167,7 +171,9 @@ def resolve(name: str, cache: Path) -> str:
     path = Path(name).expanduser()
     if name.startswith((".", "/", "~")) or path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelError(f"model folder {name!r} holds no config.json")
+            adapter = (path / ADAPTER).is_file()
+            remedy = "but an adapter: name it as an intervention of kind adapter, and the model it was trained on here"
+            raise ModelError(f"model folder {name!r} holds no config.json{f', {remedy}' if adapter else ''}")
         return str(path)
     return name
 
@@ -193,6 +199,12 @@ def _tokenizer(source: str, name: str, revision: str | None) -> Any:
             f"model {name!r}: its tokenizer could not be loaded: {_first_line(error)}. It needs tokenizer.json (or "
             "tokenizer.model) and tokenizer_config.json as its publisher has them"
         ) from error
+    plain = tokenizer(templates.ASKED, add_special_tokens=False)["input_ids"]
+    if not set(plain) - {tokenizer.unk_token_id}:  # transformers makes an empty one where there are no files
+        raise ModelError(
+            f"model {name!r}: its tokenizer has no tokens for plain English ({len(tokenizer)} in all); tokenizer.json "
+            "(or tokenizer.model) is missing, or is not a language model's"
+        )
     legacy = Path(source) / "chat_template.json"  # of a processor, for a model that also sees
     if tokenizer.chat_template is None and legacy.is_file():
         tokenizer.chat_template = json.loads(legacy.read_text(encoding="utf-8")).get("chat_template")
@@ -211,7 +223,7 @@ def load(spec: ModelSpec, cache: Path, attn_implementation: str | None = None) -
     folder = Path(source) if Path(source).is_dir() else None
     files = check_files(folder) if folder else None
     model, info = _weights(source, spec, dtype, files, attn_implementation)
-    tensors = load_report.account(model, info, spec.model)
+    tensors = load_report.account(model, info, spec.model, files)
     tokenizer = _tokenizer(source, spec.model, spec.revision)
     load_report.check_vocabulary(model, tokenizer, spec.model)
     model.eval().requires_grad_(False).to(device)
@@ -229,6 +241,7 @@ def load(spec: ModelSpec, cache: Path, attn_implementation: str | None = None) -
     asked = words["use_chat_template"]
     key = hashlib.sha256(json.dumps([identity, str(dtype), asked, *shaped]).encode()).hexdigest()[:16]
     gguf = gguf_files.account_of(folder) if folder else None
+    context, turned = _context(model.config.get_text_config())
     record = {
         "model": spec.model,
         "revision": spec.revision,
@@ -245,7 +258,7 @@ def load(spec: ModelSpec, cache: Path, attn_implementation: str | None = None) -
             **load_report.written_in(files, gguf),
             "quantization": load_report.quantization(model),
             "layer_kinds": load_report.layer_kinds(model),
-            "remarks": [*(gguf.told() if gguf else []), *load_report.remarks(tensors, type(model).__name__)],
+            "remarks": [*(gguf.told() if gguf else []), *turned, *load_report.remarks(model, tensors)],
         },
     }
     loaded = LoadedModel(
@@ -254,11 +267,28 @@ def load(spec: ModelSpec, cache: Path, attn_implementation: str | None = None) -
         device=device,
         dtype=dtype,
         reason=reason,
-        context=int(getattr(model.config.get_text_config(), "max_position_embeddings", 2**31)),
+        context=context,
         record=record,
         **words,
     )
     return told_words(loaded)
+
+
+def _context(config: Any) -> tuple[int, list[str]]:
+    """Tokens that a prompt and its answer may have together, and what is to be told of it.
+
+    A model with two sets of factors (longrope) turns every position by the second one as soon as one row of a batch is
+    longer than it was trained with at first, those that are cached by the first one too: rows would change one another.
+    """
+    most = int(getattr(config, "max_position_embeddings", None) or 2**31)
+    rope = getattr(config, "rope_parameters", None) or {}
+    first = getattr(config, "original_max_position_embeddings", None) or rope.get("original_max_position_embeddings")
+    if rope.get("rope_type") != "longrope" or not first or first >= most:
+        return most, []
+    return int(first), [
+        f"prompt and answer may have {first:,} tokens together: beyond, up to {most:,}, this model turns all positions "
+        "otherwise, also those of shorter texts beside it"
+    ]
 
 
 def _words(model: Any, tokenizer: Any, spec: ModelSpec) -> dict[str, Any]:
@@ -268,7 +298,7 @@ def _words(model: Any, tokenizer: Any, spec: ModelSpec) -> dict[str, Any]:
     written = templates.text_of(tokenizer, template) if template else ""
     return {
         "tokenizer": tokenizer,
-        "eos_ids": eos_union(model, tokenizer),
+        "eos_ids": frozenset(load_report.end_ids(model, tokenizer)),
         "use_chat_template": asked,
         "template": template or ChatTemplate(),
         "marks": spec.thought or thinking.find_marks(tokenizer, written),
@@ -333,11 +363,18 @@ def _weights(
         kind = transformers.AutoModelForCausalLM
         if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
             if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-                raise ModelError(
-                    f"model {spec.model!r} ({config.model_type}) is no decoder-only language model; name one that "
-                    "answers prompts"
-                )
+                raise _no_language_model(spec, config.model_type)
             kind = transformers.AutoModelForImageTextToText
+        named = config.architectures or []
+        if config.is_encoder_decoder or (named and all(name.endswith(_OTHER_TASKS) for name in named)):
+            raise _no_language_model(spec, named[0] if named else config.model_type)
+        quantized = getattr(config, "quantization_config", None)
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+        if method not in (None, "bitsandbytes", *transformers.quantizers.auto.AUTO_QUANTIZER_MAPPING):
+            raise ModelError(
+                f"model {spec.model!r} is quantized by {method!r}, which transformers does not read; name weights that "
+                "are not quantized"
+            )
         return kind.from_pretrained(
             source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **own_code, **kwargs
         )
@@ -351,23 +388,30 @@ def _weights(
     except Exception as error:  # a damaged file ends in whatever its reader stumbles on
         if files is not None and files.pickled:
             raise ModelError(f"model {spec.model!r}: {PICKLED}") from error
-        raise ModelError(
-            f"model {spec.model!r} could not be loaded: {_first_line(error)}. Name a bundled model "
-            "(bundled:smollm2-135m-instruct), a folder with config.json, a GGUF file, or a Hugging Face id that can be "
-            "reached."
-        ) from error
+        remedy = (
+            "Its config.json must be the publisher's, and of a family that this version of transformers knows "
+            f"({transformers.__version__})"
+            if files is not None
+            else "Name a bundled model (bundled:smollm2-135m-instruct), a folder with config.json, a GGUF file, or a "
+            "Hugging Face id that can be reached"
+        )
+        raise ModelError(f"model {spec.model!r} could not be loaded: {_first_line(error)}. {remedy}.") from error
+
+
+#: How transformers calls the classes of models that score, label or fill in.
+_OTHER_TASKS = (
+    "ForMaskedLM", "Classification", "ForQuestionAnswering", "ForMultipleChoice", "ForPreTraining", "RewardModel"
+)  # fmt: skip
+
+
+def _no_language_model(spec: ModelSpec, kind: str) -> ModelError:
+    return ModelError(
+        f"model {spec.model!r} ({kind}) is no decoder-only language model; name one that answers prompts"
+    )
 
 
 def _first_line(error: Exception) -> str:
     """What an error of a library says, without the advice of its later lines."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
-def eos_union(model: torch.nn.Module, tokenizer: Any) -> frozenset[int]:
-    """Every id that ends a response: those of the tokenizer, of the model's and of the generation configuration."""
-    found: set[int] = set()
-    for owner in (tokenizer, model.config, getattr(model, "generation_config", None)):
-        value = getattr(owner, "eos_token_id", None)
-        if value is not None:
-            found.update(value if isinstance(value, (list, tuple)) else [value])
-    return frozenset(int(i) for i in found)
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1]).rstrip(".")
+    return f"{type(error).__name__}: {said}" if isinstance(error, KeyError) or not said else said

@@ -15,6 +15,7 @@ explicit, so the column of a token never matters to the model.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import operator
 from collections import Counter, deque
@@ -140,16 +141,20 @@ class LocalEngine(Engine):
                     torch.cuda.empty_cache()
 
 
-REHEARSED = ((11, 25, 39, 53, 67, 81, 95), (60, 74, 88))
-"""Token ids of two prompts of unlike length, which every vocabulary has."""
+REHEARSED = (
+    ((11, 25, 39, 53, 67, 81, 95), (60, 74, 88)),
+    ((11, 25, 39, 53, 67, 81, 95), (11, 25, 88)),
+)
+"""Token ids of prompts of unlike length, which every vocabulary has: two that share nothing, two that begin alike."""
 AGREE = {torch.float32: 1e-3}
 """How far logits may lie apart by rounding, as a share of the largest; 0.05 in half precision."""
 
 
 def rehearse(model: LoadedModel) -> None:
     """Prove once that a family that is not listed is decoded as its own forward computes: the logits of two prompts
-    side by side, step by step, are those of a whole forward over each alone. Padding that leaves a trace, or states
-    that are kept in the modules, show in that.
+    side by side, step by step, are those of a whole forward over each alone. Padding that leaves a trace, positions
+    that are counted in columns, or states that are kept in the modules, show in that. A family that the slab does not
+    suit is tried with transformers' own caches.
 
     Raises:
         ModelError: it is not, or cannot be decoded with transformers' caches at all.
@@ -160,24 +165,23 @@ def rehearse(model: LoadedModel) -> None:
     kinds = Counter(getattr(config.get_text_config(), "layer_types", None) or [config.model_type])
     layers = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     said = f"{model.record.get('model')} ({type(model.model).__name__}, layers: {layers}) cannot be decoded here"
-    try:
-        apart = _apart(model)
-    except (NotFiniteError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # what a cache of another make runs into
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{said}: {why}. A server can decode it (intervention.kind endpoint)") from error
-    if apart <= AGREE.get(model.dtype, 0.05):
-        model.rehearsed = True
-        return
-    raise ModelError(
-        f"{said}: step by step it computes other logits than at once. A server can decode it (intervention.kind "
-        "endpoint)"
-    )
+    for own in dict.fromkeys((keeps_states(model), True)):
+        model.own_caches, why = own, "step by step it computes other logits than at once"
+        try:
+            model.rehearsed = all(_apart(model, p) <= AGREE.get(model.dtype, 0.05) for p in REHEARSED)
+        except (NotFiniteError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # what a cache of another make runs into
+            why, cause = str(error).splitlines()[0] if str(error) else type(error).__name__, error
+        else:
+            cause = None
+        if model.rehearsed:
+            return
+    raise ModelError(f"{said}: {why}. A server can decode it (intervention.kind endpoint)") from cause
 
 
 @torch.inference_mode()
-def _apart(model: LoadedModel) -> float:
+def _apart(model: LoadedModel, prompts: Sequence[tuple[int, ...]]) -> float:
     """The largest difference between logits of the loop and of whole forwards, as a share of the largest logit."""
     told: list[torch.Tensor] = []
 
@@ -185,12 +189,12 @@ def _apart(model: LoadedModel) -> float:
         told.append(logits[0])
         return logits[0]
 
-    requests = [Request(ids, 0) for ids in REHEARSED]
+    requests = [Request(ids, 0) for ids in prompts]
     loop = _Loop(LocalEngine(model, len(requests)), [Voice(model, requests)], [0, 1], SamplingParams(3, 0.0), listen)
     loop.ends = frozenset()  # none ends early
     done = {c.index: c.token_ids for c in loop.run()}
     worst = 0.0
-    for row, ids in enumerate(REHEARSED):
+    for row, ids in enumerate(prompts):
         own = torch.tensor([[*ids, *done[row]]], device=model.device)
         whole = model.model(input_ids=own, use_cache=False).logits[0, len(ids) - 1 : -1].float()
         mine = torch.stack([logits[row].float() for logits in told])
@@ -323,13 +327,18 @@ class Masks:
         return mask
 
 
+#: Families whose window counts columns, wider than a rehearsal is long; padding inside of a row would shift it.
+BY_COLUMN = ("gpt_neo",)
 #: What a family's forward calls the cache that it is given.
 CACHES = ("past_key_values", "cache_params")
 
 
 def keeps_states(model: LoadedModel) -> bool:
     """Whether a family keeps anything beside the keys and values of every layer: states of state spaces, linear
-    attention or convolutions, or layers that share a cache."""
+    attention or convolutions, or layers that share a cache. Or it needs caches of transformers' own make, as
+    :func:`rehearse` found."""
+    if model.own_caches or model.model.config.model_type in BY_COLUMN:
+        return True
     if "cache_params" in inspect.signature(model.model.forward).parameters:
         return True
     try:
@@ -390,6 +399,8 @@ class _Track:
             logits = forward(self.m, self.taps, frame, logits_to_keep=1, **inputs)[:, -1]
             require_finite(self.m, logits, self.prompt(representatives[0]))
         cache = inputs["past_key_values"]
+        if len(cache.layers) != len(self.cache.layers):
+            raise ModelError(f"its forward keeps {len(cache.layers)} of {len(self.cache.layers)} layers in its cache")
         width += shared
         b, now = a + len(rows), self.clock.now
         # Padding stands between the prefix and the rest of a prompt; in the slab it comes first.
@@ -705,7 +716,9 @@ def left_pad(sequences: Sequence[Sequence[int]], width: int, device: torch.devic
 
 
 def _sliding_window(config: Any) -> int | None:
+    """The window that the family's own code reads, if any: a value of that name in a config.json may be no one's."""
+    read = {field.name for field in dataclasses.fields(config)}
+    if "sliding_window" not in read:
+        return None
     types = getattr(config, "layer_types", None)
-    if types is not None:
-        return config.sliding_window if "sliding_attention" in types else None
-    return getattr(config, "sliding_window", None)
+    return config.sliding_window if types is None or "sliding_attention" in types else None

@@ -114,6 +114,19 @@ def turn_end(tokenizer: Any, template: ChatTemplate) -> str:
         return ""
 
 
+def missing_begin(tokenizer: Any, template: ChatTemplate) -> str:
+    """What the template writes before the answer of an earlier turn and not where one is to begin; empty where it
+    writes the same (as ``[INST]`` templates do: nothing)."""
+    user, answer = {"role": "user", "content": ASKED}, {"role": "assistant", "content": SAID}
+    try:
+        asked, whole = (template.render(tokenizer, t, begins=False) for t in ([user], [user, answer]))
+        if template.render(tokenizer, [user]) != asked or not whole.startswith(asked):
+            return ""
+        return whole[len(asked) :].partition(SAID)[0].strip()
+    except Exception:  # a template that does not render answers
+        return ""
+
+
 def described(tokenizer: Any, template: ChatTemplate | None) -> dict[str, Any]:
     """What a load report says of it."""
     if template is None:
@@ -144,6 +157,13 @@ def remarks(tokenizer: Any, template: ChatTemplate | None, end_tokens: Iterable[
     if len(told["templates"]) > 1:
         others = [name for name in told["templates"] if name != template.name]
         said.append(f"of several templates, {template.name!r} is used (others: {', '.join(others)}; see template:)")
+    if begin := missing_begin(tokenizer, template):
+        said.append(
+            f"the template has no add_generation_prompt: an answer begins without the {begin!r} that it writes before "
+            "answers of earlier turns"
+        )
+    if "bos_token" in text_of(tokenizer, template) and tokenizer.bos_token is None:
+        said.append("the template writes bos_token, and the tokenizer names none (tokenizer_config.json)")
     ends = turn_end(tokenizer, template)
     if ends and not any(ends.startswith(token) for token in end_tokens):
         said.append(f"the template ends an answer with {ends[:40]!r}, which is no end token: answers may run on")
