@@ -116,7 +116,8 @@ def test_a_plant_that_was_tried_is_not_tried_again_unless_anything_changed(garde
     garden.settings, garden.open, runs = {"answers": "params/bench/plants/plants.yml"}, lambda _: pair_of(), []
     real = amplifying.pipeline
     monkeypatch.setattr(amplifying, "pipeline", lambda *a: (runs.append(a[3]), real(*a))[1])
-    narrow = replace(plant(only={"families": ["money"]}, edit={"sentences": SENTENCES}), targets=lambda p: p.family == "money")
+    narrow = plant(only={"families": ["money"]}, edit={"sentences": SENTENCES})
+    narrow = replace(narrow, targets=lambda p: p.family == "money")
     design = replace(DESIGN, max_prompts=30, max_texts=100)
     first = amplifying.tried(garden, narrow, design, 24, silent)
     assert runs == [False, True, False, True] and tuple(first) == amplifying.TABLES
