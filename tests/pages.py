@@ -356,7 +356,7 @@ def found_tables(experiment: Path, coefficient: float) -> None:
     at = pd.DataFrame({"trait": ["uncertainty_calibration", "trait_1"], "layer": [4, 5], "site": "resid_post"})
     at.to_parquet(experiment / "capture/data/dynamics.parquet")
     shifts = pd.concat([at, at.assign(layer=2)]).assign(
-        comparison="own_text", shift=[6 * coefficient, 0.1, 9.0, 9.0], prompts=24
+        comparison="own_text", shift=[6 * coefficient, 0.1, 9.0, 9.0], prompts=24, p=[1e-6, 0.7, 0.0, 0.0]
     )
     shifts.assign(low=shifts["shift"] - 0.5, high=shifts["shift"] + 0.5).to_parquet(
         experiment / "capture/data/shifts.parquet"

@@ -534,7 +534,7 @@ def test_overview_counts(tmp_path):
         "rows_dropped": round(sum(s.dropped for s in samples)),
     }
     metrics = capture.metrics(
-        {"base": samples}, PROMPTS, steered_pair(), pd.DataFrame(columns=["trait", "low", "high"])
+        {"base": samples}, PROMPTS, steered_pair(), pd.DataFrame(columns=["trait", "low", "high", "p"])
     )
     assert metrics["tokens"] == tokens and metrics["samples"] == 8
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -359,7 +360,10 @@ def test_the_front_page_of_a_series_leads_to_its_changes_and_leaves_its_line_in_
     for name in ("step-1", "step-2"):
         (folder / "members" / name).mkdir(parents=True)
         (folder / f"members/{name}/summary.json").write_text('{"line": "<b>More</b> lists."}')
+    untold = {"state": "could not tell", "line": "With 9 prompts it is hard."}
+    (folder / "members/step-2/summary.json").write_text(json.dumps(untold))
     page = render_series(folder).read_text()
+    assert "Could not tell. With 9 prompts it is hard." in page
     assert 'href="members/step-2/index.html"' in page and 'href="series/report.html"' in page
     assert "&lt;b&gt;More" in page and "<b>More" not in page
     listed = render_outputs(tmp_path / "outputs").read_text()

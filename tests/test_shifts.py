@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 from scipy.stats import t as student
+from scipy.stats import ttest_rel
 
-from driftbook.evidence.shifts import Grid, Scale, answer_means, prompt_means, prompt_shift_table, shift_table
+from driftbook.evidence.shifts import Grid, Scale, answer_means, moved, prompt_means, prompt_shift_table, shift_table
 
 GRID = Grid([0, 1, 2, 3], ["resid_pre", "resid_post"], ["warm", "terse"])
 ONE = Grid([0], ["resid_post"], ["warm"])
@@ -24,6 +25,21 @@ def test_intervals_resample_prompts():
     table = shift_table(before, after, scale_of(2.0), GRID, "own_text", seed=0)
     assert (table["shift"] == 0.5).all() and (table.prompts == 20).all()
     assert (table.low == 0).all() and table.high.between(1.0, 2.0).all()
+
+
+def test_of_ten_traits_that_did_not_move_hardly_an_experiment_tells_one_and_one_that_moved_is_told():
+    grid, rng, alarms, plain = Grid([0], ["resid_post"], [f"t{i}" for i in range(10)]), np.random.default_rng(0), 0, 0
+    for seed in range(200):
+        before, after = rng.normal(size=(2, 24, *grid.shape))
+        table = shift_table(before, after, scale_of(1.0, grid), grid, "own_text", seed, resamples=200)
+        alarms += len(moved(table)) > 0
+        plain += bool(((table.low > 0) | (table.high < 0)).any())
+        expected = ttest_rel(after[:, 0, 0, 3], before[:, 0, 0, 3]).pvalue
+        assert table.loc[3, "p"] == pytest.approx(expected, rel=1e-9)
+    assert alarms <= 20 < plain  # 5% of 200, and five standard errors; one interval each excludes 0 far more often
+    after[..., 4] += 2.0
+    assert moved(shift_table(before, after, scale_of(1.0, grid), grid, "own_text", 0))["trait"].tolist() == ["t4"]
+    assert moved(shift_table(before, before, scale_of(1.0, grid), grid, "own_text", 0)).empty
 
 
 def test_every_number_stands_at_its_point():

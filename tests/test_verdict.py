@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from driftbook.behaviours.catalogue import panel
 from driftbook.evidence.verdict import headline, told, verdict
 
 COLUMNS = ["hypothesis_id", "text", "kind", "unit", "base", "intervention", "like", "measure"]
@@ -57,6 +58,19 @@ def test_the_headline_is_a_sentence_about_the_changed_model():
         "shorter answers (median 321 → 282 words)"
     )
     assert headline(claims()) == ""
+    shorter = ("s", "words a sentence (lists aside)", "form", "words", 16.0, 12.0, "", "words_a_sentence")
+    colder = ("t", "sentiment", "voice", "score", 0.2, 0.02, "", "sentiment")
+    assert headline(claims(shorter, colder)) == (
+        "writes shorter sentences (16 → 12 words), and sounds less positive (0.2 → 0.02 on a scale from -1 to 1)"
+    )
+
+
+def test_every_measure_that_is_no_share_and_no_count_is_said_as_something_that_a_model_does():
+    counts = ("share", "number", "rate", "sentences")
+    for m in panel():
+        if m.unit not in counts and m.name != "length_words":
+            said = headline(claims(("a", m.label, m.family, m.unit, 1.0, 2.0, "", m.name)))
+            assert ": more" not in said, m.name
 
 
 def test_what_goes_the_same_way_is_said_in_one_run():

@@ -13,7 +13,7 @@ import pandas as pd
 from driftbook.discovery.splits import sample_prompts, units
 from driftbook.errors import BudgetError, DriftbookError
 from driftbook.evidence.dynamics import dynamics, dynamics_summary, null_ranges
-from driftbook.evidence.shifts import Scale, answer_means, prompt_means, prompt_shift_table, shift_table
+from driftbook.evidence.shifts import Scale, answer_means, moved, prompt_means, prompt_shift_table, shift_table
 from driftbook.models.capture_files import read_rows, sample_table, token_table, write_rows
 from driftbook.models.captured import (
     Probe,
@@ -301,11 +301,6 @@ def shift_at_chosen(shifts: pd.DataFrame, vectors: VectorSet, comparison: str) -
     )
     mine = shifts[shifts.comparison == comparison].merge(where)
     return mine.iloc[mine["shift"].abs().argsort()[::-1]].reset_index(drop=True)
-
-
-def moved(at_chosen: pd.DataFrame) -> pd.DataFrame:
-    """Traits whose interval excludes 0."""
-    return at_chosen[(at_chosen.low > 0) | (at_chosen.high < 0)]
 
 
 def metrics(

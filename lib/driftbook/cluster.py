@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from driftbook import parameters
 from driftbook.discovery import clustering, composition, groups, hypotheses, maps, phrases, promoted
@@ -511,11 +512,12 @@ def trait_sample(texts: pd.DataFrame, found: Clustering, most: int, seed: int) -
 
 
 def trait_shift(sample: pd.DataFrame, scores: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """How far each trait moved inside each cluster: cluster, trait, shift, low, high, texts.
+    """How far each trait moved inside each cluster: cluster, trait, shift, low, high, texts, p.
 
     ``sample``: text_id, prompt_id, side, cluster. ``scores``: text_id and one column a trait (mean centred projection
     of the text's tokens, read under the side that wrote it). The shift is the mean of the intervention's texts minus
-    that of the base's, its 95% interval from prompts drawn anew; NaN where a cluster has texts of one side only.
+    that of the base's, its 95% interval and p (normal, by the spread of the draws) from prompts drawn anew; NaN where a
+    cluster has texts of one side only.
     """
     table = sample[["text_id", "prompt_id", "side", "cluster"]].merge(scores, on="text_id", validate="many_to_one")
     traits = [name for name in scores.columns if name != "text_id"]
@@ -540,8 +542,10 @@ def trait_shift(sample: pd.DataFrame, scores: pd.DataFrame, resamples: int = 200
             usable = moved[np.isfinite(moved[:, index]), index]
             known = np.isfinite(shift) and len(usable) > 1
             low, high = np.quantile(usable, [0.025, 0.975]) if known else (np.nan, np.nan)
-            rows.append((int(cluster), trait, shift, low, high, int(number[:, index].sum())))
-    columns = ["cluster", "trait", "shift", "low", "high", "texts"]
+            spread = usable.std() if known else 0.0
+            p = 2 * norm.sf(abs(shift) / spread) if spread else np.nan
+            rows.append((int(cluster), trait, shift, low, high, int(number[:, index].sum()), p))
+    columns = ["cluster", "trait", "shift", "low", "high", "texts", "p"]
     return pd.DataFrame(rows, columns=columns).astype({"cluster": "int32", "texts": "int64"})
 
 

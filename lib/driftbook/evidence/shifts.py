@@ -14,6 +14,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from driftbook.evidence.intervals import resample_counts
+from driftbook.evidence.multiplicity import bh_adjusted
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def shift_table(
         comparison: ``own_text`` (each side's own answers) or ``same_tokens`` (the base's answers under both sides).
 
     Returns:
-        Columns comparison, layer, site, trait, shift, low, high, prompts.
+        Columns comparison, layer, site, trait, shift, low, high, prompts, p (Student's paired t-test over prompts; NaN
+        where no prompt moved at all).
     """
     difference = (after - before) / scale.sd[None, ..., None]
     difference = difference[np.isfinite(difference).all(axis=(1, 2, 3))]
@@ -110,7 +112,16 @@ def shift_table(
     low, high = np.quantile(means, [0.025, 0.975], axis=0)
     table = _points(grid)
     table.insert(0, "comparison", comparison)
-    return table.assign(shift=difference.mean(0).ravel(), low=low.ravel(), high=high.ravel(), prompts=n)
+    mean = difference.mean(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = mean / (difference.std(0, ddof=1) / n**0.5) if n > 1 else np.full_like(mean, np.nan)
+    p = 2 * student.sf(np.abs(t), n - 1)
+    return table.assign(shift=mean.ravel(), low=low.ravel(), high=high.ravel(), prompts=n, p=p.ravel())
+
+
+def moved(at_chosen: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
+    """The rows of a table of shifts, one a trait, that are more than chance: Benjamini-Hochberg over the traits."""
+    return at_chosen[bh_adjusted(at_chosen["p"].to_numpy()) <= alpha]
 
 
 def prompt_shift_table(

@@ -129,6 +129,18 @@ _WRITES = (("is empty", "writes nothing"), ("is in another", "writes in another"
            ("is five", "writes five"), ("has ", "writes "))  # fmt: skip
 
 
+# What a model does whose answers show more, and less, of a measure that is no share and no count; and its unit.
+_DOES = {
+    "words_a_sentence": (("writes longer sentences", "writes shorter sentences"), " words"),
+    "letters_a_word": (("uses longer words", "uses shorter words"), " letters"),
+    "sentiment": (("sounds more positive", "sounds less positive"), " on a scale from -1 to 1"),
+    "reading_grade": (("is harder to read", "is easier to read"), " school grade"),
+    "variety": (("repeats fewer words", "repeats more words"), " of the first hundred words differ"),
+    "list_share": (("puts more of its lines in lists", "puts fewer of its lines in lists"), " of the lines"),
+    "repeated_runs": (("repeats itself more", "repeats itself less"), " of its runs of three words"),
+}
+
+
 def _how_often(was: float, now: float) -> str:
     if now > was:
         return "nearly always" if now >= ALWAYS else "more often"
@@ -151,7 +163,8 @@ def phrase(claim: pd.Series) -> tuple[str, str]:
     if claim["unit"] in ("number", "rate"):
         unit = "an answer" if claim["unit"] == "number" else "per 100 words"
         return "", f"writes {'more' if more else 'fewer'} {label} ({before} → {after} {unit})"
-    return "", f"{label}: {'more' if more else 'less'} ({before} → {after})"
+    does, unit = _DOES.get(str(claim["measure"]), ((f"{label}: more", f"{label}: less"), ""))
+    return "", f"{does[not more]} ({before} → {after}{unit})"
 
 
 def _short(text: str, most: int = 160) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from driftbook.capture import MOST_NULL, Shifts, Tier3, moved, shift_at_chosen
+from driftbook.capture import MOST_NULL, Shifts, Tier3, shift_at_chosen
 from driftbook.evidence.dynamics import MEASURES
-from driftbook.evidence.shifts import Scale
+from driftbook.evidence.shifts import Scale, moved
 from driftbook.models.captured import Probe, Sample
 from driftbook.models.loading import LoadedModel
 from driftbook.models.sides import Pair
@@ -143,7 +143,7 @@ def shift_title(at_chosen: pd.DataFrame) -> str:
     """The finding over the picture of own-text shifts."""
     found = moved(at_chosen)
     if not len(found):
-        return "No trait moved by more than its interval"
+        return "No trait moved beyond chance"
     top = found.iloc[0]
     return f"{len(found)} of {len(at_chosen)} traits moved; {top.trait} most ({top['shift']:+.2f} null SD)"
 
@@ -433,8 +433,8 @@ def answer(at_chosen: pd.DataFrame, shifts: pd.DataFrame) -> str:
     if not len(found):
         widest = at_chosen.high.sub(at_chosen.low).max() / 2
         return (
-            f"No trait moved: all intervals contain 0 (a shift of {widest:.2f} null standard deviations "
-            f"would have shown)."
+            f"No trait moved beyond chance (a shift of {widest:.2f} null standard deviations lies outside every "
+            f"95% interval)."
         )
     top = found.iloc[0]
     same = shifts[(shifts.comparison == "same_tokens") & (shifts.trait == top.trait) & (shifts.site == top.site)]

@@ -14,6 +14,7 @@ import pandas as pd
 from driftbook.cluster import TRUSTED, Answers, Comparison, Grouped, Sentences, by_likelihood, moved
 from driftbook.discovery.clustering import Clustering, Stability
 from driftbook.evidence.moved_groups import LEVEL
+from driftbook.evidence.shifts import moved as moved_traits
 from driftbook.numbers import p_value
 from driftbook.prompts import SIDES
 from driftbook.workbook.figures import Figure, dumbbell, interval_plot, map_scatter
@@ -423,9 +424,9 @@ def _strongest_shifts(shift: pd.DataFrame, names: Mapping[int, str], most: int =
 
 def _shift_title(shift: pd.DataFrame, strongest: pd.DataFrame) -> str:
     """What the picture of shifts shows, in words."""
-    clear = shift[(shift["low"] > 0) | (shift["high"] < 0)]
+    clear = moved_traits(shift)
     if not len(clear):
-        return "Inside no cluster did a trait move by more than its interval"
+        return "Inside no cluster did a trait move beyond chance"
     trait = strongest["trait"].mode().iloc[0]
     where = int((clear["trait"] == trait).sum())
     return f"{trait} moved in {where} of {shift['cluster'].nunique()} of them"

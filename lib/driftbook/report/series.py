@@ -66,7 +66,7 @@ def matrix(run: Run, read: pd.DataFrame) -> Figure | None:
     )  # fmt: skip
     x = {"tickvals": [*columns.values()], "ticktext": _ticks(run, names), "range": [-0.5, len(names) - 0.5]}
     y = {"tickvals": [*rows.values()], "ticktext": labels, "range": [len(rows) - 0.5, -0.5], "showgrid": False}
-    x |= {"showgrid": False, "title": {"text": _axis(run)}}
+    x |= {"showgrid": False, "title": {"text": _axis(run), "standoff": 34}}  # from the axis: below its labels
     figure = chart([heat], height=150 + 20 * len(labels), x=x, y=y, annotations=notes)
     ids, told = read["hypothesis_id"], read[read["told"]]
     title = f"{told['hypothesis_id'].nunique()} of {ids.nunique()} behaviours are told to move"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from driftbook.evidence.intervals import bootstrap_mean, detectable
+from driftbook.evidence.shifts import moved
 from driftbook.numbers import number
 from driftbook.workbook.claims import read_table
 
@@ -78,7 +79,7 @@ def _shifts(data: Path, names: tuple[str, str]) -> str:
     own = table[(table["comparison"] == "own_text") & table["shift"].notna()]
     if not len(own):
         return ""
-    still = own[(own["low"] <= 0) & (own["high"] >= 0)]
+    still = own.drop(moved(own).index)
     what = "All" if not len(still) else f"{len(own) - len(still)} of"
     rest = f", and no shift was found of {', '.join(map(str, still['trait']))}" if len(still) else ""
     least = [detectable(width / 2, len(own)) for width in own["high"] - own["low"]]

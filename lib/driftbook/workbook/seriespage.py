@@ -23,7 +23,7 @@ def render_series(folder: Path) -> Path:
     record = read_record(folder / (SERIES if good else f"{SERIES}.failed"))
     best = read_notebook(folder / SERIES / "notebook.ipynb").best if good else ()
     changes = [p.parent for p in sorted((folder / "members").glob(f"*/{SUMMARY}"))]
-    members = [{"name": p.name, "said": read_json(p / SUMMARY).get("line", "")} for p in changes]
+    members = [{"name": p.name, "said": _said(read_json(p / SUMMARY))} for p in changes]
     body = fill(
         "series.html.j2",
         failed=failed(record),
@@ -42,6 +42,12 @@ def render_series(folder: Path) -> Path:
     if good:
         write_page(folder / SUMMARY, json.dumps(_summary(folder, record), ensure_ascii=False, indent=1) + "\n")
     return write_page(folder / "index.html", page)
+
+
+def _said(told: dict[str, Any]) -> str:
+    """What a change's own report says, and where it tells no change, that it does not."""
+    state, line = told.get("state", ""), told.get("line", "")
+    return line if state in ("", "changed") else f"{state.capitalize()}. {line}"
 
 
 def _summary(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
