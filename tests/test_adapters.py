@@ -134,6 +134,59 @@ def test_an_adapter_without_one_of_its_tensors_is_refused_whatever_its_kind(fold
         opened(folders["llama"], tmp_path / "a", tmp_path)
 
 
+def pickled(folder, tensors):
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save(tensors, folder / "adapter_model.bin")
+
+
+SPOILED = {
+    "pickle, whole": (pickled, None),
+    "pickle, a part": (lambda f, w: pickled(f, {k: w[k] for k in sorted(w)[:5]}), r"11 that belong there are not in"),
+    "pickle, objects": (lambda f, w: pickled(f, {"where": f}), r"read as tensors alone.*write it as safetensors"),
+    "wrapper": (
+        lambda f, w: put(f, {k.replace("model.layers", "_orig_mod.model.layers"): v for k, v in w.items()}),
+        r"rename its matrices without _orig_mod\.",
+    ),
+    "diverged": (lambda f, w: put(f, {k: v * float("nan") for k, v in w.items()}), r"not finite in float32"),
+    "folder": (lambda f, w: put_folder(f / "adapter_model.safetensors"), r"no adapter_model\.safetensors beside"),
+    "stale pickle": (lambda f, w: torch.save({}, f / "adapter_model.bin"), None),
+    "empty error": (lambda f, w: (f / "adapter_config.json").write_text('{"peft_type": "NEW"}'), r"KeyError: 'NEW'"),
+}
+
+
+def put(folder, tensors):
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+def put_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_an_adapter_is_what_was_trained_or_refused(folders, tmp_path, how):
+    want = trained(folders["llama"], KINDS["lora"], tmp_path / "a")
+    damage, said = SPOILED[how]
+    damage(tmp_path / "a", load_file(tmp_path / "a" / "adapter_model.safetensors"))
+    if said:
+        with pytest.raises(ModelError, match=said):
+            opened(folders["llama"], tmp_path / "a", tmp_path)
+        return
+    pair = opened(folders["llama"], tmp_path / "a", tmp_path)
+    torch.testing.assert_close(logits_of(pair.intervention), want, atol=1e-4, rtol=1e-4)
+    assert pair.intervention.notes["adapter_load"]["trained on"] == str(folders["llama"])
+
+
+def test_tokens_that_an_adapter_added_without_rows_are_refused_with_the_way_out(folders, tmp_path):
+    trained(folders["llama"], KINDS["lora"], tmp_path / "a")
+    tokenizer = AutoTokenizer.from_pretrained(folders["llama"])
+    tokenizer.add_tokens(["<pad>"])
+    tokenizer.save_pretrained(tmp_path / "a")
+    with pytest.raises(ModelError, match=r"401 tokens and the embedding 400 rows.*set intervention\.tokenizer: base"):
+        opened(folders["llama"], tmp_path / "a", tmp_path)
+    assert opened(folders["llama"], tmp_path / "a", tmp_path, tokenizer="base").model_loads == 1
+
+
 def with_words(folder, base, **changes):
     """Put a tokenizer beside an adapter, as trainers do."""
     tokenizer = AutoTokenizer.from_pretrained(base)

@@ -227,6 +227,23 @@ def test_files_that_are_not_whole_are_named_with_the_remedy(copy, tmp_path, how)
         load(spec(copy), tmp_path)
 
 
+def test_a_name_that_is_no_model_is_told_what_is_there(folder, tmp_path):
+    (tmp_path / "outer").mkdir()
+    (tmp_path / "outer" / "step-9").symlink_to(folder)
+    (tmp_path / "quantized").mkdir()
+    (tmp_path / "quantized" / "m.gguf").touch()
+    for name, said in {
+        folder / "model.safetensors": "is a file; name the folder that holds it",
+        tmp_path / "outer": "holds no config.json; step-9 in it does",
+        tmp_path / "quantized": "holds no config.json; to load m.gguf, name the file itself",
+        tmp_path / "none": "does not exist",
+    }.items():
+        with pytest.raises(ModelError, match=said):
+            load(spec(name), tmp_path)
+    with pytest.raises(ModelError, match="at step-9: a revision is a version on the hub, and this model lies on this"):
+        load(spec(folder, revision="step-9"), tmp_path)
+
+
 def test_a_model_in_several_files_is_read_whole(folder, copy, tmp_path):
     rest = sharded(copy)
     save_file(rest, copy / "model-00002-of-00002.safetensors", {"format": "pt"})

@@ -207,6 +207,8 @@ def test_a_checkpoint_on_this_disk_is_looked_at_and_not_asked_of_the_hub(root, m
         "./runs/none: there is no such folder or file",
         "./runs/none.gguf: there is no such folder or file",
     ]
+    good, wrong = load_members(write(root, "  - {kind: checkpoint, model: ./runs/half, revision: [a, b]}\n"), ask=True)
+    assert not good and all("a revision is a version on the hub" in said for said in wrong.values())
 
 
 # --------------------------------------------------------------------------------------------------------- what is told

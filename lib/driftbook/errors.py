@@ -29,3 +29,10 @@ class BudgetError(DriftbookError):
 
 class CacheError(DriftbookError):
     """A cache file that cannot be used and could not be repaired."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, without the advice of its later lines."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1]).rstrip(".")
+    return f"{type(error).__name__}: {said}" if isinstance(error, KeyError) else said or type(error).__name__

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
-from driftbook.errors import DriftbookError
+from driftbook.errors import DriftbookError, first_line
 from driftbook.sections import EngineSpec, ModelSpec
 from driftbook.workers import OPENED, PASSIVE, Workers, cores, peak_rss_mb
 
@@ -62,7 +62,7 @@ def check(engine: EngineSpec) -> None:
 
 def _unreachable(address: str, reason: object) -> DriftbookError:
     return DriftbookError(
-        f"engine.address {address}: no Ray cluster answers there ({str(reason).splitlines()[0]}). Start one (ray start "
+        f"engine.address {address}: no Ray cluster answers there ({first_line(reason)}). Start one (ray start "
         "--head, then ray start --address=... on the other machines), correct the address, or leave engine.address out "
         "and workers are started on this machine"
     )
@@ -106,7 +106,7 @@ def connect(engine: EngineSpec, threads: int, gpus: int = 0) -> None:
         except ConnectionError as error:
             raise _unreachable(engine.address, error) from None
         except (RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
-            reason = "the token is missing or another" if "uthentication" in str(error) else str(error).splitlines()[0]
+            reason = "the token is missing or another" if "uthentication" in str(error) else first_line(error)
             raise DriftbookError(
                 f"engine.address {engine.address}: something answers there and does not let us in ({reason}). Ray and "
                 "Python must be those of the cluster, and where it wants a token, so must RAY_AUTH_MODE=token and "
@@ -126,7 +126,7 @@ def connect(engine: EngineSpec, threads: int, gpus: int = 0) -> None:
         )
     except Exception as error:  # Ray raises the plainest kind when its processes are not up in time
         raise DriftbookError(
-            f"engine.kind ray: Ray could not be started on this machine ({str(error).splitlines()[0]}). It gives its "
+            f"engine.kind ray: Ray could not be started on this machine ({first_line(error)}). It gives its "
             "processes 30 s, which a machine that is busy with other work may miss: run again, or use kind: local"
         ) from error
     assert found.address_info["node_ip_address"] == "127.0.0.1", found.address_info
@@ -227,7 +227,7 @@ class RayWorkers(Workers):
         except ray.exceptions.RayActorError as error:
             self._actors = []
             raise DriftbookError(
-                f"engine.kind ray: a worker died again and again ({str(error).splitlines()[0]}). Too little memory is "
+                f"engine.kind ray: a worker died again and again ({first_line(error)}). Too little memory is "
                 "the usual reason: lower engine.workers or engine.batch_size. Finished shards are kept: run again"
             ) from None
 

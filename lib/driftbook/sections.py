@@ -110,6 +110,12 @@ class ThoughtMarks(Section):
     close: str = Field(min_length=1)
 
 
+ONE_VERSION = (
+    "a revision is a version on the hub, and this model lies on this disk, in one version; name the folder of that "
+    "version, and leave revision: out"
+)
+
+
 class ModelSpec(Section):
     """Where weights come from: ``bundled:<name>``, a Hugging Face id, a folder, or a GGUF file."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from driftbook.sections import Intervention, ModelSpec, Opening, intervention, short_name
+from driftbook.sections import ONE_VERSION, Intervention, ModelSpec, Opening, intervention, short_name
 
 if TYPE_CHECKING:
     from driftbook.models.loading import LoadedModel
@@ -35,6 +35,8 @@ class Checkpoint(Intervention, ModelSpec):
 
     def unavailable(self) -> str:
         place = Path(self.model).expanduser()
+        if self.revision and (self.model.startswith("bundled:") or place.exists()):
+            return f"{self.model} at {self.revision}: {ONE_VERSION}"
         if self.model.startswith("bundled:") or place.is_file():
             return ""
         if place.is_dir():

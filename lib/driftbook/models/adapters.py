@@ -8,6 +8,7 @@ trust: trained biases, for one, stay. One batch through the model before and aft
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,12 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-from safetensors import safe_open
 
-from driftbook.errors import ModelError
+from driftbook.errors import ModelError, first_line
 from driftbook.models.hooks import tiny_input
+from driftbook.models.load_report import WRAPPERS
 from driftbook.models.loading import LoadedModel
-from driftbook.models.weight_files import read_header, some
+from driftbook.models.weight_files import PICKLED, read_header, some
 
 TRIED = 12  # tokens of the batch that decides whether a model is the base
 
@@ -56,12 +57,23 @@ class Adapted:
 
 def weights_of(folder: Path) -> Path:
     """The file with the matrices. Raises ModelError where there is none, or it is cut."""
-    weights = sorted(folder.glob("adapter_model.*"))
+    names = ("adapter_model.safetensors", "adapter_model.bin")  # in the order in which peft takes them
+    weights = [folder / name for name in names if (folder / name).is_file()]
     if not weights:
         raise ModelError(f"adapter {folder}: no adapter_model.safetensors beside its configuration")
     if weights[0].suffix == ".safetensors":
         read_header(weights[0])
     return weights[0]
+
+
+def _held(weights: Path) -> set[str]:
+    """The names of the tensors of an adapter."""
+    if weights.suffix == ".safetensors":
+        return set(read_header(weights))
+    try:
+        return set(torch.load(weights, map_location="cpu", weights_only=True))
+    except Exception as error:  # what a pickle of other objects, or half of one, makes of its reader
+        raise ModelError(f"adapter {weights}: {PICKLED}") from error
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,7 @@ def put_into(loaded: LoadedModel, folder: Path, scale: float) -> Put:
         ModelError: it was trained on another model, cannot be scaled, or puts virtual tokens before the prompt.
     """
     weights = weights_of(folder)
-    before = _logits(loaded)
+    held, before = _held(weights), _logits(loaded)
     try:
         config = scaled(PeftConfig.from_pretrained(str(folder)), scale)
         if config.is_prompt_learning:
@@ -93,15 +105,23 @@ def put_into(loaded: LoadedModel, folder: Path, scale: float) -> Put:
         adapter = PeftModel.from_pretrained(loaded.model, str(folder), config=config)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ModelError(
-            f"adapter {folder} does not fit {loaded.record['model']}: {str(error).splitlines()[0]}"
+            f"adapter {folder} does not fit {loaded.record['model']}: {first_line(error)}"
         ) from error
-    _check_complete(adapter, weights, folder, loaded)
+    _check_complete(adapter, held, folder, loaded)
     adapter.eval().requires_grad_(False)
     adapter.enable_adapter_layers()
     effect = _distance(before, _logits(loaded))
+    if not math.isfinite(effect):
+        raise ModelError(
+            f"adapter {folder} in {loaded.record['model']} computes numbers that are not finite in "
+            f"{loaded.record.get('dtype')}: set dtype: float32, and if they stay its training diverged or the file is "
+            "damaged"
+        )
     adapter.disable_adapter_layers()
     left = _distance(before, _logits(loaded))
     told: dict[str, Any] = {"kind": kind_of(config), "tensors": len(get_peft_model_state_dict(adapter)), "scale": scale}
+    if trained_on := config.base_model_name_or_path:
+        told["trained on"] = str(trained_on)
     told |= {name: value for name in ("r", "bias") if (value := getattr(config, name, None)) is not None}
     if config.target_modules:
         found = config.target_modules
@@ -141,20 +161,22 @@ def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a[..., :width] - b[..., :width]).abs().max())
 
 
-def _check_complete(adapter: PeftModel, weights: Path, folder: Path, loaded: LoadedModel) -> None:
+def _check_complete(adapter: PeftModel, held: set[str], folder: Path, loaded: LoadedModel) -> None:
     """peft leaves out what the model has no place for, and starts anew what the file does not hold, with a warning."""
-    if weights.suffix != ".safetensors":
-        return  # a pickle of older days; peft has read it
-    with safe_open(weights, "pt") as file:
-        held = set(file.keys())
     wanted = set(get_peft_model_state_dict(adapter))
     own = {f"base_model.model.{name}" for name in loaded.model.state_dict()}  # embeddings that were saved along
     if held - own != wanted - own:
         first = sorted((held ^ wanted) - own)[0]
+        wrapper = next((w for w in WRAPPERS if w in first.removeprefix("base_model.model.")), None)
+        remedy = (
+            f"A wrapper of training saved it: rename its matrices without {wrapper}"
+            if wrapper
+            else "It was trained on another model; name that one as base"
+        )
         raise ModelError(
             f"adapter {folder} does not fit {loaded.record['model']}: {len(held - wanted - own)} of its {len(held)} "
             f"matrices have no place there, and {len(wanted - held)} that belong there are not in the file (first: "
-            f"{first}). It was trained on another model; name that one as base"
+            f"{first}). {remedy}"
         )
 
 

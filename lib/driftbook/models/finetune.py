@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from driftbook.conversations import Turn, held, read_conversation
-from driftbook.errors import DriftbookError, ModelError
+from driftbook.errors import DriftbookError, ModelError, first_line
 from driftbook.files import Kept, check_text, collected, json_rows, read_text
 from driftbook.hashes import file_hash
 from driftbook.models.loading import LoadedModel
@@ -251,7 +251,7 @@ def _train(
         try:
             adapted = get_peft_model(model, config)
         except ValueError as error:
-            raise ModelError(f"intervention.targets {spec.targets}: {str(error).splitlines()[0]}") from error
+            raise ModelError(f"intervention.targets {spec.targets}: {first_line(error)}") from error
         try:
             losses = _fit(adapted, loaded, spec, examples, folder, progress)
             _save(adapted, loaded, folder)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from driftbook.errors import DriftbookError
+from driftbook.errors import DriftbookError, first_line
 from driftbook.models.vectors import VectorSet
 
 LAYER_TYPE = "decoder_block"
@@ -82,7 +82,7 @@ def read_persona_vectors(path: Path) -> np.ndarray:
     try:
         rows = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive, an object that is no tensor, a missing file: many kinds
-        raise DriftbookError(f"{path}: no tensor can be read from it ({str(error).splitlines()[0]})") from error
+        raise DriftbookError(f"{path}: no tensor can be read from it ({first_line(error)})") from error
     if not isinstance(rows, torch.Tensor) or rows.ndim != 2 or len(rows) < 2:
         shape = tuple(rows.shape) if isinstance(rows, torch.Tensor) else type(rows).__name__
         raise DriftbookError(f"{path}: a persona_vectors file holds [layers + 1, d_model], this one holds {shape}")

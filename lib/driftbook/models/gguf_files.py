@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from driftbook.errors import ModelError
+from driftbook.errors import ModelError, first_line
 from driftbook.hashes import file_hash
 from driftbook.models.gguf_header import GgufHeader, read_gguf_header, shards
 from driftbook.models.weight_files import some
@@ -105,10 +105,10 @@ def _convert(files: list[Path], headers: list[GgufHeader], staging: Path) -> Con
             model, info = AutoModelForCausalLM.from_pretrained(**where, **told, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(**where)
     except Exception as error:  # the readers raise many kinds, and what is wrong is the file or its architecture
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"{files[0]}: transformers cannot read this GGUF file (architecture "
-            f"{headers[0].fields.get('general.architecture')!r}): {first}. Take the model's safetensors folder instead"
+            f"{headers[0].fields.get('general.architecture')!r}): {first_line(error)}. Take the model's safetensors "
+            "folder instead"
         ) from error
     tensors = [t for header in headers for t in header.tensors]
     again = "download it again" if names or len(files) == 1 else "join its files (llama-gguf-split --merge)"

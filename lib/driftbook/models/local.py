@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from driftbook.errors import BudgetError, ModelError
+from driftbook.errors import BudgetError, ModelError, first_line
 from driftbook.models.answers import Completion, Engine, Frame, Request, Tap
 from driftbook.models.families import family_of
 from driftbook.models.finite import NotFiniteError, require_finite
@@ -172,7 +172,7 @@ def rehearse(model: LoadedModel) -> None:
         except (NotFiniteError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # what a cache of another make runs into
-            why, cause = str(error).splitlines()[0] if str(error) else type(error).__name__, error
+            why, cause = first_line(error), error
         else:
             cause = None
         if model.rehearsed:

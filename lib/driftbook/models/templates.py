@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from driftbook.errors import ModelError
+from driftbook.errors import ModelError, first_line
 
 ASKED, TOLD, SAID = "What is it?", "Be terse.", "Yes."
 """A question, a system prompt and an answer that a template is tried with."""
@@ -66,7 +66,7 @@ def choose(tokenizer: Any, model: str, name: str | None, args: Mapping[str, Any]
                 return template
             tried.append("writes a prompt without the prompt's text")
         except Exception as error:  # jinja errors of many kinds
-            tried.append(f"fails ({str(error).splitlines()[0] if str(error) else type(error).__name__})")
+            tried.append(f"fails ({first_line(error)})")
     raise ModelError(
         f"the chat template of {model!r} {tried[0]}, and with content as parts it {tried[1]}; mend the template, name "
         "another as template:, or set chat_template: false"
