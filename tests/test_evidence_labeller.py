@@ -146,21 +146,40 @@ def differences(*rows):
 
 
 def test_statements_that_say_the_same_are_one_axis_and_less_of_it_counts_for_the_other_side():
-    found = axes(differences(("is more formal", "intervention", 3), ("is less formal", "base", 5)), embed)
+    found = axes(differences(("is more formal", "intervention", 3), ("is less formal", "base", 5)), embed, {})
     assert [(a.pole, a.side, a.pairs, a.against) for a in found] == [("is more formal", "intervention", 5, 0)]
     split = differences(("gives advice", "intervention", 3), ("gives warnings", "base", 3))
-    assert axes(split, embed) == [], "as often of one side as of the other"
-    assert axes(differences(("gives advice", "intervention", 1)), embed) == [] and axes([], embed) == []
+    assert axes(split, embed, {}) == [], "as often of one side as of the other"
+    assert axes(differences(("gives advice", "intervention", 1)), embed, {}) == [] and axes([], embed, {}) == []
 
 
 def test_what_is_said_of_both_answers_of_the_same_pairs_are_the_poles_of_one_axis():
     found = axes(
-        differences(("explains why", "intervention", 5), ("stays short", "base", 4), ("uses lists", "base", 2)), embed
+        differences(("explains why", "intervention", 5), ("stays short", "base", 4), ("uses lists", "base", 2)),
+        embed,
+        {},
     )
     assert [(a.pole, a.other, a.side) for a in found] == [
         ("explains why", "stays short", "intervention"),
         ("uses lists", "", "base"),
     ]
+
+
+def test_what_a_prompt_is_about_does_not_keep_two_statements_apart():
+    prompts = {"p0": "How do volcanoes erupt?", "p1": "Name materials for a kite."}
+    said = ("explains in detail how the volcanoes erupt", "explains in detail which materials a kite takes")
+    found = [Difference(s, "intervention", "q", f"p{n}", f"t{n}") for n, s in enumerate(said)]
+
+    def words_of(cores):
+        seen.extend(cores)
+        return embed(cores)
+
+    seen: list[str] = []
+    axes(found, words_of, prompts)
+    assert seen == ["explains in detail how the", "explains in detail which a kite takes"]
+    seen.clear()
+    axes([Difference("praises volcanoes", "base", "q", "p0", "t")], words_of, {"p0": "Praise volcanoes."})
+    assert seen == ["praises volcanoes"]  # nothing would be left
 
 
 def test_an_axis_is_tested_on_the_measure_that_shows_it_else_by_a_judge():

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from driftbook.behaviours.measure import Measure, values
-from driftbook.behaviours.words import fold
+from driftbook.behaviours.words import fold, words
 from driftbook.chat import Chat
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import DriftbookError
@@ -33,6 +33,7 @@ SHOWN = 1500  # characters of an answer that are shown, and 500 of its prompt: o
 SAME = 0.6  # cosine of two statements from which on they say the same
 NEAR = 0.4  # of a statement and what a measure is called, from which on the measure may read it
 MOVED = 0.75  # of the pairs behind an axis, those in which a measure has to move as the axis says
+STEM = 5  # letters by which a word of a statement is one of its prompt
 LEAST = 2  # pairs that an axis needs more of in its direction than against it
 
 _SUBJECT = re.compile(r"^(?:the |this )?(?:answer|response|it)(?: [ab])?\b(?: is the one that)?\s*", re.IGNORECASE)
@@ -208,17 +209,19 @@ def read_pairs(
     return found, Account(len(calls), sum(len(one.found) for one in calls), len(found), 0)
 
 
-def axes(found: Sequence[Difference], embed: Embed) -> list[Axis]:
-    """Differences merged into axes, those with the most pairs behind their direction first.
+def axes(found: Sequence[Difference], embed: Embed, prompts: Mapping[str, str]) -> list[Axis]:
+    """Differences merged into axes, those with the most pairs behind their direction first. ``prompts``: prompt id to
+    what was asked.
 
-    Statements within ``SAME`` of each other are one; one that says less, or that something is not done, counts for the
+    Statements within ``SAME`` of each other are one, words that their prompts hold aside: small models say of every
+    pair what it is about, too. One that says less, or that something is not done, counts for the
     other side. Two groups that are again and again said of the two answers of one pair are the poles of one axis.
     """
     if not found:
         return []
     other = {"base": "intervention", "intervention": "base"}
     less = [bool(_LESS.search(d.statement)) for d in found]
-    cores = [_MORE.sub("", _LESS.sub("", d.statement)) for d in found]
+    cores = [_apart(_MORE.sub("", _LESS.sub("", d.statement)), prompts.get(d.prompt_id, "")) for d in found]
     group = _groups(np.asarray(embed(cores), dtype=np.float64))
     votes: dict[int, dict[str, set[str]]] = {g: {s: set() for s in SIDES} for g in group}
     for g, d, turned in zip(group, found, less, strict=True):
@@ -245,6 +248,13 @@ def axes(found: Sequence[Difference], embed: Embed) -> list[Axis]:
             pole = _common([d.statement for d in plain])
             result.append(Axis(pole, opposite, lean[g], len(mine), against, tuple(plain)))
     return result
+
+
+def _apart(said: str, prompt: str) -> str:
+    """A statement without the words of its prompt, by their first letters; as it is where too little would be left."""
+    asked = {w[:STEM] for w in words(fold(prompt)) if len(w) >= STEM}
+    kept = [w for w in words(fold(said)) if w[:STEM] not in asked]
+    return " ".join(kept) if any(len(w) >= STEM for w in kept) else said
 
 
 def _groups(vectors: np.ndarray) -> list[int]:
@@ -305,7 +315,8 @@ def propose(
     ``measures`` that reads it (``measure_of``), else by a judge.
     """
     found, account = read_pairs(endpoint, texts, prompts, clusters, moved, count, inside, seed)
-    kept = axes(found, embed)[:limit]
+    asked = {p: prompts[p].shown() for p in texts["prompt_id"].unique()}
+    kept = axes(found, embed, asked)[:limit]
     if not kept:
         return [], account
     labels = np.asarray(embed([m.label for m in measures])) if measures else np.zeros((0, 1))
@@ -313,7 +324,6 @@ def propose(
     by_id = dict(zip(texts["text_id"], texts["text"], strict=True))
     first = {(r.prompt_id, r.side): r.text for r in texts.sort_values("text_id").itertuples()}
     shown = first | {(d.prompt_id, d.side): by_id[d.text_id] for d in found}
-    asked = {p: prompts[p].shown() for p in texts["prompt_id"].unique()}
     result = []
     for axis, pole in zip(kept, poles, strict=True):
         measure = measure_of(axis, measures, labels @ pole, shown, asked) if measures else None
