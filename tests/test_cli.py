@@ -95,6 +95,13 @@ def test_a_full_disk_is_told_by_every_command_whoever_met_it(call, monkeypatch, 
     assert code == 1 and "No space left on device" in said
 
 
+def test_a_file_in_the_place_of_outputs_is_named(call, root):
+    (root / "outputs").write_text("")
+    for command in ("run", "why", "clean", "index"):
+        code, said = call(command, *([] if command == "index" else ["bench-tiny"]))
+        assert "Traceback" not in said and (code == 0 or f"{root}/outputs" in said), command
+
+
 @pytest.mark.parametrize("name", ["..", "", "../params", "/", ".cache"])
 def test_clean_removes_nothing_outside_of_outputs(call, root, name):
     code, said = call("clean", name)

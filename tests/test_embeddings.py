@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -263,6 +264,21 @@ def test_the_bundled_model_embeds_without_its_neighbours_in_the_batch_mattering(
     assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
     assert np.allclose(together, alone, atol=1e-5)  # fp32 sums in another order
     assert together[0] @ together[1] > 0.8 > 0.3 > together[0] @ together[2]
+
+
+@pytest.mark.numeric
+def test_the_end_of_a_long_text_counts_and_a_text_of_several_windows_has_their_mean(minilm):
+    embedded = partial(minilm.encode, dtype="float32")
+    sea, tax = (" ".join(words * 60) for words in (["the", "harbour", "at", "dawn"], ["a", "new", "tax", "law"]))
+    ends = embedded([f"{sea} {sea} {end}" for end in (sea, tax)])
+    assert ends[0] @ ends[1] < 0.95  # they are alike for their first 480 words
+    parts = minilm._windows(f"{sea} {tax}")
+    assert len(parts) == 2 and " ".join(text for text, _ in parts).split() == f"{sea} {tax}".split()
+    rows = minilm._load().encode([text for text, _ in parts])  # sentence-transformers itself
+    mean = (rows * np.array([[tokens] for _, tokens in parts])).sum(axis=0)
+    beside = embedded(["short", f"{sea} {tax}", "brief"])
+    assert np.allclose(beside[1], mean / np.linalg.norm(mean), atol=1e-5)  # fp32 sums in another order
+    assert np.allclose(beside[[0, 2]], embedded(["short", "brief"]), atol=1e-5)
 
 
 @pytest.mark.numeric

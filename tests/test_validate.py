@@ -15,6 +15,7 @@ from chat_server import Server
 from driftbook import validate as stage
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import DriftbookError
+from driftbook.evidence.eprocess import sequential_test
 from driftbook.evidence.opened import open_judge
 from driftbook.judges import Lexicon
 from driftbook.ledger import Ledger
@@ -341,6 +342,16 @@ def test_tables_and_metrics_have_the_agreed_columns(tmp_path):
     kinds = {"confirmed": "b", "adds_to_baselines": "b", "cluster": "i", "prompts": "i", "win_rate": "f"}
     assert {name: claims[name].dtype.kind for name in kinds} == kinds
     assert pd.read_parquet(tmp_path / "frozen.parquet")["frozen"].str.len().eq(64).all()
+
+
+def test_evidence_beyond_what_a_float_holds_is_drawn():
+    won = np.ones((1, 2000))  # every prompt, by a judge that costs nothing and is not stopped
+    looks = sequential_test(lambda rows, columns: won[rows, columns], 1, 2000, 0.05, 0.0, save=False)
+    tested = stage.Tested(HYPOTHESES[:1], [f"p{i}" for i in range(2000)], looks, [], ["judge"], [], 0.05)
+    run = SimpleNamespace(section=Validate(), seed=0)
+    assert report.e_paths(tested, run.section)["e_value"].max() > 1e300
+    drawn = report.paths(run, tested).static()
+    assert ">1e37<" in drawn and "nan" not in re.sub(r'href="data:[^"]*"', "", drawn).lower()
 
 
 def test_what_a_person_reads_follows_the_claims(tmp_path):

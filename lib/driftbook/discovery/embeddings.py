@@ -126,7 +126,7 @@ class Embedder:
         self.identity = Identity(
             model=model,
             revision=folder_hash(self.folder),
-            pooling=_pooling(self.folder),
+            pooling=f"{_pooling(self.folder)}, mean of windows",
             normalized=True,
             instruction=instruction,
             dtype=self.dtype,
@@ -169,15 +169,18 @@ class Embedder:
         return self._model
 
     def encode(self, texts: Sequence[str], dtype: str | None = None) -> np.ndarray:
-        """Unit-length embeddings, float32 ``[n, d]``, in the order given."""
+        """Unit-length embeddings, float32 ``[n, d]``, in the order given. A text that is longer than the model reads at
+        once is read in windows, and has their mean, weighted by their tokens."""
         import torch  # after driftbook.models, which says how its threads wait
 
         model = self._load()
+        windows = [self._windows(text) for text in texts]
+        parts = [part for own in windows for part in own]
         dtype = dtype or self.dtype
         full = dtype == "float32"
         with nullcontext() if full else torch.autocast(self.device.split(":")[0], dtype=getattr(torch, dtype)):
             rows = model.encode(
-                list(texts),
+                [text for text, _ in parts],
                 batch_size=self.batch_size,
                 prompt=self.identity.instruction or None,
                 show_progress_bar=False,
@@ -185,7 +188,27 @@ class Embedder:
             )
         # normalized after the cast: bf16 lengths are off by up to 0.4%
         rows = torch.as_tensor(rows).float().cpu().numpy()
+        if len(parts) > len(windows):
+            rows = rows * np.array([[tokens] for _, tokens in parts], dtype=np.float32)
+            rows = np.add.reduceat(rows, np.cumsum([0, *map(len, windows[:-1])]))
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+    def _windows(self, text: str) -> list[tuple[str, int]]:
+        """The text in as many parts as the model has to read, with the tokens of each (1, where there is one part)."""
+        model = self._load()
+        if model.max_seq_length is None:
+            return [(text, 1)]
+        tokens = partial(model.tokenizer, add_special_tokens=False, verbose=False)
+        head = len(tokens(self.identity.instruction)["input_ids"]) if self.identity.instruction else 0
+        most = model.max_seq_length - model.tokenizer.num_special_tokens_to_add() - head
+        if len(text.encode()) < most:  # a token is a byte at least
+            return [(text, 1)]
+        places = tokens(text, return_offsets_mapping=True)["offset_mapping"]
+        if len(places) <= most:
+            return [(text, 1)]
+        # a word that is cut may have some tokens more on either side of the cut
+        cuts = np.array_split(np.array(places), -(-len(places) // max(1, most - 8)))
+        return [(text[cut[0][0] : cut[-1][1]], len(cut)) for cut in cuts]
 
     def fidelity(self, texts: Sequence[str], sample: int = 64, seed: int = 0) -> Fidelity:
         """Cosine between the embedder's own dtype and fp32 on a random sample of the texts."""
