@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import gzip
 import json
+import lzma
 import math
 import os
 from pathlib import Path
@@ -220,9 +222,13 @@ def test_prompts_are_read_from_parquet_and_yaml_too(tmp_path):
         (gzip.compress(b"Why?\n"), "compressed by gzip"),
         (b"PK\x03\x04\x14\x00", "a zip archive"),
         (b"PAR1\x15\x04", "a parquet file; call it .parquet"),
+        (bz2.compress(b"Why?\n"), "compressed by bzip2"),
+        (lzma.compress(b"Why?\n"), "compressed by xz"),
+        (b"%PDF-1.4\n1 0 obj\n", "a PDF document"),
+        (rb"{\rtf1\ansi Why?}", "a document in rich text"),
     ],
 )
-@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv", ".yml"])
+@pytest.mark.parametrize("suffix", [".txt", ".csv"])
 def test_what_stands_in_for_a_file_is_named(tmp_path, content, says, suffix):
     (tmp_path / f"a{suffix}").write_bytes(content)
     with pytest.raises(PromptError, match=f"a{suffix}: is {says}"):
@@ -235,6 +241,47 @@ def test_a_link_to_nothing_and_a_pipe_are_told_as_what_they_are(tmp_path):
     for name, says in (("a.txt", "a link to what is not there"), ("b.txt", "neither a file nor a folder")):
         with pytest.raises(PromptError, match=f"{name}: {says}"):
             read_prompts([name], tmp_path)
+
+
+def test_a_list_of_objects_is_read_as_lines_of_them_are_whoever_reads(tmp_path):
+    rows = [{"side": s, "prompt": "Tea?", "text": "So."} for s in ("base", "intervention")]
+    (tmp_path / "t.jsonl").write_text(json.dumps(rows, indent=1))
+    assert read_text_table(tmp_path / "t.jsonl").texts == {(s, Prompt("Tea?").prompt_id): ["So."] for s in
+                                                           ("base", "intervention")}  # fmt: skip
+    (tmp_path / "d.jsonl").write_text(json.dumps([{"text": "So."}, {"text": "Then."}]))
+    assert [d.text for d in read_documents(tmp_path / "d.jsonl")] == ["So.", "Then."]
+    (tmp_path / "d.jsonl").write_text('[{"text": "So."},\n{"text": ]')
+    with pytest.raises(DriftbookError, match=r"d\.jsonl:1: not JSON"):
+        read_documents(tmp_path / "d.jsonl")
+
+
+def test_text_that_a_parquet_file_holds_as_bytes_is_text_and_its_columns_have_names(tmp_path):
+    rows = {"side": ["base", "intervention"], "prompt": ["Tea?"] * 2, "text": [b"Oui, \xc3\xa0 12 h.", b"Non."]}
+    pq.write_table(pa.table(rows), tmp_path / "t.parquet")
+    assert [*read_text_table(tmp_path / "t.parquet").texts.values()] == [["Oui, à 12 h."], ["Non."]]
+    pq.write_table(pa.table(rows | {"text": [b"\xe0", b"Non."]}), tmp_path / "t.parquet")
+    with pytest.raises(DriftbookError, match=r"t\.parquet:1: row 1 holds no text"):
+        read_text_table(tmp_path / "t.parquet")
+    pd.DataFrame({("a", "prompt"): ["Tea?"]}).to_parquet(tmp_path / "p.parquet")
+    with pytest.raises(PromptError, match=r"no column .* among \"\('a', 'prompt'\)\""):
+        read_prompts(["p.parquet"], tmp_path)
+
+
+@pytest.mark.parametrize(("column", "value"), [("system", ["Be brief."]), ("family", 3), ("system", True)])
+def test_a_system_prompt_or_a_family_that_is_no_text_is_not_passed_over(tmp_path, column, value):
+    rows = [{"side": s, "prompt": "Tea?", "text": "So.", column: value} for s in ("base", "intervention")]
+    with pytest.raises(DriftbookError, match=rf"t\.jsonl:1: row 1: {column} must be text, found "):
+        read_text_table(write(tmp_path / "t.jsonl", *rows))
+    pd.DataFrame(rows).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(DriftbookError, match=rf"t\.parquet:1: row 1: {column} must be text, found "):
+        read_text_table(tmp_path / "t.parquet")
+
+
+def test_a_name_that_reads_as_a_pattern_is_the_file_where_there_is_one(tmp_path):
+    for name, said in (("a[1].txt", "This?"), ("a1.txt", "That?")):
+        (tmp_path / name).write_text(said)
+    assert [p.text for p in read_prompts(["a[1].txt"], tmp_path)] == ["This?"]
+    assert [p.text for p in read_prompts(["a[0-9].txt"], tmp_path)] == ["That?"]
 
 
 def test_a_mark_where_two_files_were_joined_is_no_part_of_a_text(tmp_path):

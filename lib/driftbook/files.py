@@ -11,6 +11,7 @@ many of those as its caller does.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import io
 import json
@@ -56,6 +57,10 @@ _STAND_INS = {  # how a file begins that is not what its name says
     b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it",
     b"PK\x03\x04": "a zip archive (or a spreadsheet); unpack it, or save it as CSV",
     b"PAR1": "a parquet file; call it .parquet",
+    b"BZh": "compressed by bzip2; unpack it",
+    b"\xfd7zXZ": "compressed by xz; unpack it",
+    b"%PDF-": "a PDF document; save its text as UTF-8",
+    b"{\\rtf": "a document in rich text; save it as plain text",
 }
 _YAML_NUMBER = re.compile(r"[-+]?0[0-7_]+|[-+]?[1-9][0-9_]*(:[0-5]?[0-9])+")
 
@@ -123,7 +128,12 @@ def lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def json_rows(text: str, label: str, example: str = "") -> Iterator[Row]:
-    """An object a line. ``example`` says in a message what was expected."""
+    """An object a line, or a list of objects (some call that ``.jsonl`` too). ``example`` says in a message what was
+    expected."""
+    if text.lstrip().startswith("["):
+        with contextlib.suppress(DriftbookError):  # else every line is told as what it is
+            items = parsed_json(text, label)
+            text = "\n".join(json.dumps(item) for item in items)
     for number, line in lines(text):
         try:
             row = json.loads(line, object_pairs_hook=_once)
@@ -232,19 +242,26 @@ def read_table(path: Path, where: str, wrong: list[str] | None = None) -> pd.Dat
     for a file that cannot be read, and without ``wrong`` for such a line.
     """
     import pandas as pd  # a second, and texts are read without
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     if path.suffix not in TABLES:
         raise DriftbookError(f"{where}: a table is one of {', '.join(TABLES)}")
     if path.suffix == ".parquet":
         try:
-            _columns(pq.read_schema(path).names, where)
+            schema = pq.read_schema(path)
+            _columns(schema.names, where)
             table = pd.read_parquet(path)
         except DriftbookError:
             raise
         except Exception as error:  # pyarrow has its own errors for cut, foreign and hostile files
             raise DriftbookError(f"{where}: cannot be read as .parquet ({error})") from None
         table.index = pd.RangeIndex(1, len(table) + 1)
+        table.columns = [str(name) for name in table.columns]  # pandas writes names that are pairs, or numbers
+        for field in schema:  # text that was written without saying so
+            if field.type in (pa.binary(), pa.large_binary()) and field.name in table.columns:
+                with contextlib.suppress(UnicodeDecodeError):
+                    table[field.name] = [v.decode() if isinstance(v, bytes) else v for v in table[field.name]]
     else:
         text = read_text(path, where)
         separator = "\t" if path.suffix == ".tsv" else ","

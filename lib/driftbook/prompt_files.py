@@ -202,7 +202,7 @@ def _with_system(prompts: list[Prompt], pattern: str, options: dict[str, str], r
 
 
 def _matching_files(target: str, root: Path) -> list[Path]:
-    if glob.has_magic(target):
+    if glob.has_magic(target) and not (root / Path(target).expanduser()).is_file():
         names = sorted(glob.glob(str(Path(target).expanduser()), root_dir=root, recursive=True))
         matches = [root / name for name in names if (root / name).is_file()]
         if matches:

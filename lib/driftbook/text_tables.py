@@ -106,7 +106,10 @@ Row = tuple[str, Prompt, str]
 
 
 def _row(row: dict[str, Any], about: dict[str, Any], where: str) -> Row:
-    about = about | {c: row[c] for c in OPTIONAL if isinstance(row.get(c), str) and row[c]}
+    own = {c: value for c in OPTIONAL if (value := row.get(c)) is not None and (not isinstance(value, str) or value)}
+    if other := next((c for c, value in own.items() if not isinstance(value, str)), None):
+        raise DriftbookError(f"{where}: {other} must be text, found {str(own[other])[:60]!r}")
+    about = about | own
     asked, text = spelled(row.get("prompt")), row.get("text")
     messages = held(row)
     if asked is None and messages is not None:
