@@ -49,7 +49,7 @@ class Processes(Workers):
 
     def close(self) -> None:
         if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool.shutdown(cancel_futures=True)  # waits: what is still there when this process ends is reported
         self._pool = None
 
     def describe(self) -> dict[str, Any]:

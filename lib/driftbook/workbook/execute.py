@@ -80,6 +80,11 @@ class IpcKernelManager(AsyncKernelManager):
             **kwargs,
         )
 
+    async def _async_interrupt_kernel(self) -> None:
+        """For a kernel at work: one that has finished and is told to end would print the interrupt as an error."""
+        if not self.shutting_down:
+            await super()._async_interrupt_kernel()
+
 
 class JournalClient(PapermillNotebookClient):
     """papermill's client, which says in the journal when a cell starts, is done, or fails, and of what."""

@@ -22,7 +22,7 @@ from driftbook.errors import DriftbookError
 from driftbook.members import member_name
 from driftbook.parameters import BenchExperiment, Experiment, is_bench, shelf, validate_cell
 from driftbook.workbook.wording import by_name
-from driftbook.workers import peak_rss_mb
+from driftbook.workers import OPENED, peak_rss_mb
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -280,7 +280,10 @@ class Run:
         self.show(Table(df, title=title, caption=caption, columns=columns, max_rows=max_rows))
 
     def finish(self) -> None:
-        """Write ``metrics.json`` and say that the notebook got to its end. The last cell of every notebook."""
+        """Write ``metrics.json``, end the workers, and say that the notebook got to its end. The last cell of every
+        notebook."""
+        for workers in filter(None, OPENED.values()):
+            workers.close()
         self.metrics["seconds"] = round(time.monotonic() - self.started, 3)
         self.metrics["peak_rss_mb"] = peak_rss_mb()
         write_json(self.folder / "metrics.json", self.metrics)
