@@ -125,8 +125,9 @@ def _arc(share: pd.Series) -> np.ndarray:
 MUCH = 1.5  # a length that is so many times the other is much longer or shorter
 ALWAYS, EVER = 0.95, 0.03  # shares from which on an answer nearly always, or hardly ever, does it
 # Labels complete "an answer ..."; the verdict speaks of the model that writes it.
-_WRITES = (("is empty", "writes nothing"), ("is in another", "writes in another"), ("is a single", "writes a single"),
-           ("is five", "writes five"), ("has ", "writes "))  # fmt: skip
+_WRITES = (("has no end mark", "stops without an end mark"), ("is empty", "writes nothing"),
+           ("is in another", "writes in another"), ("is a single", "writes a single"), ("is five", "writes five"),
+           ("has ", "writes "))  # fmt: skip
 
 
 # What a model does whose answers show more, and less, of a measure that is no share and no count; and its unit.
