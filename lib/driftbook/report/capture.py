@@ -17,6 +17,7 @@ from driftbook.models.loading import LoadedModel
 from driftbook.models.sides import Pair
 from driftbook.models.tier3 import Inside
 from driftbook.models.vectors import VectorSet
+from driftbook.numbers import fixed
 from driftbook.prompts import Prompt
 from driftbook.report.loading import loaded as loaded
 from driftbook.sections import Intervention
@@ -145,7 +146,8 @@ def shift_title(at_chosen: pd.DataFrame) -> str:
     if not len(found):
         return "No trait moved beyond chance"
     top = found.iloc[0]
-    return f"{len(found)} of {len(at_chosen)} traits moved; {top.trait} most ({top['shift']:+.2f} null SD)"
+    most = f"{top.trait} most ({fixed(top['shift'], 2, signed=True)} null SD)"
+    return f"{len(found)} of {len(at_chosen)} traits moved; {most}"
 
 
 def by_layer(run: Run, shifts: Shifts, prompts: Sequence[Prompt], site: str) -> list[Figure]:
@@ -175,7 +177,7 @@ def profile_title(part: pd.DataFrame, comparison: str) -> str:
     """The finding over the picture of shifts by layer."""
     words = {"own_text": "each model's own text", "same_tokens": "the same tokens through both"}[comparison]
     top = part.loc[part["shift"].abs().idxmax()]
-    return f"On {words}, {top.trait} moves most, at layer {top.layer} ({top['shift']:+.2f} null SD)"
+    return f"On {words}, {top.trait} moves most, at layer {top.layer} ({fixed(top['shift'], 2, signed=True)} null SD)"
 
 
 def most_moved(at_chosen: pd.DataFrame) -> str:
@@ -242,7 +244,8 @@ def heatmaps(
             choices=picture.labels,
             unit="score (null SD)",
             reach=shared_reach(pictures),
-            title=f"{trait} in the {side}'s answers: {picture.mean:+.1f} on average over layers and tokens",
+            title=f"{trait} in the {side}'s answers: {fixed(picture.mean, 1, signed=True)} on average over layers and "
+            "tokens",
             caption=f"Scores in null standard deviations at {site}, first samples, one colour scale for both sides. "
             f"Seed {run.seed}.",
         )
@@ -433,7 +436,7 @@ def answer(at_chosen: pd.DataFrame, shifts: pd.DataFrame) -> str:
     if not len(found):
         widest = at_chosen.high.sub(at_chosen.low).max() / 2
         return (
-            f"No trait moved beyond chance (a shift of {widest:.2f} null standard deviations lies outside every "
+            f"No trait moved beyond chance (a shift of {fixed(widest, 2)} null standard deviations lies outside every "
             f"95% interval)."
         )
     top = found.iloc[0]
@@ -446,8 +449,8 @@ def answer(at_chosen: pd.DataFrame, shifts: pd.DataFrame) -> str:
         where = "; both models' texts were read by one that wrote neither"
     return (
         f"{len(found)} of {len(at_chosen)} traits moved on the models' own text; {top.trait} most, by "
-        f"{top['shift']:+.2f} null standard "
-        f"deviations ({top.low:.2f} to {top.high:.2f}) at layer {top.layer}{where}."
+        f"{fixed(top['shift'], 2, signed=True)} null standard deviations ({fixed(top.low, 2)} to {fixed(top.high, 2)}) "
+        f"at layer {top.layer}{where}."
     )
 
 

@@ -13,7 +13,7 @@ from driftbook.discovery.promoted import themes as tokens_by_theme
 from driftbook.discovery.readback import LEAST_TEXTS
 from driftbook.discovery.two_sample import FLIPS
 from driftbook.models.sides import Pair
-from driftbook.numbers import p_value
+from driftbook.numbers import fixed, p_value
 from driftbook.prompts import SIDES, PromptSet
 from driftbook.report.loading import asked as asked
 from driftbook.report.loading import loaded as loaded
@@ -126,7 +126,8 @@ def apart(decoded: Decoded) -> Table | None:
 def family_title(families: pd.DataFrame) -> str:
     top, last = families.iloc[0], families.iloc[-1]
     return (
-        f"The two models part most on {top.family} ({top.js:.3f} nats a token), least on {last.family} ({last.js:.3f})"
+        f"The two models part most on {top.family} ({fixed(top.js, 3)} nats a token), least on {last.family} "
+        f"({fixed(last.js, 3)})"
     )
 
 
@@ -148,7 +149,7 @@ def energy_title(families: pd.DataFrame) -> str:
     top = own.iloc[0]
     return (
         f"Answers {said} beyond chance over all prompts (p {_p(everything.p)}), and in {differ} of {len(own)} "
-        f"families taken alone; most on {top.family} ({top.energy:.3f})"
+        f"families taken alone; most on {top.family} ({fixed(top.energy, 3)})"
     )
 
 
@@ -175,7 +176,7 @@ def profile(profile: pd.DataFrame) -> Figure | None:
 
 def profile_title(profile: pd.DataFrame) -> str:
     k = int(profile.js.to_numpy().argmax())
-    return f"Divergence is largest at response token {int(profile.position[k])} ({profile.js[k]:.3f} nats)"
+    return f"Divergence is largest at response token {int(profile.position[k])} ({fixed(profile.js[k], 3)} nats)"
 
 
 def promoted(decoded: Decoded, most: int = 12) -> Figure | None:
@@ -373,8 +374,9 @@ def answer(decoded: Decoded, families: pd.DataFrame, seed: int = 0) -> str:
         return f"{said}; the two models give the same next-token distributions everywhere: nothing differs."
     top = families.iloc[0]
     return (
-        f"{said}; next-token distributions differ by {mean.estimate:.3f} nats (JS) a token on average{shared} "
-        f"({mean.low:.3f} to {mean.high:.3f}), most on {top.family} ({top.js:.3f}, {top.low:.3f} to {top.high:.3f})."
+        f"{said}; next-token distributions differ by {fixed(mean.estimate, 3)} nats (JS) a token on average{shared} "
+        f"({fixed(mean.low, 3)} to {fixed(mean.high, 3)}), most on {top.family} ({fixed(top.js, 3)}, {fixed(top.low, 3)} "
+        f"to {fixed(top.high, 3)})."
     )
 
 
