@@ -375,8 +375,8 @@ def answer(decoded: Decoded, families: pd.DataFrame, seed: int = 0) -> str:
     top = families.iloc[0]
     return (
         f"{said}; next-token distributions differ by {fixed(mean.estimate, 3)} nats (JS) a token on average{shared} "
-        f"({fixed(mean.low, 3)} to {fixed(mean.high, 3)}), most on {top.family} ({fixed(top.js, 3)}, {fixed(top.low, 3)} "
-        f"to {fixed(top.high, 3)})."
+        f"({fixed(mean.low, 3)} to {fixed(mean.high, 3)}), most on {top.family} ({fixed(top.js, 3)}, "
+        f"{fixed(top.low, 3)} to {fixed(top.high, 3)})."
     )
 
 
