@@ -17,15 +17,14 @@ from driftbook.behaviours import (
     panel,
     pattern_measure,
     python_measure,
-    read_own,
     sentences,
-    trait_measures,
     values,
     words,
     words_measure,
 )
 from driftbook.behaviours.document import renewed
 from driftbook.behaviours.measure import PATIENCE, Words
+from driftbook.behaviours.own import read_own, trait_measures
 from driftbook.behaviours.words import Reading
 from driftbook.errors import DriftbookError, ParameterError
 

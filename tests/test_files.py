@@ -368,6 +368,7 @@ def test_a_table_says_which_change_it_means_whatever_the_type_of_its_name(tmp_pa
         ("? [a, b]\n: 1\n", "x.yml:1: a key is a word"),
         ("[" * 5000, "x.yml"),
         ("a: \x07\n", "x.yml"),
+        ('a: 1\nb: "\\ud800"\n', r"x.yml:2: half of a surrogate pair"),
     ],
 )
 def test_yaml_that_cannot_be_read_is_named_by_line(tmp_path, text, says):

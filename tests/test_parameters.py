@@ -102,6 +102,7 @@ MISTAKES = {
         "traits.imports: calm.pt: there is no such file",
     ),
     "yes for a number": ("seed: yes\n", "params/x.yml:5: seed: input should be a number; yes, no, on and off are none"),
+    "seed of 33 bits": ("seed: 5000000000\n", "params/x.yml:5: seed: input should be less than 4294967296"),
     "octal number": ("seed: 010\n", 'params/x.yml:5: seed: 010 is the number 8 to YAML; write 8, or "010" in quotes'),
     "number of minutes": ("seed: 1:30\n", "params/x.yml:5: seed: 1:30 is the number 90 to YAML"),
     "revision that is a number": ("base: {model: a, revision: 0123456}\n", "0123456 is the number 42798 to YAML"),

@@ -273,9 +273,11 @@ def test_a_column_that_is_missing_and_a_file_of_another_kind_are_said(planted, t
 
 def test_skipped_answers_are_left_out(planted, tmp_path):
     table = labels_of(planted)
-    table.loc[table.index[:7], "label"] = ["skip", "s", "", "Skip", " ", "skip", "skip"]
+    table.loc[table.index[:7], "label"] = ["skip", "s", "", "Skip", " ", None, "skip"]
     table.to_csv(tmp_path / "labels.csv", index=False)
-    assert len(read_labels(tmp_path / "labels.csv", planted.material)) == 113
+    table.to_parquet(tmp_path / "labels.parquet")
+    for name in ("labels.csv", "labels.parquet"):
+        assert len(read_labels(tmp_path / name, planted.material)) == 113
 
 
 def test_a_judge_model_is_held_against_people_too(planted, tmp_path):

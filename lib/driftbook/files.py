@@ -302,6 +302,8 @@ def _refuse_twice(node: yaml.Node | None, label: str, keys: tuple[str, ...], see
     if id(node) in seen:  # an anchor that is used again
         return
     seen.add(id(node))
+    if isinstance(node, yaml.ScalarNode):
+        check_text(node.value, f"{label}:{node.start_mark.line + 1}")
     if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int") and _YAML_NUMBER.fullmatch(node.value):
         number = yaml.safe_load(node.value)
         raise DriftbookError(

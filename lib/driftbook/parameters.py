@@ -439,7 +439,7 @@ class Series(Section):
 class Experiment(Section):
     experiment: str = Field(pattern=rf"^[A-Za-z0-9][A-Za-z0-9_.-]*(:{NAME})?$")
     description: str = ""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)  # what every library takes
     base: ModelSpec = ModelSpec()
     names: Names | None = Field(None, description="of the two models, on every page; needed for kind texts")
     intervention: AnyIntervention = NoIntervention()
@@ -537,7 +537,7 @@ class BenchExperiment(Section):
 
     experiment: str = Field(pattern=r"^bench-[A-Za-z0-9][A-Za-z0-9_.-]*$")
     description: str = ""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)  # what every library takes
     bench: Bench = Bench()
     called: ClassVar[None] = None  # a bench compares no two models
 

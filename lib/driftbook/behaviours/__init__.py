@@ -11,7 +11,6 @@ from driftbook.behaviours.measure import (
     values,
     words_measure,
 )
-from driftbook.behaviours.own import read_own, trait_measures
 from driftbook.behaviours.words import Reading, closing, fold, opening, sentences, words
 
 __all__ = [
@@ -27,9 +26,7 @@ __all__ = [
     "panel",
     "pattern_measure",
     "python_measure",
-    "read_own",
     "sentences",
-    "trait_measures",
     "values",
     "words",
     "words_measure",

@@ -23,7 +23,7 @@ from driftbook.prompts import SIDES
 
 NEEDED = ("text", "claim", "label")
 YES, NO = ("yes", "y", "1", "1.0", "true"), ("no", "n", "0", "0.0", "false")
-SKIPPED = ("skip", "s", "")
+SKIPPED = ("skip", "s", "", "none")
 AGREEMENT = (
     *("hypothesis_id", "claim", "judge", "side", "labels", "accuracy", "accuracy_low", "accuracy_high"),
     *("kappa", "kappa_low", "kappa_high", "both_yes", "judge_alone", "people_alone", "both_no"),

@@ -29,7 +29,7 @@ class Finetune(Intervention):
     batch_size: int = Field(8, ge=1)
     max_tokens: int = Field(256, ge=8)
     targets: list[str] | Literal["all-linear"] = "all-linear"
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     scale: float = Field(1.0, allow_inf_nan=False)
     unreadable: int = Field(0, ge=0, description="lines of the data that may be left out because they cannot be read")
     files: ClassVar[tuple[str, ...]] = ("data",)

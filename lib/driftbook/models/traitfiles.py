@@ -10,9 +10,10 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from driftbook.behaviours.measure import Words
 from driftbook.errors import DriftbookError, PromptError
@@ -79,45 +80,98 @@ def _read_trait(path: Path, kind: str, limit: int | None) -> Trait:
         raise PromptError(str(error)) from None
     persona = isinstance(raw, dict) and "questions" in raw
     try:
-        trait = _of_persona_vectors(path.stem, raw, limit) if persona else _of_ours(raw, kind, limit)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        problem = f"key {error} is missing" if isinstance(error, KeyError) else f"a value of the wrong kind ({error})"
+        if persona:
+            trait = _of_persona_vectors(path.stem, _PersonaFile.model_validate(raw), limit)
+        else:
+            trait = _of_ours(_File.model_validate(raw), limit)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        problem = f"key {key!r} is missing" if first["type"] == "missing" else f"{key or 'the file'}: {first['msg']}"
         needs = "instruction (a list of pos, neg) and questions" if persona else (
             "trait, definition, high, low, scenarios (id, prompt, positive, negative), eval_prompts and lexicon"
         )  # fmt: skip
-        raise PromptError(f"{path}: {problem}; a trait file needs {needs}") from error
+        raise PromptError(f"{path}: {problem}; a trait file needs {needs}") from None
+    if kind != "natural" and not trait.instructions:
+        raise PromptError(f"{path}: key 'instruction' is missing; a trait file needs instruction for {kind} scenarios")
     for key, phrases in (("positive", trait.positive_words), ("negative", trait.negative_words)):
         try:
             _ = Words(phrases) if phrases else None
         except DriftbookError as error:
             raise PromptError(f"{path}: lexicon.{key}: {error}") from None
-    if persona and kind != "instructed":
+    unwritten = next((s for s in trait.scenarios if not (s.positive and s.negative)), None)
+    if unwritten and kind != "instructed":
         raise PromptError(
-            f"{path}: a persona_vectors file has no written answers, so traits.scenarios: {kind} cannot be had from "
-            "it; set traits.scenarios: instructed"
+            f"{path}: scenario {unwritten.scenario_id} has no written answers, so traits.scenarios: {kind} cannot be "
+            "had from it; set traits.scenarios: instructed"
         )
     return trait
 
 
-def _of_ours(raw: Any, kind: str, limit: int | None) -> Trait:
-    instruction = raw["instruction"] if kind != "natural" else raw.get("instruction")
-    lexicon = raw.get("lexicon", {})
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Entry(BaseModel):
+    """Part of a file. What it holds besides is the author's own."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _Scenario(_Entry):
+    id: Text | int
+    prompt: Text
+    positive: str
+    negative: str
+
+
+class _Sides(_Entry):
+    positive: Text
+    negative: Text
+
+
+class _Lexicon(_Entry):
+    positive: list[Text] = []
+    negative: list[Text] = []
+
+
+class _File(_Entry):
+    trait: Text
+    definition: Text
+    high: Text
+    low: Text
+    scenarios: list[_Scenario] = Field(min_length=1)
+    instruction: _Sides | None = None
+    eval_prompts: list[Text]
+    lexicon: _Lexicon = _Lexicon()
+
+
+class _PosNeg(_Entry):
+    pos: Text
+    neg: Text
+
+
+class _PersonaFile(_Entry):
+    instruction: list[_PosNeg] = Field(min_length=1)
+    questions: list[Text] = Field(min_length=2)
+
+
+def _of_ours(file: _File, limit: int | None) -> Trait:
     return Trait(
-        raw["trait"],
-        raw["definition"],
-        raw["high"],
-        raw["low"],
-        tuple(Scenario(s["id"], s["prompt"], s["positive"], s["negative"]) for s in raw["scenarios"][:limit]),
-        ((instruction["positive"], instruction["negative"]),) if instruction else (),
-        tuple(raw["eval_prompts"]),
-        tuple(lexicon.get("positive", ())),
-        tuple(lexicon.get("negative", ())),
+        file.trait,
+        file.definition,
+        file.high,
+        file.low,
+        tuple(Scenario(str(s.id), s.prompt, s.positive, s.negative) for s in file.scenarios[:limit]),
+        ((file.instruction.positive, file.instruction.negative),) if file.instruction else (),
+        tuple(file.eval_prompts),
+        tuple(file.lexicon.positive),
+        tuple(file.lexicon.negative),
     )
 
 
-def _of_persona_vectors(name: str, raw: Any, limit: int | None) -> Trait:
+def _of_persona_vectors(name: str, file: _PersonaFile, limit: int | None) -> Trait:
     """The last quarter of the questions is kept for evaluation: what a vector was made from may not judge it."""
-    questions = list(raw["questions"])
+    questions = file.questions
     asked = max(1, len(questions) // 4)
     words = name.replace("_", " ")
     return Trait(
@@ -126,7 +180,7 @@ def _of_persona_vectors(name: str, raw: Any, limit: int | None) -> Trait:
         f"Shows the trait {words}.",
         f"Shows no sign of the trait {words}.",
         tuple(Scenario(f"question-{i}", q, "", "") for i, q in enumerate(questions[:-asked][:limit])),
-        tuple((pair["pos"], pair["neg"]) for pair in raw["instruction"]),
+        tuple((pair.pos, pair.neg) for pair in file.instruction),
         tuple(questions[-asked:]),
         (),
         (),
