@@ -25,11 +25,11 @@ from driftbook.evidence.wins import win_rates
 from driftbook.judges import Lexicon, Nli
 from driftbook.judges.embedding import EmbeddingJudge
 from driftbook.judges.endpoint import EndpointJudge
-from driftbook.judges.local import LocalJudge, end_of_thought, thought_through
+from driftbook.judges.local import LocalJudge, thought_through
 from driftbook.judges.nli import NliJudge
 from driftbook.judges.told import fenced, pair_body
 from driftbook.ledger import Ledger
-from driftbook.models.thinking import CHANNELS
+from driftbook.models.thinking import CHANNELS, end_of_thought, no_thought
 from driftbook.replies import read_levels
 from driftbook.sections import ThoughtMarks
 from waiting import wait_until
@@ -445,6 +445,8 @@ def test_what_follows_a_thought_is_where_the_answer_begins():
     assert end_of_thought(THINK, "Hm. So </think> HIGH", True) == "Hm. So\n</think>\n\n"
     assert end_of_thought(THINK, "<think>Hm", False) == "<think>Hm\n</think>\n\n"
     assert end_of_thought(THINK, "HIGH", False) == ""
+    assert no_thought(THINK) == "<think>\n</think>\n\n" and no_thought(THINK, opened=True) == "\n</think>\n\n"
+    assert no_thought(CHANNELS) == "<|channel|>final<|message|>"
     assert end_of_thought(CHANNELS, "", False) == "<|channel|>final<|message|>"
     said = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>"
     assert end_of_thought(CHANNELS, said + "HIGH", False) == said

@@ -196,6 +196,11 @@ def test_a_trace_type_without_a_picture_is_refused() -> None:
         picture(go.Figure(go.Pie(values=[1, 2])))
 
 
+def test_a_line_without_a_point_is_drawn_as_none() -> None:
+    drawn = go.Figure([go.Scatter(x=[], y=[], mode="lines"), go.Scatter(x=[0, 1], y=[0, 1], mode="lines")])
+    assert picture(drawn).count("<path") >= 1
+
+
 def test_ticks_are_round_and_inside() -> None:
     assert nice_ticks(-0.62, 0.95) == [-0.5, 0.0, 0.5]
     assert nice_ticks(0, 1000, most=6) == [0, 200, 400, 600, 800, 1000]

@@ -164,3 +164,5 @@ def test_the_stage_tells_promoted_tokens_and_none_where_nothing_changed(tmp_path
     assert report.promoted(out) is not None
     same = decoded_on(tmp_path / "b", pair=steered(0.0))
     assert same.promoted.empty and report.promoted(same) is None and report.themes(same) is None
+    same.promoted.to_parquet(tmp_path / "promoted.parquet")
+    assert promoted.propose(pd.read_parquet(tmp_path / "promoted.parquet")) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,15 +19,23 @@ OPENING_TEMPLATE = CHAT_TEMPLATE + "{% if add_generation_prompt %}{{ '<think>\n'
 QUESTIONS = [f"Is {what} {how}?" for what in ("tea", "rain", "sun", "ice") for how in ("hot", "near")]
 
 
-def taught(folder: Path, thought: str, answer: str, template: str = THINKING_TEMPLATE, steps: int = 80) -> Path:
-    """A model folder. Asked anything of ``QUESTIONS`` the model thinks ``thought`` and answers ``answer``, greedily;
-    told not to think, it answers at once."""
+def taught(
+    folder: Path,
+    thought: str | Callable[[str], str],
+    answer: str,
+    template: str = THINKING_TEMPLATE,
+    steps: int = 80,
+    questions: Sequence[str] = QUESTIONS,
+) -> Path:
+    """A model folder. Asked anything of ``questions`` the model thinks ``thought`` (of the question, where that is a
+    function) and answers ``answer``, greedily; told not to think, it answers at once."""
     tokenizer = tiny_tokenizer()
     tokenizer = type(tokenizer).from_pretrained(_saved(tokenizer, folder))
     tokenizer.chat_template = template
     model = tiny_model("llama", "sdpa", num_hidden_layers=2)
     rows = []
-    for question in QUESTIONS:
+    for question in questions:
+        thinks_of = thought if isinstance(thought, str) else thought(question)
         turns = [{"role": "user", "content": question}]
         for thinks in (True, False):
             prompt = tokenizer.apply_chat_template(
@@ -34,7 +43,7 @@ def taught(folder: Path, thought: str, answer: str, template: str = THINKING_TEM
             )
             opened = prompt.rstrip().endswith("<think>")
             begins = "" if opened else "<think>\n"
-            said = f"{begins}{thought}\n</think>\n\n{answer}" if thinks or opened else answer
+            said = f"{begins}{thinks_of}\n</think>\n\n{answer}" if thinks or opened else answer
             asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
             told = tokenizer(f"{said}<|im_end|>", add_special_tokens=False)["input_ids"]
             rows.append((asked, told))

@@ -490,6 +490,10 @@ def generative_check(run: Run, material: Material, judges: Judges, claims: pd.Da
             writer = "its words"
             written[name] = generative.written_with_words(by_id[name], seen, avoid, section.generative)
     pair = open_sides(run)
+    thinking = set()
+    if any(side.model.marks for side in pair):
+        said = pd.read_parquet(run.input("decode") / "texts.parquet", columns=["side", "thought"])
+        thinking = set(said.loc[said["thought"] != "", "side"])
 
     def ratio(texts: list[tuple[str, str]]) -> np.ndarray:
         """Log-likelihood of (prompt id, text) under the intervention minus that under the base."""
@@ -497,6 +501,8 @@ def generative_check(run: Run, material: Material, judges: Judges, claims: pd.Da
         for side in pair:
             ids = [tuple(side.model.encode_answer(t)) for _, t in texts]
             prompts = [side.encode(material.prompts[p]) for p, _ in texts]
+            if side.name in thinking:  # no thought was written for these answers
+                prompts = list(map(side.model.without_thought, prompts))
             found[side.name] = side.log_likelihood(list(map(TokenSequence, prompts, ids)))
         return found["intervention"] - found["base"]
 
@@ -570,7 +576,18 @@ def trait_shift(run: Run, claims: pd.DataFrame) -> pd.DataFrame:
 
 def verdict(run: Run, material: Material, claims: pd.DataFrame) -> Verdict:
     """The answer of the experiment: what moved, what did not, how sure (``evidence.verdict``)."""
-    return verdict_of(material, claims, run.section.alpha)
+    return verdict_of(material, claims, run.section.alpha, never_came(run.input("decode")))
+
+
+def never_came(decode: Path) -> str:
+    """What share of each side's answers is missing, in a sentence: the others are a selection. "" where all came."""
+    path = decode / "unanswered.parquet"
+    if not path.is_file():
+        return ""
+    tables = [pd.read_parquet(p, columns=["side", "strength"]) for p in (path, decode / "texts.parquet")]
+    silent, there = (ordinary(table)["side"].value_counts() for table in tables)
+    told = [f"{n / (n + there[side]):.0%} of {side}'s" for side, n in silent.sort_index().items()]
+    return f"{' and '.join(told)} answers never came: the others are a selection." if told else ""
 
 
 # ---------------------------------------------------------------------------------------------------------------- write

@@ -51,7 +51,8 @@ def promoted_tokens(tokens: np.ndarray, gains: np.ndarray, scored: pd.DataFrame,
         )
         tables.append(_summary(own, direction, positions))
     out = pd.concat(tables, ignore_index=True)
-    out.insert(1, "token", [_inside_a_text(tokenizer, int(i)) for i in out["token_id"]])
+    said = [_inside_a_text(tokenizer, int(i)) for i in out["token_id"]]
+    out.insert(1, "token", pd.Series(said, dtype=str))  # also where there are none: no numbers
     return out[list(COLUMNS)]
 
 

@@ -21,9 +21,9 @@ from driftbook.errors import ModelError
 from driftbook.evidence.levels import VALUES, Mode, expectation
 from driftbook.evidence.rubrics import rubric as shipped
 from driftbook.judges.told import Told, pair_body, single_bodies
-from driftbook.models.thinking import CHANNELS
+from driftbook.models.thinking import end_of_thought
 from driftbook.replies import LEAST_MASS, Answer, request_key
-from driftbook.sections import Cost, JudgeOpening, ModelSpec, Quote, ThoughtMarks, judge
+from driftbook.sections import Cost, JudgeOpening, ModelSpec, Quote, judge
 from driftbook.workers import Workers
 
 if TYPE_CHECKING:
@@ -260,17 +260,3 @@ def thought_through(loaded: LoadedModel, prompts: Sequence[list[int]], bound: in
     opened = map(loaded.begins_in_thought, prompts)
     ends = map(partial(end_of_thought, loaded.marks), thoughts, opened)
     return [ids + loaded.encode_answer(end) if end else ids for ids, end in zip(prompts, ends, strict=True)]
-
-
-def end_of_thought(marks: ThoughtMarks, said: str, opened: bool) -> str:
-    """What stands between a prompt and the first word of the answer, where ``said`` was thought, to its end or not;
-    ``opened``: the prompt led into the thought. Empty where neither shows one."""
-    written = said.partition(marks.close)[0]
-    if marks == CHANNELS:  # every answer has its channel, and follows a thought as a message of its own
-        cut = written and not written.endswith(_NEXT)
-        return f"{written}<|end|>{_NEXT}{marks.close}" if cut else f"{written}{marks.close}"
-    begun = opened or said.lstrip().startswith(marks.open)
-    return f"{written.rstrip()}\n{marks.close}\n\n" if begun else ""
-
-
-_NEXT = "<|start|>assistant"

@@ -108,6 +108,11 @@ class LoadedModel:
         """Whether a prompt ends inside of a thought that its template opened."""
         return self.marks is not None and thinking.is_opened(self.tokenizer, prompt_ids, self.marks)
 
+    def without_thought(self, prompt_ids: tuple[int, ...]) -> tuple[int, ...]:
+        """A prompt of a model that thinks with an empty thought behind it, so that its answer comes next."""
+        assert self.marks is not None
+        return (*prompt_ids, *self.encode_answer(thinking.no_thought(self.marks, self.begins_in_thought(prompt_ids))))
+
     def said(self, ids: Sequence[int], prompt_ids: Sequence[int] = ()) -> thinking.Said:
         """Thought and answer of a response to a prompt."""
         return thinking.said(self.tokenizer, ids, self.marks, self.begins_in_thought(prompt_ids))

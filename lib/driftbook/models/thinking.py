@@ -31,6 +31,7 @@ KNOWN = (
     ThoughtMarks(open="<reasoning>", close="</reasoning>"),
 )
 _TOKEN = re.compile(r"<[^<>]*>|\[[^\]]*\]|◁[^▷]*▷")  # what of a mark is one token
+_NEXT = "<|start|>assistant"  # between two channels
 _TAIL = 24  # tokens of a prompt that are looked at for a thought that it opens
 
 
@@ -96,6 +97,22 @@ def said(tokenizer: Any, ids: Sequence[int], marks: ThoughtMarks | None, opened:
     over = begin - len(tokenizer.decode(ids[:first]))
     text = tokenizer.decode(ids[first:], skip_special_tokens=True)
     return Said(thought, text[over:].lstrip() if over > 0 else text.lstrip(), first)
+
+
+def end_of_thought(marks: ThoughtMarks, said: str, opened: bool) -> str:
+    """What stands between a prompt and the first word of the answer, where ``said`` was thought, to its end or not;
+    ``opened``: the prompt led into the thought. Empty where neither shows one."""
+    written = said.partition(marks.close)[0]
+    if marks == CHANNELS:  # every answer has its channel, and follows a thought as a message of its own
+        cut = written and not written.endswith(_NEXT)
+        return f"{written}<|end|>{_NEXT}{marks.close}" if cut else f"{written}{marks.close}"
+    begun = opened or said.lstrip().startswith(marks.open)
+    return f"{written.rstrip()}\n{marks.close}\n\n" if begun else ""
+
+
+def no_thought(marks: ThoughtMarks, opened: bool = False) -> str:
+    """An empty thought: what stands between a prompt and an answer that begins at once."""
+    return end_of_thought(marks, "" if opened or marks == CHANNELS else marks.open, opened)
 
 
 class Watch:

@@ -73,11 +73,13 @@ def overview(grouped: Grouped) -> Table:
 # ------------------------------------------------------------------------------------------------------- what one says
 
 
-def first(run: Run, grouped: Grouped) -> Figure:
+def first(run: Run, grouped: Grouped) -> Figure | None:
     """What one side says more: the groups of sentences that moved, with their shares on both sides; or the difference
-    in share of every cluster of answers."""
+    in share of every cluster of answers. None where the sentences are too few to form a group."""
     if isinstance(grouped, Answers):
         return composition(run, grouped.texts, grouped.compared, names(grouped))
+    if grouped.table.empty:
+        return None
     told = grouped.moved.told
     shown = (told if len(told) else grouped.table).head(MOST_ROWS)
     shown = shown.sort_values("difference", key=np.abs, ascending=False, kind="stable")

@@ -17,6 +17,7 @@ from driftbook.prompts import Prompt
 from driftbook.workbook.figures import Figure, curve, dumbbell, interval_plot
 from driftbook.workbook.runs import Run
 from driftbook.workbook.tables import Table
+from driftbook.workbook.wording import by_name
 
 MOST_ROWS = 24
 CLAIM_COLUMNS = (
@@ -395,7 +396,8 @@ def cost(ledger: pd.DataFrame) -> Table:
 def say(run: Run, verdict: Verdict) -> None:
     """The verdict in three lines, as the answer of the stage."""
     run.answer(" ".join(verdict.lines))
-    run.record("verdict", {"state": verdict.state, "lines": list(verdict.lines), "strongest": list(verdict.strongest)})
+    lines = [by_name(line, run.names) if run.names else line for line in verdict.lines]
+    run.record("verdict", {"state": verdict.state, "lines": lines, "strongest": list(verdict.strongest)})
 
 
 def headlines(run: Run, claims: pd.DataFrame, found: Sequence[Outcome], spent: float) -> None:

@@ -167,7 +167,7 @@ def _scatter(trace: Any, xa: Axis, ya: Axis, index: int, previous: tuple[np.ndar
     width = trace.line.width if trace.line.width is not None else 2
     if "lines" in mode and width > 0:
         dash = f' stroke-dasharray="{_DASHES[trace.line.dash]}"' if trace.line.dash in _DASHES else ""
-        stride = math.ceil(len(xs) / 800)
+        stride = max(1, math.ceil(len(xs) / 800))
         path = _path(xs[::stride], ys[::stride], trace.line.shape)
         parts.append(
             f'<path d="{path}" style="stroke:{colour}" stroke-width="{width}" fill="none" stroke-linejoin="round"'
