@@ -2,6 +2,7 @@
 them, and the page on which they label."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -236,6 +237,28 @@ def test_labels_are_found_by_their_words_and_those_of_other_answers_are_only_agr
     agree, effects = held(planted, pd.concat([table, other]), tmp_path / "labels.csv")
     assert agree.iloc[0]["labels"] == 125 and agree.loc[1:, "labels"].sum() == 120
     assert effects.iloc[0]["labels"] == 120 and effects.iloc[0]["prompts"] == SPLITS["screen"] + SPLITS["validate"]
+
+
+def test_words_that_both_sides_answered_with_count_for_a_side_only_where_it_can_be_told(planted, tmp_path):
+    texts = planted.material.texts
+    own = texts[texts["split"] == "validate"]
+    two = pd.concat([own[own["side"] == side].head(2) for side in ("base", "intervention")]).index
+    changed = replace(planted.material, texts=texts.assign(text=texts["text"].mask(texts.index.isin(two), "The same.")))
+    answers = changed.texts.loc[two].sort_index()
+
+    def read(rows, **columns):
+        table = pd.DataFrame({"text": ["The same. "] * rows, "claim": "hedges", "label": "no", **columns})
+        table.to_csv(tmp_path / "labels.csv", index=False)
+        return read_labels(tmp_path / "labels.csv", changed)
+
+    found = read(4)  # a row an answer: whose is whose does not matter
+    assert found[["side", "prompt_id"]].equals(answers[["side", "prompt_id"]].reset_index(drop=True))
+    with pytest.warns(UserWarning, match="3 labels are of words that both sides answered with.*add a column side"):
+        assert (read(3)[["side", "prompt_id"]] == "").all(axis=None)
+    assert read(3, side="base")["side"].tolist() == ["base"] * 3
+    of_base = answers.loc[answers["side"] == "base", "prompt_id"].tolist()
+    assert read(3, side="base")["prompt_id"].tolist() == [*of_base, of_base[0]]
+    assert read(1, text_id=answers["text_id"].iloc[1])["prompt_id"].tolist() == [answers["prompt_id"].iloc[1]]
 
 
 def test_too_few_labels_are_said_and_not_corrected(planted, tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from driftbook.discovery.groups import is_group
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import DriftbookError
 from driftbook.evidence.judges import Judge, Judges, PairJudge, reads_words
-from driftbook.evidence.material import Material, by_judge
+from driftbook.evidence.material import Material, asked_ids, by_judge
 from driftbook.evidence.people import LEAST, YES_FROM, Labelled, agreement, corrected
 from driftbook.files import read_table
 from driftbook.prompts import SIDES
@@ -46,8 +48,10 @@ def read_labels(path: Path, material: Material, key: str = "validate.labels") ->
 
     The table (parquet, CSV or JSONL) has columns ``text``, ``claim`` (the statement, its id or the name of its measure)
     and ``label`` (yes or no, 1 or 0; what was skipped is left out); ``side``, ``text_id`` and ``propensity`` may be
-    there. Returns hypothesis_id, text, label (bool), weight, side and prompt_id; of a text that is no answer of this
-    experiment the side is that of the table or empty, and its prompt is empty.
+    there. Returns hypothesis_id, text, label (bool), weight, side, prompt_id and ``asked`` (the prompt itself, where
+    prompt_id is that of its look-alikes). Of a text that is no answer of this experiment the side is that of the table
+    or empty, and its prompt is empty; so they are, with a warning, where both sides gave it and nothing says which
+    answer was labelled.
 
     Raises DriftbookError for a table that cannot be read, an unknown claim or side, a label that is neither yes nor
     no, a claim that yes and no cannot be held against, and a propensity outside of (0, 1].
@@ -71,7 +75,14 @@ def read_labels(path: Path, material: Material, key: str = "validate.labels") ->
         raise DriftbookError(f"{where}: side {wrong[0]!r} is not one of {', '.join(SIDES)}")
     found = pd.DataFrame({"hypothesis_id": claims_named(table["claim"].tolist(), material.hypotheses, where)})
     found = found.assign(text=table["text"].astype(str), label=said.isin(YES), weight=weight)
-    return pd.concat([found, _answers(table, material.texts)], axis=1)
+    answers, unclear = _answers(table, material.texts)
+    if unclear:
+        warnings.warn(
+            f"{where}: {unclear} labels are of words that both sides answered with, and count for neither side: add a "
+            "column side (base, intervention) or text_id, or a row for each answer with these words",
+            stacklevel=2,
+        )
+    return pd.concat([found, answers], axis=1)
 
 
 def claims_named(named: Sequence[str], hypotheses: Sequence[Hypothesis], where: str) -> list[str]:
@@ -100,19 +111,32 @@ def _folded(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def _answers(table: pd.DataFrame, texts: pd.DataFrame) -> pd.DataFrame:
-    """Side and prompt of each labelled text: by its id, else by its words (and side, where it is given)."""
-    by_id = {r.text_id: (r.side, r.prompt_id) for r in texts.itertuples()}
-    by_words: dict[tuple[str, str], tuple[str, str]] = {}
-    for r in texts.itertuples():
-        for side in (r.side, ""):
-            by_words.setdefault((r.text.strip(), side), (r.side, r.prompt_id))
-    rows = []
-    for r in table.to_dict("records"):
-        side = r.get("side") if r.get("side") in SIDES else ""
-        own = by_id.get(r.get("text_id")) or by_words.get((str(r["text"]).strip(), side))
-        rows.append(own or (side, ""))
-    return pd.DataFrame(rows, columns=["side", "prompt_id"])
+def _answers(table: pd.DataFrame, texts: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """(side, unit and prompt of each labelled text, how many are of a side that cannot be told).
+
+    A text is found by its id, else by its words (and side, where it is given): of several answers with the same words
+    each row is the next. Where they are of both sides, only as many rows as answers tell which is which."""
+    answers = list(zip(texts["side"], texts["prompt_id"], asked_ids(texts), strict=True))
+    by_id = dict(zip(texts["text_id"], answers, strict=True))
+    by_words: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
+    for words, answer in zip(texts["text"].str.strip(), answers, strict=True):
+        for side in (answer[0], ""):
+            by_words.setdefault((words, side), []).append(answer)
+    labelled = table.to_dict("records")
+    keys = [(r["claim"], str(r["text"]).strip(), r["side"] if r.get("side") in SIDES else "") for r in labelled]
+    rows_of, taken, rows, unclear = Counter(keys), Counter[tuple[str, str, str]](), [], 0
+    for r, key in zip(labelled, keys, strict=True):
+        there = by_words.get(key[1:], [])
+        if (own := by_id.get(r.get("text_id"))) is not None:
+            rows.append(own)
+        elif len({side for side, *_ in there}) == 2 and rows_of[key] != len(there):
+            unclear += 1
+            asked = {prompt for *_, prompt in there}
+            rows.append(("", "", asked.pop() if len(asked) == 1 else ""))
+        else:
+            rows.append(there[taken[key] % len(there)] if there else (key[2], "", ""))
+            taken[key] += 1
+    return pd.DataFrame(rows, columns=["side", "prompt_id", "asked"]), unclear
 
 
 Read = Callable[[Hypothesis, Sequence[str], Sequence[str]], Mapping[str, tuple[np.ndarray, np.ndarray]]]
@@ -167,7 +191,7 @@ def held_against(
     for name, own in labels.groupby("hypothesis_id", sort=False):
         own, h = own.reset_index(drop=True), by_id[str(name)]
         claim = claims[claims["hypothesis_id"] == name].iloc[0]
-        read_by = read(h, own["text"].tolist(), own["prompt_id"].tolist())
+        read_by = read(h, own["text"].tolist(), own["asked"].tolist())
         for judge, (scores, yes) in read_by.items():
             known = ~np.isnan(scores)
             for side in ("both", *SIDES):

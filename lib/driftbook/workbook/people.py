@@ -14,13 +14,14 @@ import pandas as pd
 from markupsafe import Markup
 
 from driftbook import validate
+from driftbook.discovery.amplification import ordinary
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.errors import DriftbookError
 from driftbook.evidence.labels import checkable, claims_named, held_against, read_labels, readings
 from driftbook.evidence.material import Material, by_judge
 from driftbook.evidence.people import draw
 from driftbook.parameters import BenchExperiment, load_experiment
-from driftbook.prompts import SIDES, load_saved
+from driftbook.prompts import SIDES, by_unit, load_saved
 from driftbook.workbook.claims import read_table
 from driftbook.workbook.packing import script_json
 from driftbook.workbook.page import fill
@@ -50,8 +51,9 @@ def opened(file: Path, layout: Layout) -> tuple[Run, Material, pd.DataFrame, pd.
         )
         for r in frozen.itertuples()
     ]
-    material = Material(pd.read_parquet(decode / "texts.parquet"), load_saved(decode), hypotheses, run.seed)
-    return run, material, claims, verdicts
+    prompts = load_saved(decode)
+    texts = by_unit(ordinary(pd.read_parquet(decode / "texts.parquet")), prompts)
+    return run, Material(texts, prompts, hypotheses, run.seed), claims, verdicts
 
 
 def judge_check(file: Path, layout: Layout, labels: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -108,7 +110,7 @@ def label_page(file: Path, layout: Layout, named: Sequence[str] = (), count: int
             status = claims.set_index("hypothesis_id")["status"].get(h.hypothesis_id, "not tested")
             raise DriftbookError(f"{h.text!r} was {status}: no judge read held-out answers for it, which are labelled")
         for r in draw(scores, count, f"{run.seed} {h.hypothesis_id}").itertuples():
-            asked = material.prompts[r.prompt_id].shown()
+            asked = material.prompts[r.asked].shown()
             about = {"text_id": r.text_id, "claim_id": h.hypothesis_id, "propensity": round(r.propensity, 6)}
             tasks.append({**about, "claim": h.text, "prompt": asked, "text": r.text})
     if not tasks:
@@ -129,14 +131,15 @@ def wanted(material: Material, claims: pd.DataFrame, named: Sequence[str], where
 
 
 def scores_of(h: Hypothesis, texts: pd.DataFrame, claims: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
-    """What was read of a claim: text_id, side, prompt_id, text, and the score of its side's answers to that prompt."""
+    """What was read of a claim: text_id, side, prompt_id, asked, text, and the score of its side's answers to that
+    prompt."""
     judge = claims.set_index("hypothesis_id")["judge"].get(h.hypothesis_id)
     mine = verdicts[(verdicts["hypothesis_id"] == h.hypothesis_id) & (verdicts["judge"] == judge)]
     by = mine.set_index("prompt_id")[[f"score_{side}" for side in SIDES]]
     here = texts[texts["prompt_id"].isin(by.index)].reset_index(drop=True)
     columns = np.where(here["side"] == "base", 0, 1)
     score = by.reindex(here["prompt_id"]).to_numpy(np.float64)[np.arange(len(here)), columns]
-    return here.assign(score=score).dropna(subset="score")[["text_id", "side", "prompt_id", "text", "score"]]
+    return here.assign(score=score).dropna(subset="score")[["text_id", "side", "prompt_id", "asked", "text", "score"]]
 
 
 def drawn(experiment: str, tasks: list[dict[str, object]]) -> str:
