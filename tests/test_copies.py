@@ -38,7 +38,7 @@ def test_thirty_prompts_in_twelve_spellings_confirm_nothing_where_nothing_change
     assert not change.table["confirmed"].any()
     assert change.table["prompts"].max() == 30
     assert "30 prompts, 1 answer " in str(change)
-    assert "360 were asked: look-alikes count as one." in str(change)
+    assert "360 prompts were asked and count as 30: look-alikes are one, as " in str(change)
 
 
 def test_without_the_copies_the_numbers_are_the_same():
@@ -72,3 +72,21 @@ def test_a_real_change_is_found_among_spellings():
     table.loc[changed, "text"] += " What do you think?"
     claim = db.test("ends with a question", table)
     assert claim.confirmed and claim.prompts == 60
+
+
+def test_a_result_says_that_prompts_of_one_template_are_one_and_what_to_ask_instead():
+    """Six things, each asked ten times in all but a letter."""
+    about = (
+        *("the tides of the northern sea", "the roots of an old apple tree", "the price of bread in a village"),
+        *("the rules of chess for two children", "the light of a candle in the wind", "the road to the next town"),
+    )
+    asked = [f"Please write one short paragraph for me about {what}, copy {i}." for what in about for i in "abcdefghij"]
+    base, changed = ["It is so."] * len(asked), ["It is so, wow."] * len(asked)
+    claim = db.test(["wow"], base, changed, asked)
+    units = claim.prompts
+    assert units < 10
+    said = f"60 prompts were asked and count as {units}: look-alikes are one, as \"Please write"
+    assert claim.note.startswith(said) and claim.note in repr(claim) and "count each." in claim.note
+    assert "look-alikes are one" in claim._repr_html_()
+    assert said in str(db.compare(base, changed, asked, phrases=0))
+    assert db.test(["wow"], base[:1], changed[:1], asked[:1]).note == ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -160,6 +160,22 @@ def by_unit(texts: pd.DataFrame, prompts: Mapping[str, Prompt]) -> pd.DataFrame:
     """A table of answers whose ``prompt_id`` is the unit, so that whatever counts, tests or draws prompts counts
     look-alikes once; ``asked`` is the id of the prompt that was answered."""
     return texts.assign(asked=texts["prompt_id"], prompt_id=[prompts[p].unit or p for p in texts["prompt_id"]])
+
+
+def look_alikes(prompts: Collection[Prompt]) -> str:
+    """That look-alikes count as one, in a sentence, with the remedy where that leaves half of the prompts or fewer; ""
+    where no two are alike."""
+    members: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        members.setdefault(prompt.unit or prompt.prompt_id, []).append(prompt)
+    if len(members) == len(prompts):
+        return ""
+    said = f"{len(prompts):,} prompts were asked and count as {len(members):,}: look-alikes are one"
+    if 2 * len(members) > len(prompts):
+        return f"{said}."
+    most = max(members.values(), key=len)
+    one, other = (f'"{" ".join(p.said().split())[:60]}"' for p in (most[0], most[-1]))
+    return f"{said}, as {one} and {other} ({len(most)} such). Prompts that differ in more than a few words count each."
 
 
 # ---------------------------------------------------------------------------------------------------------- as a table

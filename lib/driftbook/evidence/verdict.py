@@ -12,6 +12,7 @@ from driftbook.evidence.counting import scope_of
 from driftbook.evidence.material import Material, asked_ids
 from driftbook.evidence.paired import smallest_seen
 from driftbook.numbers import apart, share
+from driftbook.prompts import look_alikes
 
 State = Literal["changed", "no change found", "could not tell"]
 STRONGEST = 3  # behaviours that the first line names
@@ -37,17 +38,16 @@ class Verdict:
         return " ".join(self.lines)
 
 
-def verdict_of(material: Material, claims: pd.DataFrame, alpha: float) -> Verdict:
-    """The verdict on the table of claims about what was read."""
+def verdict_of(material: Material, claims: pd.DataFrame, alpha: float, missing: str = "") -> Verdict:
+    """The verdict on the table of claims about what was read; ``missing``: a sentence on answers that never came."""
     texts, prompts = material.paired()
     ids = asked_ids(texts)
     answers = int(texts.groupby([ids, "side"]).size().median()) if len(texts) else 0
-    same = ids.nunique() - len(prompts)
     scope = scope_of(texts)
     within = scope.name == "these prompts"
     seen = smallest_seen(len(prompts) * (answers if within else 1), 0.1, max(1, len(claims)), alpha)
-    alike = f"{ids.nunique():,} were asked: look-alikes count as one." if same else ""
-    said = " ".join(filter(None, [alike, f"It {scope.sentence}." if within else ""]))
+    alike = look_alikes([material.prompts[p] for p in ids.unique()])
+    said = " ".join(filter(None, [alike, f"It {scope.sentence}." if within else "", missing]))
     return verdict(claims, len(prompts), answers, alpha, 0.9 if seen is None else seen, said)
 
 

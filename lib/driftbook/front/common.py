@@ -22,7 +22,9 @@ T = TypeVar("T", bound=BaseModel)
 
 
 class Shown(ABC):
-    """A result that a notebook shows as a table under its finding."""
+    """A result that a notebook shows as a table under its finding, over a ``note`` where there is one."""
+
+    note: str = ""
 
     @abstractmethod
     def to_frame(self) -> pd.DataFrame:
@@ -35,7 +37,7 @@ class Shown(ABC):
         return self.to_frame()
 
     def _repr_html_(self) -> str:
-        return Table(self._shown(), str(self), max_rows=20).html()
+        return Table(self._shown(), str(self), self.note, max_rows=20).html()
 
 
 def as_prompts(prompts: Any) -> list[Prompt]:

@@ -37,7 +37,7 @@ from driftbook.front.common import Shown, as_prompts, checked, folder_of
 from driftbook.parameters import Cluster, Splits, Validate
 from driftbook.prompt_files import PromptList
 from driftbook.prompt_files import read_prompts as read_files
-from driftbook.prompts import Prompt, by_unit
+from driftbook.prompts import Prompt, by_unit, look_alikes
 from driftbook.replies import split_thought
 from driftbook.store import digest
 from driftbook.text_tables import check_table, matched, table_rows
@@ -213,6 +213,7 @@ class Claim(Shown):
     of ``measure``; shares lie in [0, 1]. ``e_value`` is the evidence against "no more often than half of the prompts",
     ``p_value`` that of the paired test; ``confirmed`` is decided by it at ``alpha``. ``prompts`` counts those that were
     read on both sides, ``win_rate`` how often, over them, the side that does it more shows more (a tie is a half).
+    ``note`` says where they are fewer than were asked, because look-alikes count as one.
     """
 
     sentence: str
@@ -227,12 +228,13 @@ class Claim(Shown):
     prompts: int
     win_rate: float
     measure: Measure = field(repr=False)
+    note: str = ""
 
     @classmethod
-    def of(cls, o: Outcome, alpha: float) -> Claim:
+    def of(cls, o: Outcome, alpha: float, note: str = "") -> Claim:
         return cls(
             o.sentence, o.base, o.intervention, o.difference.estimate, (o.difference.low, o.difference.high),
-            o.e_value, o.p_value, o.confirmed, alpha, len(o.x), o.win_rate.estimate, o.measure,
+            o.e_value, o.p_value, o.confirmed, alpha, len(o.x), o.win_rate.estimate, o.measure, note,
         )  # fmt: skip
 
     def __str__(self) -> str:
@@ -295,7 +297,7 @@ def test(
     claim = Hypothesis(asked.label, DIRECTIONS[direction], proposer="person", measure=asked.spec)
     material = Material(texts.assign(split="validate"), {p.prompt_id: p for p in known}, [claim], seed)
     (outcome,) = count(material, section, alpha)
-    return Claim.of(outcome, alpha)
+    return Claim.of(outcome, alpha, look_alikes(known))
 
 
 # ----------------------------------------------------------------------------------------------------------- everything
