@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -13,6 +15,11 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from conftest import write_notebook
+from driftbook.errors import ParameterError
+from driftbook.parameters import STAGES
+from driftbook.workbook.runner import run_experiment
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -173,3 +180,49 @@ def test_ci_runs_the_tests():
     assert run.stat().st_mode & 0o100
     assert "set -e" in run.read_text() and "make test" in run.read_text()
     assert "-m pytest" in make("-n", "test") and "ruff check" in make("-n", "test")
+
+
+@pytest.mark.usefixtures("plain_reports")
+@pytest.mark.parametrize(
+    ("package", "line", "said", "goes_on"),
+    [
+        ("datasets", "decode: {prompts: ['hf:owner/name:train:prompt']}", r"pip install 'driftbook\[hub\]'", True),
+        ("vllm", "engine: {decoder: vllm}", r"pip install 'driftbook\[vllm\]'.* or take engine\.decoder: local", True),
+        ("ray", "engine: {kind: ray}", r"pip install 'driftbook\[ray\]', or use kind: local", False),
+    ],
+)
+def test_a_package_that_a_later_stage_needs_is_missed_before_the_first_one_runs(
+    root, no_kernel, monkeypatch, package, line, said, goes_on
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    for name in STAGES:
+        write_notebook(root / f"notebooks/{name}.ipynb", name, "pass")
+    file, plain = root / "params/small.yml", (root / "params/small.yml").read_text()
+    key = line.partition(":")[0]
+    file.write_text("\n".join([one for one in plain.splitlines() if not one.startswith(key)] + [line]))
+    with pytest.raises(ParameterError, match=said):
+        run_experiment(file, echo=False)
+    assert no_kernel == []
+    if goes_on:  # a stage that does without it, and all of them without it
+        assert [r.status for r in run_experiment(file, ["capture"], echo=False)] == ["ok", "ok"]
+    file.write_text(plain)
+    assert [r.stage for r in run_experiment(file, echo=False) if r.status == "ok"][-1] == "validate"
+
+
+def test_what_is_only_in_an_extra_is_needed_by_nothing_else():
+    """Every module is read and two sides are compared without the packages of the extras."""
+    names = {canonicalize_name(Requirement(r).name) for more in PROJECT["optional-dependencies"].values() for r in more}
+    extra = names - closure([Requirement(r) for r in PROJECT["dependencies"]])
+    modules = sorted({"PIL" if name == "pillow" else name.replace("-", "_") for name in extra})
+    code = f"""import sys
+sys.modules.update(dict.fromkeys({[*modules, "inspect_ai", "bitsandbytes", "gptqmodel", "awq"]}))
+import importlib, pkgutil, driftbook
+for module in pkgutil.walk_packages(driftbook.__path__, "driftbook."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+asked = [f"Why {{c}}{{c}}{{c}}?" for c in "abcdefghijkl"]
+print(driftbook.compare(["Yes."] * 12, ["Is it?"] * 12, asked, phrases=0))"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "lib")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "12 prompts" in done.stdout

