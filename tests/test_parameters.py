@@ -225,6 +225,21 @@ def test_samples_that_are_not_written_are_those_of_a_table_that_holds_fewer(root
     assert (found.decode.samples, found.capture.samples) == (decode, capture)
 
 
+@pytest.mark.parametrize(
+    ("sections", "stages"),
+    [("", STAGES[2:]), ("traits: {files: [params/traits/calm.json]}\n", STAGES), ("capture: {tier: 2}\n", STAGES)],
+)
+def test_answers_that_exist_are_read_inside_only_where_a_section_asks_for_it(root, sections, stages):
+    plain = answers(root, 2).removeprefix(BARE)
+    (root / "params/traits/wild.json").write_text("{}")  # the default of traits.files is every file there
+    found = accepted(root, f"experiment: x\n{sections}{plain}")
+    assert found.stages == stages and found.cluster.trait_shift == ("traits" in stages)
+    assert load_experiment(root / "params/small.yml").stages == STAGES
+    if "traits" not in stages:
+        said = refused(root, f"experiment: x\n{plain}cluster: {{trait_shift: true}}\n")
+        assert said.startswith("params/x.yml:4: cluster.trait_shift: nobody reads traits") and "traits: {files" in said
+
+
 def test_a_bad_table_of_texts_is_refused_when_it_is_named(root):
     text = answers(root, 1)
     (root / "answers.csv").write_text("side,prompt\nbase,Why?\n")

@@ -180,6 +180,21 @@ def test_answers_in_a_table_are_only_read(tmp_path):
     assert step(found, "decode").seconds == 0
 
 
+def test_a_table_that_nobody_reads_inside_needs_no_model(tmp_path):
+    (tmp_path / "params").mkdir()
+    (tmp_path / "answers.csv").write_text("side,prompt,text\n" + 2 * "base,a,b\nintervention,a,c\n")
+    file = tmp_path / "params/mine.yml"
+    file.write_text(
+        "experiment: mine\nbase: {model: nowhere}\nnames: {base: x, changed: y}\n"
+        "intervention: {kind: texts, path: answers.csv}\n"
+    )
+    found = plan(file, Layout.of(tmp_path))
+    assert [s.stage for s in found.steps] == ["decode", "cluster", "validate"]
+    assert all(s.generated == s.read == 0 for s in found.steps)
+    assert "1 prompts, 4 texts of both sides" in found.steps[0].what
+    assert "model   none" in written(found) and "tokens/s" not in written(found) and "weights" not in written(found)
+
+
 def test_a_run_says_how_far_its_plan_was_off(tmp_path):
     experiment = load_experiment(REPOSITORY / "params/quickstart.yml")
     layout = Layout.of(REPOSITORY, tmp_path)

@@ -143,6 +143,23 @@ def test_a_series_runs_its_traits_once_and_what_changed_again(root, many, no_ker
 
 
 @pytest.mark.usefixtures("plain_reports")
+def test_a_series_of_answers_that_exist_has_no_stage_that_reads_inside(root, many, no_kernel):
+    rows = [f"{side},Why {p}?,no {p},{c}" for p in "ab" for side, c in (
+        ("base", ""), ("intervention", "loud"), ("intervention", "soft"))]  # fmt: skip
+    (root / "answers.csv").write_text("side,prompt,text,change\n" + "\n".join(rows))
+    many.write_text(
+        "experiment: many\nnames: {base: x, changed: y}\n"
+        "interventions:\n  - {kind: texts, path: answers.csv, change: [loud, soft]}\n"
+    )
+    done = outcome(run_experiment(many, echo=False))
+    members = [(f"many:{change}", stage, "ok") for change in ("loud", "soft") for stage in STAGES[2:]]
+    assert done == [*members, ("many", "series", "ok")]
+    assert '"changes": 2' in (root / "outputs/many/series/metrics.json").read_text()
+    with pytest.raises(DriftbookError, match=r"many:loud has no stage 'traits'; .* base\.model reads them where"):
+        run_experiment(many, ["traits"], echo=False)
+
+
+@pytest.mark.usefixtures("plain_reports")
 def test_why_verify_and_clean_know_the_changes_of_a_series(root, many, no_kernel, capsys):
     assert cli.main(["why", "many"]) == 0
     said = capsys.readouterr().out

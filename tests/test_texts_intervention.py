@@ -80,6 +80,25 @@ def test_decode_hands_on_the_texts_of_the_table(base, tmp_path, suffix):
     assert found.divergence.js.isna().all() and found.divergence.kept.all()
 
 
+def test_without_traits_or_capture_nothing_is_loaded(base, tmp_path):
+    """The texts are those that the base reads; there are no tokens of them, and no model need exist."""
+    table(2).to_parquet(tmp_path / "made.parquet")
+    how = {"samples": 1, "sampling": {"max_texts": 40, "strategy": "exhaustive"}}
+    _, read = decoded(base, tmp_path / "made.parquet", tmp_path, **how)
+    opened = open_pair(
+        ModelSpec(model="nowhere"), Texts(path=str(tmp_path / "made.parquet")), tmp_path, tmp_path, inside=False
+    )
+    prompts = decode.load_prompts([], tmp_path, SHARES, None, opened.prompts)
+    run = run_of(tmp_path / "again", **how)
+    ids = decode.encode(opened, prompts, run.section.max_new_tokens)
+    found = decode.decode_rounds(run, opened, prompts, ids)
+    pd.testing.assert_frame_equal(found.texts[["side", "prompt_id", "text"]], read.texts[["side", "prompt_id", "text"]])
+    assert opened.model_loads == found.tokens == 0 and found.texts.token_ids.map(len).eq(0).all()
+    shown = [report.overview(prompts, ids), report.rounds(found)]
+    assert not any("tokens" in column for one in shown for column in one.frame)
+    assert report.loaded(opened) is None and report.asked(SimpleNamespace(), opened, ids) is None
+
+
 def families(samples: int = 4) -> pd.DataFrame:
     """Both sides talk of the subject, but about animals the intervention talks of money."""
     rows = []

@@ -176,7 +176,8 @@ def decode_rounds(run: Run, pair: Pair, prompts: PromptSet, ids: dict[str, list[
         texts = pd.concat([texts, new], ignore_index=True)
         rounds.append(_round_row(number, new) | {"quality": quality(sampling, known(number))})
     texts["propensity"] = propensities(texts)
-    if divergence is not None and pair.one_vocabulary() and worth_scoring(d.screen.likelihood, divergence):
+    scored = divergence is not None and not unscreened and pair.one_vocabulary()
+    if scored and worth_scoring(d.screen.likelihood, divergence):
         discover = (texts.split == "discover").to_numpy()
         bar = run.progress(int(discover.sum()), "likelihood", "texts")
         texts.loc[discover, "log_ratio"] = score_texts(

@@ -468,6 +468,14 @@ class Experiment(Section):
         return base, self.intervention.called(base)
 
     @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that it consists of. Answers of both sides that exist already are read inside only where a section
+        asks for it: ``traits`` or ``capture``."""
+        if self.intervention.answers_here or {"traits", "capture"} & self.model_fields_set:
+            return STAGES
+        return tuple(s for s in STAGES if s not in ("traits", "capture"))
+
+    @property
     def members(self) -> list[Member]:
         """The changes of a series, in order of their numbers where all have one."""
         found = [member for entry in self.interventions for member in entry]
@@ -481,13 +489,14 @@ class Experiment(Section):
                 f"{self.experiment} has no change {name!r}{_meant(name, list(found))}; there are {', '.join(found)}"
             )
         steered = sorted({i.about for i in found.values() if i.about is not None})
-        traits, names = self.traits, self.names
+        about: dict[str, Any] = {"experiment": f"{self.experiment}:{name}", "interventions": []}
+        about["intervention"] = found[name]
+        traits = self.traits
         if traits.dose is not None and traits.dose.traits == "steered" and steered:  # one traits stage serves all
-            traits = traits.model_copy(update={"dose": traits.dose.model_copy(update={"traits": steered})})
-        if names is not None:
-            names = Names(base=names.base, changed=name)
-        about = {"experiment": f"{self.experiment}:{name}", "interventions": [], "intervention": found[name]}
-        return self.model_copy(update=about | {"traits": traits, "names": names})
+            about["traits"] = traits.model_copy(update={"dose": traits.dose.model_copy(update={"traits": steered})})
+        if self.names is not None:
+            about["names"] = Names(base=self.names.base, changed=name)
+        return self.model_copy(update=about)
 
     @model_validator(mode="after")
     def _steered_trait_has_a_file(self) -> Experiment:
@@ -571,7 +580,7 @@ def stages_of(experiment: Experiment | BenchExperiment) -> tuple[str, ...]:
     reads them."""
     if isinstance(experiment, BenchExperiment):
         return (experiment.experiment,)
-    return (SERIES,) if experiment.interventions else STAGES
+    return (SERIES,) if experiment.interventions else experiment.stages
 
 
 def resolved(experiment: Experiment | BenchExperiment, stage: str) -> dict[str, Any]:
@@ -641,6 +650,14 @@ def _in_series(where: Where, series: Experiment, member: str) -> Where:
 
 
 def _checked(experiment: Experiment, root: Path, where: Where) -> Experiment:
+    if "traits" not in experiment.stages and experiment.cluster.trait_shift:
+        if "trait_shift" in experiment.cluster.model_fields_set:
+            raise ParameterError(
+                f"{where(('cluster', 'trait_shift'))}cluster.trait_shift: nobody reads traits in answers that exist "
+                "already; leave it out, or write a section traits: {files: [...]}, which base.model then reads"
+            )
+        cluster = experiment.cluster.model_copy(update={"trait_shift": False})
+        experiment = experiment.model_copy(update={"cluster": cluster})
     _check_files(experiment, root, where)
     return _checked_design(experiment, root, where)
 
@@ -843,7 +860,8 @@ def _matches(pattern: str, root: Path) -> list[Path]:
 
 def _check_files(experiment: Experiment, root: Path, where: Where) -> None:
     """Refuse what would else be missed only in a kernel: files that are not there, and prompts that are none."""
-    problems = _unmatched(experiment.traits.files, ("traits", "files"), root, where)
+    inside = "traits" in experiment.stages
+    problems = _unmatched(experiment.traits.files, ("traits", "files"), root, where) if inside else []
     intervention = experiment.intervention
     for key in intervention.files:
         problems += _unmatched([getattr(intervention, key)], ("intervention", key), root, where)
@@ -899,7 +917,7 @@ def _checked_design(experiment: Experiment, root: Path, where: Where) -> Experim
         experiment = _named(experiment, table.wrote, _shown(table.path, root), where)
         prompts, poorest = table.prompts, table.poorest()
         fewest = table.samples(poorest.prompt_id)
-        for stage in ("capture", "decode"):
+        for stage in (s for s in ("capture", "decode") if s in experiment.stages):
             section = experiment.section(stage)
             if section.samples > fewest and "samples" in section.model_fields_set:
                 raise ParameterError(

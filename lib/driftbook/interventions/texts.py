@@ -30,7 +30,7 @@ class Texts(Intervention):
     files: ClassVar[tuple[str, ...]] = ("path",)
 
     def open(self, base: LoadedModel, opening: Opening) -> Pair:
-        """The base reads the answers of both sides."""
+        """The base reads the answers of both sides, where it was loaded."""
         from driftbook.models.sides import Pair, Side  # torch; parameters are read without it
         from driftbook.models.table_engine import TableEngine
         from driftbook.store import digest
@@ -45,7 +45,7 @@ class Texts(Intervention):
             return notes | ({"system": asked} if asked else {})
 
         sides = [Side(name, base, key, notes=noted(name), engine=TableEngine(table, name, base)) for name in SIDES]
-        return Pair(*sides, model_loads=1, prompts=table.prompts)
+        return Pair(*sides, model_loads=int(bool(base.record)), prompts=table.prompts)
 
     def by(self) -> str:
         return f"into what wrote {Path(self.path).name}"

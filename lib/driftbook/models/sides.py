@@ -24,6 +24,7 @@ from driftbook.models.loading import LoadedModel, load
 from driftbook.models.local import LocalEngine
 from driftbook.models.replay import TokenSequence, head, replay, response_likelihoods
 from driftbook.models.sampling import SamplingParams
+from driftbook.models.table_engine import Unread
 from driftbook.models.vectors import VectorSet
 from driftbook.prompts import Prompt
 from driftbook.sections import EngineSpec, Intervention, ModelSpec, Opening
@@ -239,6 +240,7 @@ def open_pair(
     vectors: VectorSet | None = None,
     progress: Callable[[int, str, str], Any] | None = None,
     engine: EngineSpec | None = None,
+    inside: bool = True,
 ) -> Pair:
     """Load the base model and put the intervention beside it.
 
@@ -247,12 +249,14 @@ def open_pair(
         vectors: the traits stage's vectors, for a kind that needs them.
         progress: ``progress(total, label, unit)`` gives a handle with ``update(n)``, for what takes long.
         engine: what decodes where a side answers here, and how many rows at a time.
+        inside: whether the base is to read answers that exist already; without it, it is loaded only to answer.
 
     Raises:
         ModelError: weights, adapter or vector do not fit; DriftbookError: the data of a fine-tune, a table of texts or
         the settings of an endpoint cannot be used.
     """
-    pair = intervention.open(load(base, cache), Opening(base, cache, root, vectors, progress))
+    model: Any = load(base, cache) if inside or intervention.answers_here else Unread()
+    pair = intervention.open(model, Opening(base, cache, root, vectors, progress))
     if engine is None:
         return pair
     sides = [side.answered_by(engine, cache) if side.here else side for side in pair]
@@ -266,20 +270,20 @@ def open_sides(run: Run, inside: bool = False) -> Pair:
     ``inside``: for a stage that reads activations (see ``Pair.inside``).
     """
     p = run.params
-    workers = open_workers(p.engine, p.base)  # before the weights: an address that does not answer is known at once
+    # before the weights: an address that does not answer is known at once
+    workers = open_workers(p.engine, p.base) if p.intervention.answers_here else None
     vectors = VectorSet.load(run.input("traits")) if p.intervention.needs_vectors else None
-    pair = open_pair(p.base, p.intervention, run.cache, run.root, vectors, run.progress, p.engine)
+    pair = open_pair(p.base, p.intervention, run.cache, run.root, vectors, run.progress, p.engine, inside)
     if workers is not None:
         keys = {side.name: side.key for side in pair}
         share(pair, workers, PairSpec(p.base, p.intervention, run.cache, run.root, vectors, keys, p.engine))
         run.record("engine", workers.describe())
     pair = pair.inside() if inside else pair
+    about = {"key": pair.intervention.key, "kind": p.intervention.kind, **pair.intervention.notes}
+    run.record("intervention", {**pair.intervention.model.record, **about})
+    if not pair.base.model.record:  # nobody reads
+        return pair
     run.record("base", pair.base.model.record)
-    run.record(
-        "intervention",
-        pair.intervention.model.record
-        | {"key": pair.intervention.key, "kind": p.intervention.kind, **pair.intervention.notes},
-    )
     run.record(
         "device",
         {"device": str(pair.base.model.device), "dtype": str(pair.base.model.dtype), "reason": pair.base.model.reason},

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
+
+import torch
 
 from driftbook.errors import DriftbookError
 from driftbook.models.answers import Answer, Engine, Question, Tap, read_tokens
@@ -14,17 +18,32 @@ from driftbook.replies import split_thought
 from driftbook.text_tables import TextTable
 
 
+class Unread:
+    """In the place of a model that reads a table's answers, for a stage that only hands them on: without weights they
+    have no tokens, and their words are all that is needed."""
+
+    context, device = sys.maxsize, torch.device("cpu")
+    marks = None
+    record: Mapping[str, Any] = MappingProxyType({})
+
+    def encode_prompt(self, *_: Any) -> list[int]:
+        return []
+
+    def encode_answer(self, text: str) -> list[int]:
+        return []
+
+
 class TableEngine(Engine):
     """Answers as a table holds them: sample s of a prompt is the side's text number s.
 
-    The reader's tokens of the text stand for the tokens that were sampled; ``finish_reason`` is ``eos``: what ended a
-    text is not known, and it is complete as far as anyone can tell.
+    The reader's tokens of the text, if it has any, stand for the tokens that were sampled; ``finish_reason`` is
+    ``eos``: what ended a text is not known, and it is complete as far as anyone can tell.
     """
 
     name = "texts"
     here = False
 
-    def __init__(self, table: TextTable, side: str, reader: LoadedModel):
+    def __init__(self, table: TextTable, side: str, reader: LoadedModel | Unread):
         self.table, self.side, self.reader = table, side, reader
 
     def available(self, prompt: Prompt) -> int:

@@ -14,7 +14,7 @@ from driftbook.discovery.readback import LEAST_TEXTS
 from driftbook.discovery.two_sample import FLIPS
 from driftbook.models.sides import Pair
 from driftbook.numbers import fixed, p_value
-from driftbook.prompts import SIDES, PromptSet
+from driftbook.prompts import SIDES, PromptSet, look_alikes
 from driftbook.report.loading import asked as asked
 from driftbook.report.loading import loaded as loaded
 from driftbook.workbook.figures import Figure, bars, curve, histogram, interval_plot
@@ -34,7 +34,8 @@ ENERGY_CAPTION = (
 def overview(prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]]) -> Table:
     """The prompts by split."""
     same = len(prompts) - prompts.units
-    caption = f"{same} of {len(prompts)} prompts look like another: look-alikes share a split and count as one."
+    caption = f"{same} of {len(prompts)} prompts look like another: look-alikes share a split and count as one. "
+    caption += look_alikes(prompts.prompts)
     if prompts.unreadable:
         caption += f" {len(prompts.unreadable)} rows could not be read, and were left out: {prompts.unreadable[0]}."
     return Table(counts(prompts, ids), "Prompts by split", caption)
@@ -52,12 +53,13 @@ def counts(prompts: PromptSet, ids: dict[str, list[tuple[int, ...]]]) -> pd.Data
     out = frame.groupby("split", sort=True).agg(
         prompts=("family", "size"), families=("family", "nunique"), mean_tokens=("tokens", "mean")
     )
-    return out.reset_index()
+    return out.reset_index() if frame["tokens"].any() else out.drop(columns="mean_tokens").reset_index()
 
 
 def rounds(decoded: Decoded) -> Table:
-    """What every round asked for and took."""
-    return Table(decoded.rounds, "Rounds", ROUNDS_CAPTION)
+    """What every round asked for and took; without tokens and seconds where nothing was made here."""
+    table = decoded.rounds if decoded.tokens else decoded.rounds.drop(columns=["tokens", "seconds"])
+    return Table(table, "Rounds", ROUNDS_CAPTION)
 
 
 def quality(decoded: Decoded, wanted: float) -> Figure | None:
@@ -369,6 +371,8 @@ def answer(decoded: Decoded, families: pd.DataFrame, seed: int = 0) -> str:
             return said
         return f"{said} By the energy distance between the answers: {energy_title(decoded.families)}."
     shared = f", {decoded.shared}" if decoded.shared else ""
+    if (decoded.texts.thought != "").any():
+        shared += f" over the first {len(decoded.profile)}, which are of the thought or begin with it"
     mean = mean_divergence(decoded.divergence, seed)
     if mean.estimate < 1e-6:
         return f"{said}; the two models give the same next-token distributions everywhere: nothing differs."

@@ -75,9 +75,11 @@ def _adapter(adapter: Mapping[str, Any] | None) -> str:
     return "" if not adapter else ", ".join(f"{name} {value}" for name, value in adapter.items())
 
 
-def asked(run: Run, pair: Pair, ids: Mapping[str, Sequence[tuple[int, ...]]]) -> Table:
+def asked(run: Run, pair: Pair, ids: Mapping[str, Sequence[tuple[int, ...]]]) -> Table | None:
     """The first prompt as each side gets it, markup included; where the two differ without meaning to, above all
-    else."""
+    else. None where nobody is asked here."""
+    if not ids["base"][0]:
+        return None
     said = {side.name: side.model.tokenizer.decode(list(ids[side.name][0])) for side in pair}
     note = asked_differently(run, pair, said["base"], said["intervention"])
     if note:

@@ -88,7 +88,7 @@ def render_experiment(folder: Path) -> Path:
         claims_table=_claims_table(findings),
         unseen=_unseen(findings, params, material),
         spots=blind_spots(folder, names),
-        missing=[s for s in STAGES if s not in good],
+        missing=[s for s in _wanted(params) if s not in good],
         stages=[_stage(folder, s) for s in good],
         reproduce=_reproduce(folder, good),
     )
@@ -191,6 +191,13 @@ def _unmoved(findings: Findings | None) -> int:
 
 
 # --------------------------------------------------------------------------------------------------------- where inside
+
+
+def _wanted(params: Mapping[str, Any]) -> tuple[str, ...]:
+    """The stages of an experiment as far as its runs tell: answers from elsewhere may be read inside, or not."""
+    change = change_of(params)
+    reads = change is None or change.answers_here or {"traits", "capture"} & set(params)
+    return tuple(s for s in STAGES if reads or s not in ("traits", "capture"))
 
 
 def _inside(folder: Path, params: Mapping[str, Any], good: list[str]) -> dict[str, Any]:

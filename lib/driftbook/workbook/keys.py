@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from driftbook.errors import DriftbookError
+from driftbook.errors import DriftbookError, ParameterError
 from driftbook.files import yaml_tree
 from driftbook.hashes import remembered_hash
 from driftbook.members import SERIES
-from driftbook.parameters import STAGES, BenchExperiment, Experiment, expand, resolved, shelf
+from driftbook.parameters import STAGES, BenchExperiment, Experiment, expand, load_experiment, resolved, shelf
 from driftbook.workbook.runs import RUN_FILE, Layout, read_json
 from driftbook.workbook.sources import PACKAGE, cell_digest, follow, reached, read_source, sha
 
@@ -127,7 +127,7 @@ def input_files(experiment: Experiment | BenchExperiment, stage: str, root: Path
         files += [path for name in files if name.suffix in (".yml", ".yaml") for path in function_files(name)]
     places = [experiment.cluster.embedder] if stage == "cluster" else []
     places += [place for judge in filter(None, judges.get(stage, ())) for place in judge.inputs()]
-    if stage in ("traits", "capture", "decode"):
+    if stage in ("traits", "capture") or (stage == "decode" and experiment.intervention.answers_here):
         places += [experiment.base.model]
     if stage in ("capture", "decode"):
         places += experiment.intervention.inputs()
@@ -247,12 +247,16 @@ def held(experiment: Experiment, layout: Layout, package: Path = PACKAGE) -> dic
     """The members of a series whose last good run holds, by experiment, with the key of their last stage."""
     found = {}
     for member in experiment.members:
-        one = experiment.member(member.name)
-        run = layout.stage(one.experiment, STAGES[-1]) / RUN_FILE
+        name = f"{experiment.experiment}:{member.name}"
+        run = layout.stage(name, STAGES[-1]) / RUN_FILE
         if run.is_file():
+            try:  # as it is run: a table of texts decides on samples and stages
+                one = load_experiment(layout.parameters(name), layout.root)
+            except ParameterError:  # it could not be run now
+                continue
             key = stage_key(one, STAGES[-1], layout, package)
             if read_json(run)["key"] == key.digest:
-                found[one.experiment] = key
+                found[name] = key
     return found
 
 

@@ -118,20 +118,19 @@ def plan(experiment_file: Path, layout: Layout, calibrate: bool = True) -> Plan:
     experiment = load_experiment(experiment_file, layout.root)
     if isinstance(experiment, BenchExperiment):
         return Plan(experiment.experiment, "", _stored(experiment), [], [], ["a bench measures: it has no plan"])
-    size = model_size(experiment.base, layout.root)
-    speeds = measured(experiment, layout) if calibrate and _can_calibrate(experiment) else _stored(experiment, size)
+    inside = "traits" in experiment.stages
+    size = model_size(experiment.base, layout.root) if inside else Size(0, 0, 0, 0, 0)
+    calibrate = calibrate and inside and _can_calibrate(experiment)
+    speeds = measured(experiment, layout) if calibrate else _stored(experiment, size)
     notes: list[str] = []
-    steps = [
-        _traits(experiment, layout.root, size, speeds),
-        _capture(experiment, layout.root, size, speeds),
-        *_decode_to_validate(experiment, layout.root, speeds, notes),
-    ]
+    steps = [each(experiment, layout.root, size, speeds) for each in ((_traits, _capture) if inside else ())]
+    steps += _decode_to_validate(experiment, layout.root, speeds, notes)
     usd = sum(step.usd for step in steps)
     cap = experiment.validation.budget_usd
     if usd > cap:
         notes.append(f"judging may cost {usd:,.2f} USD, above validate.budget_usd: it stops at {cap:,.2f}")
     sized = f"{size.parameters / 1e9:.2f} billion parameters, {size.layers} layers"
-    model = f"{experiment.base.model}: {sized} ({size.known})"
+    model = f"{experiment.base.model}: {sized} ({size.known})" if inside else "none: the answers exist, and are counted"
     memory, peak = _memory(experiment, size)
     return Plan(experiment.experiment, model, speeds, steps, memory, notes, peak, decode_key(experiment))
 
@@ -177,7 +176,7 @@ def _workers(experiment: Experiment) -> int:
 
 
 def _stored(experiment: Experiment | BenchExperiment, size: Size | None = None) -> Speeds:
-    if isinstance(experiment, BenchExperiment) or size is None:
+    if isinstance(experiment, BenchExperiment) or size is None or not size.parameters:
         return Speeds(STORED_TOKENS_PER_S, STORED_TOKENS_PER_S, STORED_TEXTS_PER_S, "stored")
     if _on_gpu(experiment):
         workers = _workers(experiment)
@@ -327,6 +326,8 @@ def _decode_to_validate(experiment: Experiment, root: Path, speeds: Speeds, note
         notes.append(f"prompts on the Hub are counted when decode runs; the plan takes {counted}: {prompts:,}")
     prompts = min(prompts, decode.max_prompts or prompts)
     texts = decode.sampling.max_texts
+    if (table := experiment.intervention.table(root)) is not None:
+        texts = min(texts, 2 * sum(table.samples(p.prompt_id) for p in table.prompts))
     fixed = 2 * decode.samples * prompts * (decode.splits.screen + decode.splits.validation)
     if fixed > texts:
         notes.append(
@@ -423,6 +424,8 @@ def _validate(experiment: Experiment, prompts: int) -> Step:
 
 def _memory(experiment: Experiment, size: Size) -> tuple[list[str], float]:
     """What needs memory, in words, and bytes at most of each process or GPU."""
+    if not size.parameters:
+        return [f"libraries and tables: about {_gb(LIBRARIES_GB * 1e9)}"], LIBRARIES_GB * 1e9
     copies = experiment.intervention.models
     told = experiment.engine.batch_size
     batch = told if isinstance(told, int) else BATCH_GPU if _on_gpu(experiment) else BATCH_CPU
@@ -473,10 +476,10 @@ def written(plan: Plan) -> str:
         speeds = plan.speeds
         lines += [f"  model   {plan.model}"]
         many = f" ({speeds.processes:,.0f} in decode, by processes)" if speeds.processes else ""
-        lines += [
-            f"  speed   {speeds.generate:,.0f} tokens/s generated{many}, {speeds.read:,.0f} read, {speeds.embed:,.0f} "
-            f"texts/s embedded ({speeds.source})"
-        ]
+        tokens = f"{speeds.generate:,.0f} tokens/s generated{many}, {speeds.read:,.0f} read, "
+        if not any(step.generated or step.read for step in plan.steps):
+            tokens = ""
+        lines += [f"  speed   {tokens}{speeds.embed:,.0f} texts/s embedded ({speeds.source})"]
         lines += [f"  {'stage':10}{'generated':>14}{'read':>14}{'at most':>16}{'disk':>12}   what"]
         for step in plan.steps:
             lines.append(

@@ -21,22 +21,24 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from driftbook.engines import check_decoder
 from driftbook.errors import DriftbookError, ParameterError
 from driftbook.hashes import remembered_hash
 from driftbook.members import SERIES
-from driftbook.parameters import STAGES, BenchExperiment, Experiment, load_members, resolved, stages_of
+from driftbook.parameters import BenchExperiment, Experiment, load_experiment, load_members, resolved, stages_of
+from driftbook.prompt_files import check_hub
 from driftbook.sections import WORKERS
 from driftbook.workbook import keys
 from driftbook.workbook.drawing import draw, draw_pages, front_page, redraw
 from driftbook.workbook.runs import FINISHED, MEMBERS, OUTPUTS, RUN_DIR, RUN_FILE, Layout, label, read_json, write_json
-from driftbook.workbook.state import fingerprints, git_state, open_experiment, staleness, upstream_outputs
+from driftbook.workbook.state import explain, fingerprints, git_state, open_experiment, staleness, upstream_outputs
 from driftbook.workbook.wording import duration
 from driftbook.workers import PASSIVE
 
@@ -91,10 +93,7 @@ def run_stage(
     full. A notebook that fails raises nothing: the result says ``failed``, and its folder holds the evidence.
     """
     experiment, layout = open_experiment(experiment_file, outputs)
-    if stage not in stages_of(experiment):
-        raise DriftbookError(
-            f"{experiment.experiment} has no stage {stage!r}; it has {', '.join(stages_of(experiment))}"
-        )
+    _check_stages(experiment, [stage])
     name = resolved(experiment, stage)["experiment"]  # of the traits that members of a series share: the series
     key = keys.stage_key(experiment, stage, layout)
     with clear_disk_errors(layout), contextlib.ExitStack() as locks:
@@ -405,9 +404,9 @@ def run_experiment(
             RunResult(f"{experiment.experiment}:{name}", "", "failed", layout.folder(experiment.experiment), 0, said)
             for name, said in wrong.items()
         ]
-        own = [s for s in asked or STAGES if s != SERIES]
         for index, file in enumerate(files.values()):
             # The traits are read once for all: --force repeated them with the first change.
+            own = (s for s in asked or stages_of(load_experiment(file)) if s != SERIES)
             todo = [s for s in own if not (index and force and s == "traits")]
             results += run_experiment(file, todo, force, **more) if todo else []
             if not keep_going and not all(r.good for r in results):
@@ -430,12 +429,11 @@ def _run_stages(
     echo: bool,
 ) -> list[RunResult]:
     asked = list(stages or stages_of(experiment))
-    if unknown := [s for s in asked if s not in stages_of(experiment)]:
-        raise DriftbookError(
-            f"{experiment.experiment} has no stage {unknown[0]!r}; it has {', '.join(stages_of(experiment))}"
-        )
-    results = []
-    for stage in keys.closure(experiment, asked):
+    _check_stages(experiment, asked)
+    results, todo = [], keys.closure(experiment, asked)
+    if isinstance(experiment, Experiment):
+        _check_packages(experiment, experiment_file, todo, outputs)
+    for stage in todo:
         if echo:
             print(label(experiment.experiment, stage), flush=True)
         result = run_stage(
@@ -453,6 +451,31 @@ def _run_stages(
         with clear_disk_errors(layout), lock(layout, "", "index"):
             draw_pages(layout, experiment.experiment)
     return results
+
+
+def _check_stages(experiment: Experiment | BenchExperiment, stages: Iterable[str]) -> None:
+    """Raises DriftbookError for a stage that the experiment does not have."""
+    there = stages_of(experiment)
+    for stage in stages:
+        if stage in there:
+            continue
+        elsewhere = "; its answers exist already, and base.model reads them where the file has a section "
+        more = f"{elsewhere}{stage}: {{...}}" if stage in ("traits", "capture") and "decode" in there else ""
+        raise DriftbookError(f"{experiment.experiment} has no stage {stage!r}; it has {', '.join(there)}{more}")
+
+
+def _check_packages(experiment: Experiment, file: Path, stages: Sequence[str], outputs: Path | None) -> None:
+    """Refuse what a stage to come needs and is not installed, before those ahead of it run. Raises ``ParameterError``.
+    A stage that holds needs nothing."""
+    capture, own = experiment.capture, not experiment.intervention.brings_prompts
+    prompts = {"capture": [*capture.prompts, *capture.tier3.prompts], "decode": experiment.decode.prompts}
+    for stage in stages:
+        try:
+            check_hub(prompts.get(stage, ()) if own else ())
+            check_decoder(experiment.engine.decoder if stage == "decode" else "")
+        except DriftbookError as error:
+            if explain(file, outputs)[stage][0] == "runs":
+                raise ParameterError(f"{file}: {error}") from None
 
 
 def _share(layout: Layout, member: str, stage: str) -> None:
