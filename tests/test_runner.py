@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from conftest import write_notebook
@@ -21,7 +23,9 @@ from driftbook.errors import DriftbookError, ParameterError
 from driftbook.parameters import STAGES
 from driftbook.workbook import runner
 from driftbook.workbook.runner import run_experiment, run_stage
+from driftbook.workbook.runs import Layout
 from driftbook.workbook.state import explain, verify
+from models import saved
 from waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("plain_reports")
@@ -379,3 +383,38 @@ while len(list(run.root.glob("*.begun"))) < 2:
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "bench-tiny: done" in done.stdout and "bench-two: done" in done.stdout
+
+
+def test_runs_beside_each_other_share_a_base_and_its_answers(root):
+    """Two experiments of one base, one of them started twice: answers are made once each, and all tables are whole."""
+    repository = Path(__file__).parent.parent
+    base = saved(root / "base", hidden_size=24, num_hidden_layers=2, vocab_size=400)
+    (root / "params/asked.txt").write_text("\n".join(f"Why {c}{d}?" for c in "abcdefgh" for d in "xyz"))
+    shutil.rmtree(root / "notebooks")
+    (root / "notebooks").symlink_to(repository / "notebooks")
+    for name, said in (("kind", "Be kind."), ("calm", "Be calm.")):
+        (root / f"params/{name}.yml").write_text(
+            f"experiment: {name}\nbase: {{model: {base}, dtype: float32, device: cpu}}\n"
+            f"intervention: {{kind: prompt, system: {said}}}\ntraits: {{files: [params/traits/calm.json]}}\n"
+            "capture: {prompts: [params/asked.txt]}\ndecode: {prompts: [params/asked.txt], samples: 1, shard: 8, "
+            "max_new_tokens: 8, screen: {enabled: false}, sampling: {strategy: uniform, max_texts: 48, rounds: 1}}\n"
+        )
+    command = [sys.executable, "-m", "driftbook", "run", "--stage", "decode"]
+    with runner.lock(Layout.of(root), "kind", "decode"):  # both runs of it are there before either begins
+        runs = [
+            subprocess.Popen([*command, name], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            for name in ("kind", "calm", "kind")
+        ]
+        for run in runs[::2]:
+            assert "kind/decode: another run has it; waiting\n" in iter(run.stdout.readline, "")
+    said = [run.communicate(timeout=300)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0, 0], said
+    assert sorted("up to date" in s for s in said[::2]) == [False, True]
+    texts = {name: pd.read_parquet(root / f"outputs/{name}/decode/data/texts.parquet") for name in ("kind", "calm")}
+    for table in texts.values():
+        assert len(table) == 48 and table.text_id.is_unique and set(table.side) == {"base", "intervention"}
+    own = [table[table.side == "base"].set_index("text_id").text for table in texts.values()]
+    assert own[0].equals(own[1])
+    kept = [path for path in (root / "outputs/.cache/decode").rglob("*") if path.is_file()]
+    assert all(path.suffix == ".parquet" and not path.name.startswith(".") for path in kept)
+    assert sum(pq.read_metadata(path).num_rows for path in kept) == 3 * 24  # the base's answers stand there once

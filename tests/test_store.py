@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from driftbook.errors import CacheError
-from driftbook.store import Database, ShardStore, cached_map, digest
+from driftbook.store import Database, ShardStore, cached_map, digest, kept_folder
 
 TABLE = pa.table({"token_ids": [[1, 2, 3], [], [4]], "finish_reason": ["eos", "eos", "length"]})
 ARRAYS = {"projection": np.arange(12, dtype=np.float32).reshape(3, 4), "finished": np.array([1, 0, 1], np.uint8)}
@@ -126,6 +126,32 @@ def test_two_writers_of_one_shard_agree(tmp_path):
     store = ShardStore(tmp_path)
     assert all((store.arrays(f"{i:08x}")["row"] == i).all() for i in range(20))
     assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 20
+
+
+def test_of_two_makers_of_one_folder_the_first_to_end_gives_it_to_both(tmp_path):
+    folder = tmp_path / "models/x"
+
+    def complete(there):
+        return (there / "done").is_file()
+
+    def make(staging, text):
+        (staging / "done").write_text(text)
+
+    def beside(staging):
+        kept = folder.with_name("of another process")
+        kept_folder(kept, complete, lambda there: make(there, "first"))
+        kept.rename(folder)  # it ended while this one was still at work
+        make(staging, "second")
+
+    folder.mkdir(parents=True)  # a process of an older make was killed in it
+    with pytest.raises(OSError, match="full"):
+        kept_folder(folder, complete, lambda staging: (_ for _ in ()).throw(OSError("full")))
+    folder.rmdir()
+    assert kept_folder(folder, complete, beside) == folder
+    assert kept_folder(folder, complete, lambda staging: pytest.fail("it is there")) == folder
+    assert (folder / "done").read_text() == "first" and [p.name for p in folder.parent.iterdir()] == ["x"]
+    (folder / "done").rename(folder / "half")
+    assert (kept_folder(folder, complete, lambda there: make(there, "anew")) / "done").read_text() == "anew"
 
 
 def test_a_mapping_computes_what_is_missing_once_and_keeps_it_batch_by_batch():

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 import sqlite3
 import threading
@@ -120,6 +121,27 @@ class ShardStore:
             os.replace(staging, path)
         finally:
             staging.unlink(missing_ok=True)
+
+
+def kept_folder(folder: Path, complete: Callable[[Path], bool], make: Callable[[Path], Any]) -> Path:
+    """A folder that is complete or absent: ``make`` fills one beside it, which is then renamed. Of several processes
+    that make the same one, the first to end gives it to all."""
+    if complete(folder):
+        return folder
+    staging = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        make(staging)
+        try:
+            staging.rename(folder)
+        except OSError:
+            if not complete(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder
 
 
 def cached_map(

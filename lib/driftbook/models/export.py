@@ -6,8 +6,6 @@ vector that is added there at every token is a bias of that matrix. Any server t
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from driftbook.errors import ModelError
 from driftbook.models.families import child
 from driftbook.models.loading import LoadedModel
 from driftbook.models.steering import SteerTap
+from driftbook.store import kept_folder
 
 #: Architectures whose arithmetic is llama's, so that llama's optional biases can hold the vector.
 LIKE_LLAMA = ("llama", "mistral", "qwen2")
@@ -35,26 +34,27 @@ def export_steered(model: LoadedModel, tap: SteerTap, folder: Path) -> Path:
     Raises:
         ModelError: the edit is of other positions, or the architecture has no place for a bias there.
     """
-    if (folder / "config.json").is_file():
-        return folder
     if tap.positions != "all":
         raise ModelError(
             f"intervention.positions {tap.positions}: a bias acts on every token, so only positions: all can be "
             "written into weights; take engine.decoder: local"
         )
-    layer, path = _place(model, tap.layer, tap.site)
-    linear = child(model.hooks.blocks[layer], path)
-    state = {name: tensor.detach().cpu() for name, tensor in model.model.state_dict().items()}
-    name = f"{model.hooks.layers_path}.{layer}.{path}.bias"
-    delta = tap.delta.detach().cpu()
-    if getattr(linear, "bias", None) is not None:
-        config = model.model.config
-        state[name] = (state[name].float() + delta).to(model.dtype)
-    else:
-        config = _with_biases(model, state, path)
-        state[name] = delta.to(model.dtype)
-    _write(model, config, state, folder)
-    return folder
+
+    def write(staging: Path) -> None:
+        layer, path = _place(model, tap.layer, tap.site)
+        linear = child(model.hooks.blocks[layer], path)
+        state = {name: tensor.detach().cpu() for name, tensor in model.model.state_dict().items()}
+        name = f"{model.hooks.layers_path}.{layer}.{path}.bias"
+        delta = tap.delta.detach().cpu()
+        if getattr(linear, "bias", None) is not None:
+            config = model.model.config
+            state[name] = (state[name].float() + delta).to(model.dtype)
+        else:
+            config = _with_biases(model, state, path)
+            state[name] = delta.to(model.dtype)
+        _write(model, config, state, staging)
+
+    return kept_folder(folder, lambda there: (there / "config.json").is_file(), write)
 
 
 def _place(model: LoadedModel, layer: int, site: str) -> tuple[int, str]:
@@ -121,12 +121,5 @@ def _write(model: LoadedModel, config: PretrainedConfig, state: dict[str, torch.
     shell.load_state_dict(state, strict=True, assign=True)
     shell.tie_weights()
     shell.generation_config = model.model.generation_config
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        shell.save_pretrained(staging)
-        model.tokenizer.save_pretrained(staging)
-        staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    shell.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import random
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from driftbook.files import Kept, check_text, collected, json_rows, read_text
 from driftbook.hashes import file_hash
 from driftbook.models.loading import LoadedModel
 from driftbook.stage import Progress
-from driftbook.store import digest
+from driftbook.store import digest, kept_folder
 
 SCHEMA = 2  # raise it when the same file and parameters give another adapter
 SUMMARY = "training.json"
@@ -215,25 +213,15 @@ def train_lora(
     documents = read_documents(path, spec.unreadable)
     shaped = spec.model_dump(mode="json", exclude={"data", "kind", "scale", "unreadable"})
     folder = cache / "finetune" / digest("finetune", SCHEMA, loaded.key, shaped, file_hash(path), path.suffix)
-    if (folder / SUMMARY).is_file():
-        return folder
-    examples, cut = encode_documents(loaded, documents, spec.max_tokens)
-    staging = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
+
+    def write(staging: Path) -> None:
+        examples, cut = encode_documents(loaded, documents, spec.max_tokens)
         summary = _train(loaded, spec, examples, staging, progress)
         summary |= {"data": str(spec.data), "examples": len(examples), "cut_at_max_tokens": len(cut)}
         summary |= {"unreadable": len(documents.unreadable)} if documents.unreadable else {}
         (staging / SUMMARY).write_text(json.dumps(summary, indent=1))
-        try:
-            staging.rename(folder)
-        except OSError:  # another process has finished the same one
-            if not (folder / SUMMARY).is_file():
-                raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return folder
+
+    return kept_folder(folder, lambda there: (there / SUMMARY).is_file(), write)
 
 
 def _train(

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -20,6 +18,7 @@ from driftbook.errors import ModelError, first_line
 from driftbook.hashes import file_hash
 from driftbook.models.gguf_header import GgufHeader, read_gguf_header, shards
 from driftbook.models.weight_files import some
+from driftbook.store import kept_folder
 
 MARK = "complete"
 """The file that a finished folder holds: where its weights came from, as JSON."""
@@ -70,27 +69,15 @@ def converted(gguf: Path, cache: Path, name: str) -> Path:
     Raises:
         ModelError: a file is missing or cut, the architecture cannot be read, or a tensor of the blocks has no place.
     """
-    folder = cache / "models" / name
-    if account_of(folder) is not None:
-        return folder
-    files = shards(gguf)
-    headers = [read_gguf_header(path) for path in files]
-    _refuse_cut(files, headers)
-    staging = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
+
+    def convert(staging: Path) -> None:
+        files = shards(gguf)
+        headers = [read_gguf_header(path) for path in files]
+        _refuse_cut(files, headers)
         account = _convert(files, headers, staging)
         (staging / MARK).write_text(json.dumps(asdict(account)), encoding="utf-8")
-        try:
-            staging.rename(folder)
-        except OSError:
-            if account_of(folder) is None:
-                shutil.rmtree(folder, ignore_errors=True)
-                staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return folder
+
+    return kept_folder(cache / "models" / name, lambda folder: account_of(folder) is not None, convert)
 
 
 def _convert(files: list[Path], headers: list[GgufHeader], staging: Path) -> Converted:
