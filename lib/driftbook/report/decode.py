@@ -371,11 +371,13 @@ def answer(decoded: Decoded, families: pd.DataFrame, seed: int = 0) -> str:
             return said
         return f"{said} By the energy distance between the answers: {energy_title(decoded.families)}."
     shared = f", {decoded.shared}" if decoded.shared else ""
+    where = " everywhere: nothing differs"
     if (decoded.texts.thought != "").any():
-        shared += f" over the first {len(decoded.profile)}, which are of the thought or begin with it"
+        where = f" over the first {len(decoded.profile)}, which are of the thought or begin with it"
+        shared += where
     mean = mean_divergence(decoded.divergence, seed)
     if mean.estimate < 1e-6:
-        return f"{said}; the two models give the same next-token distributions everywhere: nothing differs."
+        return f"{said}; the two models give the same next-token distributions{where}."
     top = families.iloc[0]
     return (
         f"{said}; next-token distributions differ by {fixed(mean.estimate, 3)} nats (JS) a token on average{shared} "
