@@ -102,6 +102,11 @@ MISTAKES = {
         "traits.imports: calm.pt: there is no such file",
     ),
     "yes for a number": ("seed: yes\n", "params/x.yml:5: seed: input should be a number; yes, no, on and off are none"),
+    "hypothesis without a text": ("validate: {hypotheses: [{text: ' '}]}\n", "validate.hypotheses.0: text is empty"),
+    "hypothesis that counts no words": (
+        "validate: {hypotheses: [{text: asks, measure: rate}]}\n",
+        "validate.hypotheses.0: measure rate counts words, and there are none",
+    ),
     "seed of 33 bits": ("seed: 5000000000\n", "params/x.yml:5: seed: input should be less than 4294967296"),
     "octal number": ("seed: 010\n", 'params/x.yml:5: seed: 010 is the number 8 to YAML; write 8, or "010" in quotes'),
     "number of minutes": ("seed: 1:30\n", "params/x.yml:5: seed: 1:30 is the number 90 to YAML"),

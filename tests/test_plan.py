@@ -10,10 +10,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+import yaml
 from scipy.stats import binom
 
 from driftbook.behaviours import panel
-from driftbook.errors import ModelError
+from driftbook.errors import ModelError, ParameterError
 from driftbook.parameters import ModelSpec, load_experiment
 from driftbook.workbook.plan import held_against, keep, model_size, plan, written
 from driftbook.workbook.power import few_prompts
@@ -241,6 +242,17 @@ def test_too_few_prompts_are_said_before_the_run_with_the_number_that_is_needed(
     assert note(needed + 5) == ""
     assert few_prompts(Layout.of(REPOSITORY).parameters("quickstart"), REPOSITORY) == ""
     assert few_prompts(Layout.of(REPOSITORY).parameters("bench-null"), REPOSITORY) == ""
+
+
+def test_a_measure_that_nobody_knows_is_named_before_the_run(tmp_path):
+    text = Layout.of(REPOSITORY).parameters("smoke").read_text(encoding="utf-8")
+    path = tmp_path / "smoke.yml"
+    for name, said in (("hedging", "no measure is called 'hedging', did you mean '"), ("zzz", "; there are share, ")):
+        hypothesis = {"hypotheses": [{"text": "asks", "measure": name}]}
+        found = yaml.safe_load(text)
+        path.write_text(yaml.safe_dump(found | {"validate": found.get("validate", {}) | hypothesis}))
+        with pytest.raises(ParameterError, match=re.escape(said)):
+            few_prompts(path, REPOSITORY)
 
 
 def _least(differ: int, level: float) -> int:

@@ -343,6 +343,10 @@ class Judges(Section):
 Unit = Literal["share", "number", "rate", "words", "sentences", "grade", "score"]
 
 
+COUNTED = ("share", "number", "rate")
+"""Measures of a hypothesis that count its words."""
+
+
 class HandWritten(Section):
     """A hypothesis written by a person."""
 
@@ -367,6 +371,14 @@ class HandWritten(Section):
                 except regex.error as reason:
                     raise ValueError(f"{word} is no regular expression: {reason}") from None
         return words
+
+    @model_validator(mode="after")
+    def _can_be_read(self) -> HandWritten:
+        if blank(self.text):
+            raise ValueError("text is empty; it is what the claim says")
+        if self.measure in COUNTED and not self.words:
+            raise ValueError(f"measure {self.measure} counts words, and there are none; give words, or leave it out")
+        return self
 
 
 class Validate(Section):

@@ -5,6 +5,7 @@ Prompts that look alike count once (``discovery.splits``), as they will in every
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ import numpy as np
 from driftbook.behaviours.catalogue import panel
 from driftbook.behaviours.own import measures_of
 from driftbook.discovery.splits import prompt_set, told
-from driftbook.errors import PromptError
+from driftbook.errors import ParameterError, PromptError
 from driftbook.evidence.eprocess import e_path
 from driftbook.evidence.paired import prompts_for, scope_for, smallest_seen
-from driftbook.parameters import BenchExperiment, Experiment, load_experiment
+from driftbook.parameters import COUNTED, BenchExperiment, Experiment, load_experiment
 from driftbook.prompts import PromptSet
 from driftbook.workbook.plan import asked_prompts
 
@@ -34,6 +35,12 @@ def few_prompts(experiment_file: Path, root: Path) -> str:
     if isinstance(experiment, BenchExperiment):
         return ""
     measures_of(experiment.validation.behaviours, root)  # a wrong one is told now, and not after all stages
+    known = [*COUNTED, "judge", *(measure.name for measure in panel())]
+    for h in experiment.validation.hypotheses:
+        if h.measure not in (None, *known):
+            close = difflib.get_close_matches(h.measure, known, 1)
+            hint = f", did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+            raise ParameterError(f"{experiment_file}: validate.hypotheses: no measure is called {h.measure!r}{hint}")
     prompts, elsewhere = asked_prompts(experiment, root)
     if elsewhere:
         return ""
