@@ -69,6 +69,8 @@ RECURRENT = {
     "mamba2": {**ALONE, "num_heads": 4, "head_dim": 24, "n_groups": 1, "chunk_size": 8},
 }
 PROMPTS = some_prompts([9, 3, 6, 6, 14])
+BEGIN_ALIKE = [PROMPTS[4] + rest for rest in some_prompts([2, 7, 4], seed=1)]
+"""Of one beginning that is computed once, and of unlike length behind it."""
 
 
 def held(model, tokenizer=None, **more) -> LoadedModel:
@@ -166,17 +168,25 @@ def test_a_family_with_a_cache_of_its_own_is_refused_by_the_kinds_of_its_layers(
         ("gpt_oss", {**PLAIN, "head_dim": 12, "num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 6,
                      "layer_types": ["sliding_attention", "full_attention"] * 2}),
         ("cohere2", {**PLAIN, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"] * 2}),
+        ("opt", {"hidden_size": 48, "word_embed_proj_dim": 24, "ffn_dim": 80, "num_hidden_layers": 2,
+                 "num_attention_heads": 4}),
+        ("falcon", {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_kv_heads": 2,
+                    "new_decoder_architecture": True}),
+        ("stablelm", {**PLAIN, "partial_rotary_factor": 0.5}),
+        ("deepseek_v3", {**PLAIN, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+                         "n_group": 1, "topk_group": 1, "moe_intermediate_size": 32, "first_k_dense_replace": 1,
+                         "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+                         "v_head_dim": 8}),
     ],
 )  # fmt: skip
 def test_an_unlisted_family_of_attention_is_rehearsed_once(model_type, settings):
     model = held(tiny_model(model_type, **settings))
     assert not keeps_states(model) and not model.rehearsed
-    found = generated(model, requests_for(PROMPTS), GREEDY)
-    assert [ids for ids, _ in found] == [by_generate(model, p) for p in PROMPTS] and model.rehearsed
+    for prompts in (PROMPTS, BEGIN_ALIKE):
+        found = generated(model, requests_for(prompts), GREEDY)
+        assert [ids for ids, _ in found] == [by_generate(model, p) for p in prompts] and model.rehearsed
 
 
-BEGIN_ALIKE = [PROMPTS[4] + rest for rest in some_prompts([2, 7, 4], seed=1)]
-"""Of one beginning that is computed once, and of unlike length behind it."""
 BY_COLUMNS = {
     "mpt": {"d_model": 48, "n_layers": 2, "n_heads": 4, "max_seq_len": 512},
     "bloom": {"hidden_size": 48, "n_layer": 2, "n_head": 4},
