@@ -342,16 +342,23 @@ def test_how_sure_says_what_was_checked_and_what_to_beware_of(front: Page) -> No
     assert "Null run: none beside this experiment" in front.text
 
 
-def test_a_null_run_beside_it_is_told(outputs: Path, tmp_path: Path) -> None:
+def given_intervention(experiment: Path, intervention: dict) -> None:
+    for stage in ("traits", "capture", "decode", "cluster", "validate"):
+        path = experiment / stage / "run.json"
+        record = json.loads(path.read_text())
+        record["components"]["params"]["intervention"] = intervention
+        path.write_text(json.dumps(record))
+
+
+def test_a_null_run_beside_it_is_told_but_for_answers_of_other_models(outputs: Path, tmp_path: Path) -> None:
     for name in ("quickstart", "null"):
         shutil.copytree(outputs / "quickstart", tmp_path / name)
-    for stage in ("traits", "capture", "decode", "cluster", "validate"):
-        path = tmp_path / "null" / stage / "run.json"
-        record = json.loads(path.read_text())
-        record["components"]["params"]["intervention"] = {"kind": "none"}
-        path.write_text(json.dumps(record))
+    given_intervention(tmp_path / "null", {"kind": "none"})
     text = Page(render_experiment(tmp_path / "quickstart").read_text()).text
     assert "Null run: of the same model twice (null), 1 of 3 claims were confirmed." in text
+    given_intervention(tmp_path / "quickstart", {"kind": "texts", "path": "a.csv"})
+    text = Page(render_experiment(tmp_path / "quickstart").read_text()).text
+    assert "Null run: none; a table of answers that one of the models gave twice makes one." in text
 
 
 def test_what_could_not_be_seen_is_said_with_the_effect_that_would_have_been(front: Page) -> None:

@@ -279,8 +279,11 @@ def _how_sure(folder: Path, params: Mapping[str, Any], findings: Findings | None
             f"Baseline: together the confirmed claims tell the two models apart "
             f"{metrics['share_of_bag_of_words']:.0%}{ends} as well as a bag of words that was trained on both."
         )
-    null = null_run(folder, params.get("base") or {})
-    if null is not None:
+    made_elsewhere = (params.get("intervention") or {}).get("kind") == "texts"  # by models that no run here has
+    null = None if made_elsewhere else null_run(folder, params.get("base") or {})
+    if made_elsewhere:
+        said.append("Null run: none; a table of answers that one of the models gave twice makes one.")
+    elif null is not None:
         said.append(f"Null run: of the same model twice ({null[0]}), {null[1]} of {null[2]} claims were confirmed.")
     else:
         said.append("Null run: none beside this experiment; intervention: {kind: none} makes one.")
