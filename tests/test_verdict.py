@@ -65,6 +65,13 @@ def test_the_headline_is_a_sentence_about_the_changed_model():
     )
 
 
+def test_of_what_shows_only_when_exaggerated_a_share_of_answers_is_told_first():
+    longer = ("l", "letters a word", "voice", "score", 4.6, 4.6, "", "letters_a_word")
+    found = claims(longer, LISTS).assign(confirmed=False, only_amplified=True, amplified=["letters ...", "lists ..."])
+    said = verdict(found, 60, 1, 0.05, 0.2).moved
+    assert said.endswith("Shown only when the change is exaggerated: lists ...; and 1 more.")
+
+
 def test_every_measure_that_is_no_share_and_no_count_is_said_as_something_that_a_model_does():
     counts = ("share", "number", "rate", "sentences")
     for m in panel():

@@ -74,6 +74,8 @@ def verdict(
         )
     exaggerated = claims[claims.get("only_amplified", pd.Series(False, index=claims.index))]
     if len(exaggerated):
+        # a share of answers is what a reader sees first
+        exaggerated = exaggerated.sort_values("unit", key=lambda unit: unit != "share", kind="stable")
         more = f"; and {len(exaggerated) - 1} more" if len(exaggerated) > 1 else ""
         moved = f"{moved} Shown only when the change is exaggerated: {exaggerated['amplified'].iloc[0]}{more}."
     sure = " ".join(filter(None, [_sure(claims, prompts, answers, alpha), scope]))
