@@ -27,7 +27,7 @@ class Fact:
     """One plain difference: both sides (share of answers, or the median of a size), and the sign test over prompts."""
 
     name: str
-    unit: str  # share, size or word
+    unit: str  # share or size
     base: float
     intervention: float
     more: int
@@ -46,7 +46,7 @@ class Fact:
     @property
     def size(self) -> float:
         """Points of answers, or the part that a size changed by."""
-        if self.unit != "size":
+        if self.unit == "share":
             return abs(self.difference)
         return abs(self.difference) / max(self.base, self.intervention, 1e-9)
 
@@ -54,7 +54,7 @@ class Fact:
     def sentence(self) -> str:
         """Both sides, as counted: "exclamation: 26%, was 47%"."""
         numbers = (self.intervention, self.base)
-        said = [f"{n:.0%}" if self.unit != "size" else f"{n:.3g}" for n in numbers]
+        said = [f"{n:.0%}" if self.unit == "share" else f"{n:.3g}" for n in numbers]
         return f"{self.name.replace('_', ' ')}: {said[0]}, was {said[1]}"
 
     @property
@@ -62,7 +62,7 @@ class Fact:
         """Whether a report that does not tell it has missed something."""
         if self.p >= SURE:
             return False
-        return self.size >= (PART if self.unit == "size" else POINTS)
+        return self.size >= (POINTS if self.unit == "share" else PART)
 
 
 def _lines(text: str) -> list[str]:
@@ -193,8 +193,8 @@ def fact(name: str, unit: str, read: Callable[[str], float], table: pd.DataFrame
     return held(name, table["text"].map(lambda t: float(read(t))), table, unit)
 
 
-def held(name: str, shown: Sequence[float], table: pd.DataFrame, unit: str = "word") -> Fact:
-    """What was read in every text of a table, as a fact; a word is a share with a name of its own."""
+def held(name: str, shown: Sequence[float], table: pd.DataFrame, unit: str = "share") -> Fact:
+    """What was read in every text of a table, as a fact."""
     shown = pd.Series(np.asarray(shown, dtype=float), index=table.index)
     by = shown.groupby([table["prompt"], table["side"]]).mean().unstack("side").dropna()
     more, less = int((by["intervention"] > by["base"]).sum()), int((by["intervention"] < by["base"]).sum())

@@ -69,18 +69,15 @@ def plain_counts(harvest: Harvest, alpha: float = 0.05, most: int = 20, least: i
     table = harvest.texts[["side", "prompt", "text"]]
     said = [set(re.findall(r"[^\W\d_][\w'’]*", t.lower())) for t in table["text"]]
     counted = Counter(w for words in said for w in words)
-    found = plain.facts(table)
-    found += [
-        plain.held(w, [w in words for words in said], table) for w in sorted(counted) if counted[w] >= least
-    ]
-    q = stats.false_discovery_control([f.p for f in found], method="bh")
-    sure = [found[i] for i in np.argsort(q, kind="stable") if q[i] <= alpha]
-    words = [f for f in sure if f.unit == "word"][:most]
-    rows = [(f.name, f.side, -1, [f.name], True, None, None) for f in words]
+    facts = plain.facts(table)
+    words = [plain.held(w, [w in own for own in said], table) for w in sorted(counted) if counted[w] >= least]
+    q = stats.false_discovery_control([f.p for f in (*facts, *words)], method="bh")
+    sure = [int(i) for i in np.argsort(q, kind="stable") if q[i] <= alpha]
+    told = [words[i - len(facts)] for i in sure if i >= len(facts)][:most]
+    rows = [(f.name, f.side, -1, [f.name], True, None, None) for f in told]
     rows += [
         (f.name.replace("_", " "), f.side, -1, [], True, {"kind": "plain", "name": f.name}, None)
-        for f in sure
-        if f.unit != "word"
+        for f in (facts[i] for i in sure if i < len(facts))
     ]
     paid = _bill(harvest)
     paid.embed, paid.compute = 0.0, time.monotonic() - begun
