@@ -136,13 +136,13 @@ def test_a_claim_that_holds_only_under_amplification_is_told_as_one(tmp_path):
     found = stages(material_of(tmp_path, {3.0: 0.5}, ordinary_share=0.005))
     doses = dose_response(found.material, found.outcomes, 0.05)
     claims = with_doses(found.claims, doses)
-    own = claims[claims["proposer"] != "panel"].set_index("text")
+    own = claims[~claims["proposer"].isin(["panel", "words"])].set_index("text")
     tea, hedges = own.loc["mentions tea"], own.loc["hedges"]
     assert not tea["confirmed"] and tea["only_amplified"] and tea["status"] == "only when amplified"
     assert tea["amplified"].startswith("mentions tea: when exaggerated threefold, ")
     assert "% of answers (" in tea["amplified"] and "; in ordinary answers " in tea["amplified"]
     assert hedges["confirmed"] and not hedges["only_amplified"]
-    answer = validate.verdict(run_like(found), found.material, claims)
+    answer = validate.verdict(run_like(found), found.material, claims, found.words)
     assert "Shown only when the change is exaggerated: mentions tea" in answer.moved
     figure = validate_report.doses(doses, claims)
     assert figure is not None and validate_report.dose_table(doses) is not None

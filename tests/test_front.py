@@ -162,7 +162,7 @@ def test_a_comparison_has_the_numbers_of_an_experiment(tmp_path):
     columns = ["claim", "direction", "base", "intervention", "difference", "low", "high", "win_rate", "like"]
     columns += ["p_value", "q_value", "e_value", "prompts", "scope", "confirmed", "proposer"]
     pd.testing.assert_frame_equal(change.claims[columns], found.claims[columns])
-    assert change.verdict == stage.verdict(run, found.material, found.claims)
+    assert change.verdict == stage.verdict(run, found.material, found.claims, found.words)
 
     row = change.table.set_index("behaviour").loc["ends with a question"]
     assert (row["base"], row["changed"]) == pytest.approx((ends(BASE).mean(), ends(CHANGED).mean()))

@@ -219,6 +219,8 @@ def test_truth_knows_what_is_planted_and_what_fresh_answers_bear_out():
     assert truth.expected
     assert truth.recovers(claim(["tea"])) and truth.borne_out(claim(["tea"]))
     assert not truth.recovers(claim(["tea"], "base")) and not truth.borne_out(claim(["tea"], "base"))
+    assert (truth.same_way(claim(["tea"])), truth.same_way(claim(["tea"], "base"))) == (1.0, 0.0)
+    assert truth.same_way(claim(["coffee"])) == 0.5  # no answer holds it
     assert not truth.recovers(claim(["word1", "word2"]))
     assert not scoring.Truth(planted_harvest(0.0)).expected
     assert scoring.Truth(planted_harvest(0.6, kind="none")).borne_out(claim(["tea"])) is False
@@ -233,6 +235,7 @@ def test_a_claim_without_words_is_read_plainly_where_that_can_be_and_else_by_its
     held = {i: float("tea" in t.split()) for i, t in truth.texts.items()}
     group = {"kind": "group", "group": "body_3", "label": "tea", "place": "body"}
     assert truth.borne_out(claim(measure=group, scores=held)) is None
+    assert truth.same_way(claim(measure=group, scores=held)) is None
     assert truth.recovers(claim(measure=group, scores=held))
     assert not truth.recovers(claim(measure=group, scores=dict.fromkeys(held, 0.0) | {next(iter(held)): 1.0}))
 
@@ -335,13 +338,26 @@ def test_a_budget_of_everything_finds_once_what_every_sampling_would(tmp_path, m
         Rung("ours", "screened", cached=True, tested="cascade"),
         Rung("active", "active", cached=True, tested="cascade"),
     ]
-    ledger = Ledger(tmp_path / "a.sqlite", 0.0)
-    found = pipelines.climb(harvests, rungs, [0.5, 1.0], 4, ledger, Prices(), 0, 0.05, silent)
+    found = pipelines.climb(harvests, rungs, [0.5, 1.0], 4, tmp_path, Prices(), 0, 0.05, silent, jobs=1)
     by = {(o.rung, o.budget): o for _, o in found}
     assert len(by) == 7 and len(runs) == 5, "the old way and ours on everything, three samplings at a half"
     assert by["caches", 1.0].claims.equals(by["old", 1.0].claims)
     assert by["active", 1.0].claims.equals(by["ours", 1.0].claims)
     assert by["active", 1.0].paid.texts == len(harvests[0].texts)
+
+
+def test_plants_side_by_side_find_what_one_after_the_other_finds(tmp_path):
+    harvests = [planted_harvest(share, prompts=60, cache=tmp_path) for share in (0.9, 0.0)]
+    rungs = [Rung("caches", "uniform", cached=True), Rung("ours", "screened", cached=True, tested="cascade")]
+    alone, both = (
+        pipelines.climb(harvests, rungs, [0.5], 4, tmp_path, Prices(), 0, 0.05, silent, jobs=jobs) for jobs in (1, 2)
+    )
+    assert [n for n, _ in both] == [0, 0, 1, 1]
+    for (_, one), (_, two) in zip(alone, both, strict=True):
+        pd.testing.assert_frame_equal(one.claims, two.claims)
+        assert (one.chosen, one.paid.texts, one.paid.calls) == (two.chosen, two.paid.texts, two.paid.calls)
+    first, _, second, _ = (o.paid.texts for _, o in both)
+    assert second < first, "the base's texts were paid for by the first plant"
 
 
 def test_a_rung_that_amplifies_has_as_many_texts_and_finds_what_only_they_show(tmp_path):
@@ -392,6 +408,7 @@ def proof_table() -> pd.DataFrame:
             "confirmed": 1,
             "recounted": 1,
             "borne_out": 1,
+            "same_way": 1.0,
         }
         rows.append(
             common
@@ -424,10 +441,12 @@ def test_what_is_saved_is_counted_at_the_smallest_budget_that_keeps_the_recall()
 
 def test_the_summary_counts_recall_over_what_is_there_and_precision_over_claims():
     table = proof_table()
-    table.loc[(table.rung == "old") & (table.plant == "p0"), ["expected", "kind", "borne_out"]] = [False, "none", 0]
+    null = (table.rung == "old") & (table.plant == "p0")
+    table.loc[null, ["expected", "kind", "borne_out", "same_way"]] = [False, "none", 0, 0.5]
     own = scoring.summary(table).set_index(["rung", "budget"])
     assert own.loc[("old", 1.0), "recall"] == 1.0
     assert own.loc[("old", 1.0), "precision"] == pytest.approx(19 / 20)
+    assert own.loc[("old", 1.0), "same_way"] == pytest.approx(19.5 / 20)
     assert own.loc[("old", 1.0), "claims_of_nothing"] == 1
     assert own.loc[("ours", 0.1), "recall"] == pytest.approx(0.5)
 

@@ -37,8 +37,8 @@ def go(run, with_baselines=True, write=None, judges=None):
 
 
 def proposed(claims):
-    """The claims that are not of the panel, by their text."""
-    return claims[claims["proposer"] != "panel"].set_index("text")
+    """The claims that somebody or the texts proposed, by their text."""
+    return claims[~claims["proposer"].isin(["panel", "words"])].set_index("text")
 
 
 def stages(run, judges=None):
@@ -48,11 +48,12 @@ def stages(run, judges=None):
     material = stage.label(run, material, judges)
     frozen = stage.freeze(material, judges, run.section)
     counted = stage.count(run, material, judges)
+    words = stage.words(run, material, judges, counted)
     screening = stage.screen(material, judges, run.section)
-    _, alpha = stage.levels(material, judges, run.section.alpha)
+    alpha = stage.levels(material, judges, run.section.alpha).judged
     survivors = screening.survivors if judges.tester.paid else []
     tested = stage.holdout_test(material, judges, survivors, run.section, run.progress, alpha)
-    outcomes = [*counted, *stage.outcomes(tested, run.section)]
+    outcomes = [*counted, *words.outcomes, *stage.outcomes(tested, run.section)]
     claims = stage.claims_table(material, frozen, screening, outcomes)
     return SimpleNamespace(**{k: v for k, v in locals().items() if k != "run"})
 
@@ -372,7 +373,7 @@ def test_what_a_person_reads_follows_the_claims(tmp_path):
 def test_the_verdict_is_three_lines_in_plain_units(tmp_path):
     run = run_of(tmp_path / "changed", texts_of(), [], hypotheses=[{"text": "is unsure", "words": list(HEDGES)}])
     found = stages(run)
-    said = stage.verdict(run, found.material, found.claims)
+    said = stage.verdict(run, found.material, found.claims, found.words)
     assert said.state == "changed" and said.moved.startswith("Changed: ") and len(said.lines) == 3
     first = found.claims.set_index("hypothesis_id").loc[said.strongest[0]]
     assert first["confirmed"] and first["text"].removeprefix("has ") in said.moved
@@ -380,10 +381,10 @@ def test_the_verdict_is_three_lines_in_plain_units(tmp_path):
     assert f"{sum(SPLITS.values())} prompts, 2 answers of each model" in said.sure
     same = run_of(tmp_path / "same", texts_of(0.4, 0.4), [])
     found = stages(same)
-    assert stage.verdict(same, found.material, found.claims).state == "no change found"
+    assert stage.verdict(same, found.material, found.claims, found.words).state == "no change found"
     few = run_of(tmp_path / "few", texts_of(0.4, 0.4, splits={"discover": 3, "screen": 2, "validate": 3}), [])
     found = stages(few)
-    assert stage.verdict(few, found.material, found.claims).state == "could not tell"
+    assert stage.verdict(few, found.material, found.claims, found.words).state == "could not tell"
 
 
 class Oracle:

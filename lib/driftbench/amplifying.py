@@ -33,7 +33,7 @@ from driftbook.discovery.hypotheses import Hypothesis, merge
 from driftbook.discovery.readback import read_back, texts_from_beginnings
 from driftbook.discovery.screen import screen_divergence
 from driftbook.discovery.strategies import Ask
-from driftbook.evidence import counting, panel
+from driftbook.evidence import counting, panel, vocabulary
 from driftbook.evidence.amplification import dose_response
 from driftbook.evidence.counting import read_all
 from driftbook.evidence.intervals import Interval, wilson
@@ -174,7 +174,9 @@ def pipeline(
 
 def _found(every: pd.DataFrame, prompts: PromptSet, seed: int) -> Found:
     material = _material(every, prompts, seed)
-    outcomes = counting.count(material, Validate(alpha=ALPHA), ALPHA)
+    alpha, own = vocabulary.shared(material, ALPHA)
+    outcomes = counting.count(material, Validate(), alpha)
+    outcomes += vocabulary.words_test(material, Validate(), own, outcomes).outcomes
     return Found(outcomes, dose_response(material, outcomes, ALPHA), material)
 
 

@@ -217,11 +217,13 @@ def run_validate(run: Run) -> pd.DataFrame:
     material = validate.label(run, material, judges)
     frozen = validate.freeze(material, judges, v)
     counted = validate.count(run, material, judges)
+    words = validate.words(run, material, judges, counted)
     screening = validate.screen(material, judges, v)
-    _, alpha = validate.levels(material, judges, v.alpha)
+    alpha = validate.levels(material, judges, v.alpha).judged
     survivors = screening.survivors if judges.tester.paid else []
     tested = validate.holdout_test(material, judges, survivors, v, run.progress, alpha)
-    claims = validate.claims_table(material, frozen, screening, [*counted, *validate.outcomes(tested, v)])
+    outcomes = [*counted, *words.outcomes, *validate.outcomes(tested, v)]
+    claims = validate.claims_table(material, frozen, screening, outcomes)
     claims.to_parquet(run.data / "claims.parquet", compression="zstd", index=False)
     return claims
 

@@ -22,7 +22,7 @@ from driftbook.discovery.clustering import Clustering, Stability
 from driftbook.discovery.decoding import decode_texts
 from driftbook.discovery.hypotheses import from_frame
 from driftbook.discovery.strategies import Ask
-from driftbook.evidence import counting, moved_groups, panel
+from driftbook.evidence import counting, moved_groups, panel, vocabulary
 from driftbook.evidence.amplification import dose_response
 from driftbook.evidence.cascade import silent
 from driftbook.evidence.material import asked_ids
@@ -113,8 +113,8 @@ WAYS = ("as it ships", "bets alone")
 
 
 def null_run(ground: Ground, section: Validate, ledger: Ledger, seed: int) -> pd.DataFrame:
-    """One null experiment, from dealt sides to claims, a row a way: way, asked, confirmed, only_amplified, least_q,
-    greatest_e, global_p, groups_moved.
+    """One null experiment, from dealt sides to claims, a row a way: way, asked, confirmed, words_tested,
+    words_confirmed, only_amplified, least_q, greatest_e, global_p, groups_moved.
 
     *As it ships*: the panel on all prompts and the proposals (phrases, groups of sentences) on held-out ones, counted
     on a fixed sample together, and what is confirmed in amplified answers alone (which of equal sides are ordinary
@@ -130,7 +130,9 @@ def null_run(ground: Ground, section: Validate, ledger: Ledger, seed: int) -> pd
     prompts = {p: Prompt(text) for p, text in zip(dealt["prompt_id"], dealt["prompt"], strict=True)}
     material = validate.Material(dealt, prompts, [*panel.hypotheses(), *proposed], seed)
     known = ground.behaviours.merge(ground.groups, on="text_id")
-    counted = counting.count(material, section, section.alpha, known)
+    alpha, own = vocabulary.shared(material, section.alpha)
+    counted = counting.count(material, section, alpha, known)
+    words = vocabulary.words_test(material, section, own, counted)
     held = dealt[dealt["split"] == "validate"]
     amplified = held.assign(strength=np.where(held["side"] == "intervention", 3.0, 0.0))
     doses = dose_response(
@@ -149,7 +151,10 @@ def null_run(ground: Ground, section: Validate, ledger: Ledger, seed: int) -> pd
                 "seed": seed,
                 "way": way,
                 "asked": len(found),
-                "confirmed": sum(o.confirmed for o in found) + (len(only) if way == WAYS[0] else 0),
+                "confirmed": sum(o.confirmed for o in found)
+                + (len(only) + int(words.table["confirmed"].sum()) if way == WAYS[0] else 0),
+                "words_tested": len(words.table),
+                "words_confirmed": int(words.table["confirmed"].sum()),
                 "only_amplified": len(only) if way == WAYS[0] else 0,
                 "least_q": float(np.nanmin([o.q_value for o in found], initial=1.0)) if way == WAYS[0] else np.nan,
                 "greatest_e": max((o.e_value for o in found), default=0.0),

@@ -122,6 +122,8 @@ def no_claims() -> pd.DataFrame:
 def _fact_of(claim, told: Told, counted: Mapping[str, plain.Fact]) -> plain.Fact | None:
     if claim.measure in plain.SHARES_OF:
         return counted[plain.SHARES_OF[claim.measure]]
+    if claim.proposer == "words":
+        return plain.phrase_fact([claim.text.removeprefix('says "').removesuffix('"')], "anywhere", told.table)
     proposal = told.hypotheses.get(claim.hypothesis_id)
     measure = proposal.measure if proposal is not None else None
     if measure and measure.get("kind") == "words":

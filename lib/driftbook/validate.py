@@ -1,8 +1,8 @@
 """Validate: which differences survive on prompts that nobody has looked at?
 
-The notebook calls, in order: ``load``, ``open_judges``, ``label``, ``freeze``, ``count``, ``bill``, ``screen``,
-``holdout_test``, ``audit``, ``coherence``, ``baselines``, ``beside_baselines``, ``claims_table``, ``transfer``,
-``generative_check``, ``flagged``, ``doses``, ``with_doses``, ``verdict``, ``write``.
+The notebook calls, in order: ``load``, ``open_judges``, ``label``, ``freeze``, ``count``, ``words``, ``bill``,
+``screen``, ``holdout_test``, ``audit``, ``coherence``, ``baselines``, ``beside_baselines``, ``claims_table``,
+``transfer``, ``generative_check``, ``flagged``, ``doses``, ``with_doses``, ``verdict``, ``write``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,7 @@ from driftbook.discovery.hypotheses import MIN_STABILITY, Hypothesis, from_frame
 from driftbook.discovery.phrases import examples
 from driftbook.engines import open_workers
 from driftbook.errors import DriftbookError
-from driftbook.evidence import counting, generative, labeller, panel
+from driftbook.evidence import counting, generative, labeller, panel, vocabulary
 from driftbook.evidence.amplification import dose_response, with_doses
 from driftbook.evidence.baselines import NAMES, BagOfWords, Rivals, embedding_classifier, length_scores
 from driftbook.evidence.cascade import (
@@ -60,6 +60,7 @@ from driftbook.evidence.outcomes import Outcome, verdicts
 from driftbook.evidence.reading import read
 from driftbook.evidence.transfer import clusters_near, outside, transfer
 from driftbook.evidence.verdict import Verdict, verdict_of
+from driftbook.evidence.vocabulary import Words, words_test
 from driftbook.ledger import Ledger
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sides import open_sides
@@ -104,6 +105,7 @@ __all__ = [
     "transfer",
     "verdict",
     "with_doses",
+    "words",
     "write",
 ]
 
@@ -303,10 +305,20 @@ def freeze(material: Material, judges: Judges, section: Validate) -> pd.DataFram
     return pd.DataFrame(rows, columns=names)
 
 
-def levels(material: Material, judges: Judges, alpha: float) -> tuple[float, float]:
-    """(level of what is counted, level of what a paid judge reads): half of alpha each where there are both."""
-    both = judges.tester.paid and 0 < len(material.judged) < len(material.hypotheses)
-    return (alpha / 2, alpha / 2) if both else (alpha, alpha)
+class Levels(NamedTuple):
+    """The part of alpha of what is counted, of words, and of what a paid judge reads."""
+
+    counted: float
+    words: float
+    judged: float
+
+
+def levels(material: Material, judges: Judges, alpha: float) -> Levels:
+    """Half of alpha for what a paid judge reads, where there is something beside it."""
+    judged = alpha
+    if judges.tester.paid and 0 < len(material.judged) < len(material.hypotheses):
+        judged = alpha = alpha / 2
+    return Levels(*vocabulary.shared(material, alpha), judged)
 
 
 def count(run: Run, material: Material, judges: Judges) -> list[Outcome]:
@@ -316,9 +328,13 @@ def count(run: Run, material: Material, judges: Judges) -> list[Outcome]:
     if groups.wanted(material.hypotheses):
         read_groups = group_readings(run, material, material.paired()[0].query("split != 'discover'"))
         known = read_groups if known is None else known.merge(read_groups, on="text_id", how="outer")
-    alpha, _ = levels(material, judges, run.section.alpha)
     judge = None if judges.tester.paid else judges.tester
-    return counting.count(material, run.section, alpha, known, judge)
+    return counting.count(material, run.section, levels(material, judges, run.section.alpha).counted, known, judge)
+
+
+def words(run: Run, material: Material, judges: Judges, counted: Sequence[Outcome]) -> Words:
+    """Every word of the answers, tested on all prompts (``evidence.vocabulary``)."""
+    return words_test(material, run.section, levels(material, judges, run.section.alpha).words, counted)
 
 
 def doses(run: Run, material: Material, judges: Judges, found: Sequence[Outcome]) -> pd.DataFrame:
@@ -574,9 +590,9 @@ def trait_shift(run: Run, claims: pd.DataFrame) -> pd.DataFrame:
 # -------------------------------------------------------------------------------------------------------------- verdict
 
 
-def verdict(run: Run, material: Material, claims: pd.DataFrame) -> Verdict:
+def verdict(run: Run, material: Material, claims: pd.DataFrame, tested: Words) -> Verdict:
     """The answer of the experiment: what moved, what did not, how sure (``evidence.verdict``)."""
-    return verdict_of(material, claims, run.section.alpha, never_came(run.input("decode")))
+    return verdict_of(material, claims, run.section.alpha, tested.table, never_came(run.input("decode")))
 
 
 def never_came(decode: Path) -> str:

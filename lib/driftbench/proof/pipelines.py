@@ -14,10 +14,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from joblib import Parallel, delayed
 
 from driftbench import pools as pool
 from driftbench.cascade_designs import t_test_p
@@ -27,7 +29,7 @@ from driftbook.discovery import groups, phrases
 from driftbook.discovery import hypotheses as hypothesis
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.discovery.segments import segments
-from driftbook.evidence import counting, panel
+from driftbook.evidence import counting, panel, vocabulary
 from driftbook.evidence.cascade import silent
 from driftbook.evidence.multiplicity import bh_adjusted
 from driftbook.evidence.reading import read
@@ -37,6 +39,7 @@ from driftbook.ledger import Ledger
 from driftbook.parameters import Cluster, Validate
 from driftbook.prompts import Prompt, by_unit
 from driftbook.sections import Quote
+from driftbook.workers import cores
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Rung:
     """One pipeline. ``sampling``: exhaustive, uniform, screened or active; ``cached``: texts and vectors of the base
     that an earlier plant paid for cost nothing; ``tested``: ``fixed`` (one label a cluster and direction, all held-out
     texts judged, Benjamini-Hochberg), ``cascade`` (phrases of stable clusters, screen and sequential test by a judge)
-    or ``counted`` (panel, phrases and groups of sentences, paired tests without a judge).
+    or ``counted`` (panel, words, phrases and groups of sentences, paired tests without a judge).
     ``amplified``: a part of the texts are answers in which the change is exaggerated; they propose labels, too."""
 
     name: str
@@ -130,6 +133,7 @@ class Outcome:
     clusters: pd.DataFrame  # composition of the discover texts
     labels: dict[str, int]  # text id to cluster
     paid: Paid
+    chosen: frozenset[str] = frozenset()  # ids of the texts that it took
 
 
 # -------------------------------------------------------------------------------------------------------------- texts
@@ -277,8 +281,8 @@ def cascade(
 
 
 def as_it_ships(harvest: Harvest, rung: Rung, texts: pd.DataFrame, alpha: float, seed: int) -> pd.DataFrame:
-    """What driftbook claims by default, in ``CLAIM``: the panel on all prompts, and phrases and groups of sentences of
-    split discover on the others, in one family of paired tests."""
+    """What driftbook claims by default, in ``CLAIM``: the panel and every word on all prompts, phrases and groups of
+    sentences of split discover on the others, by paired tests."""
     prompts = harvest.prompts.by_id()
     texts = by_unit(texts, prompts).sort_values("text_id", kind="stable").reset_index(drop=True)
     seen, section = texts[texts["split"] == "discover"].reset_index(drop=True), Cluster(bootstraps=5)
@@ -288,8 +292,10 @@ def as_it_ships(harvest: Harvest, rung: Rung, texts: pd.DataFrame, alpha: float,
     about = [texts[c].tolist() for c in ("text_id", "text", "prompt")]
     read = groups.readings(grouped.moved.ground.found.groups, groups.wanted(proposed), *about, grouped.embedding.words)
     material = validate.Material(texts, prompts, [*panel.hypotheses(), *proposed], seed)
+    level, own = vocabulary.shared(material, alpha)
+    counted = counting.count(material, Validate(), level, read)
     rows = []
-    for o in counting.count(material, Validate(alpha=alpha), alpha, read):
+    for o in (*counted, *vocabulary.words_test(material, Validate(), own, counted).outcomes):
         h = o.hypothesis
         scores = dict(zip(o.texts["text_id"], o.scores, strict=True)) if o.confirmed else None
         rows.append((h.text, o.direction, h.cluster, list(h.words), o.confirmed, h.measure, scores))
@@ -327,7 +333,7 @@ def run(
     if rung.tested == "counted":
         claims = as_it_ships(harvest, rung, texts, alpha, seed)
         paid.compute = time.monotonic() - begun
-        return Outcome(rung.name, budget, claims, NO_CLUSTERS, {}, paid)
+        return Outcome(rung.name, budget, claims, NO_CLUSTERS, {}, paid, frozenset(texts["text_id"]))
     seen = texts[texts["split"] == "discover"].sort_values("text_id", kind="stable").reset_index(drop=True)
     vectors = harvest.embed(seen["text"])
     method = "kmeans" if rung.tested == "fixed" else "minibatch_kmeans"
@@ -354,7 +360,7 @@ def run(
         [(h.text, h.direction, h.cluster, list(h.words), c) for h, c in zip(labels, confirmed, strict=True)]
     )
     assigned = dict(zip(seen["text_id"], found.labels.tolist(), strict=True))
-    return Outcome(rung.name, budget, claims, compared.table, assigned, paid)
+    return Outcome(rung.name, budget, claims, compared.table, assigned, paid, frozenset(texts["text_id"]))
 
 
 def climb(
@@ -362,37 +368,55 @@ def climb(
     rungs: Sequence[Rung],
     budgets: Sequence[float],
     clusters: int,
-    ledger: Ledger,
+    verdicts: Path,
     prices: Prices,
     seed: int,
     alpha: float,
     progress: Any,
+    jobs: int | None = None,
 ) -> list[tuple[int, Outcome]]:
     """Every rung at every budget on every plant: (number of the harvest, outcome). An exhaustive rung has one budget.
 
-    A rung that takes the same texts and tests them the same way as one before it (it only adds caches, or the budget
-    pays for everything) finds what that one found; it is billed anew.
+    Plants are worked on side by side, by ``jobs`` processes (one a core) of one thread each. What a rung pays depends
+    on what the plants before it have paid for, so bills are written afterwards, in order. ``verdicts``: a folder for
+    verdicts of the judge.
     """
     works = [(r, b) for r in rungs for b in ([1.0] if r.sampling == "exhaustive" else budgets)]
     known = {(rung.name, budget): Known() for rung, budget in works}
-    bar = progress(len(harvests) * len(works), "pipelines", "runs")
+    bar = progress(len(harvests), "pipelines", "plants")
+    options = (works, clusters, verdicts, prices, seed, alpha)
+    side_by_side = Parallel(jobs or cores(), return_as="generator")(delayed(_every)(h, *options) for h in harvests)
     found = []
-    for number, harvest in enumerate(harvests):
-        done: dict[tuple, Outcome] = {}
-        for rung, budget in works:
-            way = "all" if budget >= 1 and not rung.amplified else rung.sampling, rung.tested, rung.amplified, budget
-            same = done.get(way)
-            if same is None:
-                same = run(harvest, rung, budget, clusters, known[rung.name, budget], ledger, prices, seed, alpha)
-                done[way] = same
-            else:
-                texts = choose(harvest, rung, ordinary_budget(harvest, rung, budget), seed)
-                paid = bill(harvest, texts, rung, known[rung.name, budget])
-                paid.compute, paid.calls, paid.usd = same.paid.compute, same.paid.calls, same.paid.usd
-                same = replace(same, rung=rung.name, budget=budget, paid=paid)
-            found.append((number, same))
-            bar.update(1)
+    for number, (harvest, outcomes) in enumerate(zip(harvests, side_by_side, strict=True)):
+        for (rung, budget), one in zip(works, outcomes, strict=True):
+            texts = harvest.texts[harvest.texts["text_id"].isin(one.chosen)]
+            paid = bill(harvest, texts, rung, known[rung.name, budget])
+            paid.compute, paid.calls, paid.usd = one.paid.compute, one.paid.calls, one.paid.usd
+            found.append((number, replace(one, rung=rung.name, budget=budget, paid=paid)))
+        bar.update(1)
     bar.close()
+    return found
+
+
+def _every(
+    harvest: Harvest,
+    works: Sequence[tuple[Rung, float]],
+    clusters: int,
+    verdicts: Path,
+    prices: Prices,
+    seed: int,
+    alpha: float,
+) -> list[Outcome]:
+    """Every rung and budget on one plant. A rung that takes the same texts and tests them the same way as one before it
+    (it only adds caches, or the budget pays for everything) finds what that one found."""
+    ledger = Ledger(verdicts / f"{harvest.plant.label}.sqlite", 0.0)
+    done: dict[tuple, Outcome] = {}
+    found = []
+    for rung, budget in works:
+        way = "all" if budget >= 1 and not rung.amplified else rung.sampling, rung.tested, rung.amplified, budget
+        if way not in done:
+            done[way] = run(harvest, rung, budget, clusters, Known(), ledger, prices, seed, alpha)
+        found.append(done[way])
     return found
 
 

@@ -2,9 +2,11 @@
 
 A confirmed claim *recovers* a plant when it names the right side and what it speaks of picks out the answers that show
 the planted behaviour (AUC of the claim's score for the plant's own scorer, over all answers of both sides). A confirmed
-claim is *borne out* when the difference that it claims is there in fresh answers that no pipeline saw; of a plant that
-changes nothing, no claim can be. What no plain counting reads (most behaviours of the panel, groups of sentences) is
-neither borne out nor not. One plant recovered is one success, however many claims name it.
+claim is *borne out* when the difference that it claims is there in fresh answers that no pipeline saw (p at most 0.05);
+of a plant that changes nothing, no claim can be. Fresh answers are fewer than those that a claim comes from, so a small
+true difference is often not borne out: beside it stands the share of claims whose fresh difference goes the *same way*,
+a half of which false claims would have by chance. What no plain counting reads (most behaviours of the panel, groups of
+sentences) is neither. One plant recovered is one success, however many claims name it.
 """
 
 from __future__ import annotations
@@ -67,10 +69,23 @@ class Truth:
         read = reading(claim)
         return None if read is None else self._p(read, claim.direction) <= LEVEL
 
+    def same_way(self, claim: Any) -> float | None:
+        """1 where more prompts of the fresh answers show it more on the claimed side than on the other, 0 where fewer
+        do, 0.5 for as many; None where plain counting cannot tell."""
+        read = reading(claim)
+        if read is None:
+            return None
+        more, less = self._prompts(read, claim.direction)
+        return 0.5 + 0.5 * float(np.sign(more - less))
+
     def _p(self, read: Callable[[str], float], direction: str) -> float:
-        found = plain.fact("claim", "share", read, self.fresh)
-        more, less = (found.more, found.less) if direction == "intervention" else (found.less, found.more)
+        more, less = self._prompts(read, direction)
         return float(binomtest(more, more + less, alternative="greater").pvalue) if more + less else 1.0
+
+    def _prompts(self, read: Callable[[str], float], direction: str) -> tuple[int, int]:
+        """Prompts of the fresh answers that show it more on the side ``direction``, and less."""
+        found = plain.fact("claim", "share", read, self.fresh)
+        return (found.more, found.less) if direction == "intervention" else (found.less, found.more)
 
 
 def reading(claim: Any) -> Callable[[str], float] | None:
@@ -89,6 +104,7 @@ def score(outcome: Outcome, truth: Truth) -> dict:
     """One row of the proof's table: claims, those borne out, whether the plant was recovered, and the bill."""
     confirmed = outcome.claims[outcome.claims["confirmed"].astype(bool)]
     good = [truth.borne_out(c) for c in confirmed.itertuples()]
+    way = [w for c in confirmed.itertuples() if (w := truth.same_way(c)) is not None]
     named = [truth.recovers(c) for c in confirmed.itertuples()]
     paid = outcome.paid
     return {
@@ -102,6 +118,7 @@ def score(outcome: Outcome, truth: Truth) -> dict:
         "confirmed": len(confirmed),
         "recounted": sum(g is not None for g in good),
         "borne_out": sum(g is True for g in good),
+        "same_way": float(sum(way)),
         "recovered": bool(any(named)),
         "texts": paid.texts,
         "tokens": paid.tokens,
@@ -128,13 +145,14 @@ def cluster_shares(outcome: Outcome, truth: Truth) -> dict:
     row = score(
         Outcome(outcome.rung, outcome.budget, outcome.claims.head(0), outcome.clusters, {}, outcome.paid), truth
     )
-    told = {"confirmed": len(moved), "recounted": 0, "borne_out": 0}
+    told = {"confirmed": len(moved), "recounted": 0, "borne_out": 0, "same_way": 0.0}
     return row | told | {"rung": "cluster shares alone", "recovered": recovered}
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Recall over the plants that are there to be found, precision over the claims that plain counting reads, and mean
-    costs; one row a rung and budget, with 95% Wilson intervals for recall and for precision by plants drawn anew."""
+    """Recall over the plants that are there to be found, precision (share borne out) and share the same way over the
+    claims that plain counting reads, and mean costs; one row a rung and budget, with 95% Wilson intervals for recall
+    and for precision by plants drawn anew."""
     rows = []
     for (rung, budget), own in table.groupby(["rung", "budget"], sort=False):
         wanted = own[own["expected"]]
@@ -154,6 +172,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
                 "precision_high": precision[2],
                 "claims": int(own["confirmed"].sum()),
                 "recounted": int(own["recounted"].sum()),
+                "same_way": own["same_way"].sum() / own["recounted"].sum() if own["recounted"].sum() else np.nan,
                 "claims_of_nothing": int(false),
                 **means,
             }

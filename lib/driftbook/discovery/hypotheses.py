@@ -48,7 +48,9 @@ class Hypothesis:
     direction: SideName
     cluster: int = -1
     evidence: tuple[str, ...] = ()
-    proposer: Literal["phrases", "keywords", "groups", "amplified", "promoted", "panel", "llm", "person"] = "phrases"
+    proposer: Literal["phrases", "keywords", "groups", "amplified", "promoted", "words", "panel", "llm", "person"] = (
+        "phrases"
+    )
     words: tuple[str, ...] = ()
     prompt: str | None = None
     measure: Mapping[str, Any] | None = field(default=None, hash=False)

@@ -27,6 +27,7 @@ from driftbook.evidence.wins import Wins, win_rates
 from driftbook.parameters import Validate
 
 BEFORE_LOOKING = ("panel", "person")  # who proposed what needs no held-out prompts
+ON_ALL = (*BEFORE_LOOKING, "words")  # chosen without a look at the sides (evidence.vocabulary)
 
 
 def count(
@@ -47,7 +48,7 @@ def count(
     texts, prompts = material.paired()
     later = texts["split"].to_numpy() != "discover"
     measures, scores = read_all(found, texts, material, known, judge)
-    before = np.array([h.proposer in BEFORE_LOOKING for h in found])
+    before = np.array([h.proposer in ON_ALL for h in found])
     scores[np.ix_(~later, ~before)] = np.nan
     prompt, side = texts["prompt_id"].to_numpy(), texts["side"].to_numpy()
     within = scope_of(texts).name == "these prompts"

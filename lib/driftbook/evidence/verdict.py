@@ -38,8 +38,11 @@ class Verdict:
         return " ".join(self.lines)
 
 
-def verdict_of(material: Material, claims: pd.DataFrame, alpha: float, missing: str = "") -> Verdict:
-    """The verdict on the table of claims about what was read; ``missing``: a sentence on answers that never came."""
+def verdict_of(
+    material: Material, claims: pd.DataFrame, alpha: float, words: pd.DataFrame, missing: str = ""
+) -> Verdict:
+    """The verdict on the table of claims about what was read; ``words``: the words that were tested
+    (``vocabulary.Words``), ``missing``: a sentence on answers that never came."""
     texts, prompts = material.paired()
     ids = asked_ids(texts)
     answers = int(texts.groupby([ids, "side"]).size().median()) if len(texts) else 0
@@ -48,15 +51,23 @@ def verdict_of(material: Material, claims: pd.DataFrame, alpha: float, missing: 
     seen = smallest_seen(len(prompts) * (answers if within else 1), 0.1, max(1, len(claims)), alpha)
     alike = look_alikes([material.prompts[p] for p in ids.unique()])
     said = " ".join(filter(None, [alike, f"It {scope.sentence}." if within else "", missing]))
-    return verdict(claims, len(prompts), answers, alpha, 0.9 if seen is None else seen, said)
+    counted = int(words["confirmed"].sum()), len(words)
+    return verdict(claims, len(prompts), answers, alpha, 0.9 if seen is None else seen, said, counted)
 
 
 def verdict(
-    claims: pd.DataFrame, prompts: int, answers: int, alpha: float, seen: float, scope: str = ""
+    claims: pd.DataFrame,
+    prompts: int,
+    answers: int,
+    alpha: float,
+    seen: float,
+    scope: str = "",
+    words: tuple[int, int] = (0, 0),
 ) -> Verdict:
     """``claims`` is the table of claims, strongest first; ``prompts`` and ``answers`` (of a side to each prompt) say
     what was read; ``seen`` is the smallest change of a share, from a tenth of answers, that would have been confirmed
-    four times in five; ``scope`` is a sentence on what the claims speak of, where it is not prompts like these."""
+    four times in five; ``scope`` is a sentence on what the claims speak of, where it is not prompts like these;
+    ``words``: how many of them are confirmed, and how many were tested."""
     good = told(claims)
     first = good.head(STRONGEST)
     if len(good):
@@ -65,7 +76,8 @@ def verdict(
         moved = f"Changed: {headline(first)}{more}."
     elif seen <= WIDE:
         state = "no change found"
-        moved = f"No change found: none of {len(claims)} behaviours and phrases that were checked was shown to move."
+        beside = f" and {words[1]} words" if words[1] else ""
+        moved = f"No change found: none of {len(claims)} behaviours and phrases{beside} was shown to move."
     else:
         state = "could not tell"
         moved = (
@@ -78,7 +90,7 @@ def verdict(
         exaggerated = exaggerated.sort_values("unit", key=lambda unit: unit != "share", kind="stable")
         more = f"; and {len(exaggerated) - 1} more" if len(exaggerated) > 1 else ""
         moved = f"{moved} Shown only when the change is exaggerated: {exaggerated['amplified'].iloc[0]}{more}."
-    sure = " ".join(filter(None, [_sure(claims, prompts, answers, alpha), scope]))
+    sure = " ".join(filter(None, [_sure(claims, prompts, answers, alpha, words), scope]))
     return Verdict(state, moved, _unmoved(claims, seen), sure, tuple(first["hypothesis_id"]))
 
 
@@ -204,9 +216,12 @@ def _unmoved(claims: pd.DataFrame, seen: float) -> str:
     )
 
 
-def _sure(claims: pd.DataFrame, prompts: int, answers: int, alpha: float) -> str:
-    good = int(claims["confirmed"].sum())
+def _sure(claims: pd.DataFrame, prompts: int, answers: int, alpha: float, words: tuple[int, int]) -> str:
+    own = claims[claims["proposer"] != "words"]
+    good = int(own["confirmed"].sum())
+    said = f"{good} of {len(own)} claims" + (f" and {words[0]} of {words[1]} words" if words[1] else "")
+    false = f", of which at most {alpha:.0%} are false on average" if good or words[0] else ""
     return (
-        f"{prompts:,} prompts, {answers} answer{'' if answers == 1 else 's'} of each model to each; {good} of "
-        f"{len(claims)} claims are confirmed{f', of which at most {alpha:.0%} are false on average' if good else ''}."
+        f"{prompts:,} prompts, {answers} answer{'' if answers == 1 else 's'} of each model to each; {said} are "
+        f"confirmed{false}."
     )

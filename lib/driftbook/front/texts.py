@@ -32,6 +32,7 @@ from driftbook.evidence.material import Material, asked_ids
 from driftbook.evidence.outcomes import Outcome, strongest_first
 from driftbook.evidence.panel import hypotheses as panel_hypotheses
 from driftbook.evidence.verdict import Verdict, verdict_of
+from driftbook.evidence.vocabulary import shared, words_test
 from driftbook.files import check_text, refuse
 from driftbook.front.common import Shown, as_prompts, checked, folder_of
 from driftbook.parameters import Cluster, Splits, Validate
@@ -403,12 +404,12 @@ def compare(
 ) -> Comparison:
     """What changed between the answers of two sides to the same prompts, and is it real?
 
-    The behaviours of the panel are tested on all prompts. Phrases that one side says more are looked for on half of
-    the prompts and tested on the others. At most ``alpha`` of what is confirmed is false on average.
+    The behaviours of the panel and every word are tested on all prompts. Phrases that one side says more are looked for
+    on half of the prompts and tested on the others. At most ``alpha`` of what is confirmed is false on average.
 
     Args:
         base, changed, prompts: as ``test`` takes them.
-        phrases: most phrases that are proposed; 0: the panel alone, and no prompt is set apart.
+        phrases: most phrases that are proposed; 0: the panel alone, without words, and no prompt is set apart.
         cache: where embeddings of sentences are kept, for ``.groups``.
 
     Raises:
@@ -431,8 +432,11 @@ def compare(
     material = Material(texts, {p.prompt_id: p for p in known}, found, seed)
     unscreened = Screening(pd.DataFrame({"hypothesis_id": [], "p_screen": []}), pd.DataFrame(), [])
     unfrozen = pd.DataFrame({"hypothesis_id": [], "frozen": []})
-    claims = claims_table(material, unfrozen, unscreened, count(material, section, alpha))
-    said = verdict_of(material, claims, alpha)
+    counted, own = shared(material, alpha) if phrases > 0 else (alpha, 0.0)
+    outcomes = count(material, section, counted)
+    words = words_test(material, section, own, outcomes)
+    claims = claims_table(material, unfrozen, unscreened, [*outcomes, *words.outcomes])
+    said = verdict_of(material, claims, alpha, words.table)
     return Comparison(_table(claims), said, claims, texts, seed, dict(material.prompts), alpha, folder_of(cache))
 
 

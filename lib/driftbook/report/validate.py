@@ -35,6 +35,17 @@ def frozen(claims: pd.DataFrame) -> Table:
     return Table(claims, "Hypotheses, frozen", caption, max_rows=200)
 
 
+def words(table: pd.DataFrame) -> Table | None:
+    """Every word that was tested, the surest first; None where none was."""
+    if not len(table):
+        return None
+    caption = (
+        "base, intervention: share of answers that hold it; prompts: whose sides differ in it. A word is tested where "
+        "that many prompts could confirm it. told: as a claim; the others go along with claims or with longer answers."
+    )
+    return Table(table, f"{int(table['confirmed'].sum())} of {len(table)} words differ", caption, max_rows=60)
+
+
 def bill(table: pd.DataFrame) -> Table:
     """What judges may cost."""
     return Table(table, "The bill before the first call", "Upper bounds, without early stops.")

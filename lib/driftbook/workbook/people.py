@@ -125,7 +125,8 @@ def wanted(material: Material, claims: pd.DataFrame, named: Sequence[str], where
     by_id = {h.hypothesis_id: h for h in material.hypotheses}
     if named:
         return [by_id[i] for i in dict.fromkeys(claims_named(named, material.hypotheses, where))]
-    tested = [by_id[i] for i in claims.loc[claims["judge"] != "", "hypothesis_id"] if checkable(by_id[i])]
+    ids = claims.loc[claims["judge"] != "", "hypothesis_id"]
+    tested = [by_id[i] for i in ids if i in by_id and checkable(by_id[i])]  # nobody has to check a word
     proposed = [h for h in tested if h.proposer != "panel"] or tested
     return sorted(proposed, key=lambda h: not by_judge(h))[:CLAIMS]
 
