@@ -636,13 +636,16 @@ def write(
     def calls(judge: Judge) -> int:
         return accounts[judge.name].calls
 
-    good = claims[claims["confirmed"]]
+    own = claims[claims["proposer"] != "words"]
+    good, words = own[own["confirmed"]], tables.get("words", Words().table)
     metrics = {
         "hypotheses": len(frozen),
         "panel": int((claims["proposer"] == "panel").sum()),
         "screened_out": int((claims["status"] == "screened out").sum()),
-        "tested": len(found),
+        "tested": len(found) - (len(claims) - len(own)),
         "confirmed": len(good),
+        "words_tested": len(words),
+        "words_confirmed": int(words["confirmed"].sum()),
         "confirmed_of_panel": int((good["proposer"] == "panel").sum()),
         "only_amplified": int(claims.get("only_amplified", pd.Series(dtype=bool)).sum()),
         "explained_by_baselines": int((good["explained_by"] != "").sum()),

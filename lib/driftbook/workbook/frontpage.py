@@ -256,13 +256,15 @@ def _how_sure(folder: Path, params: Mapping[str, Any], findings: Findings | None
     said = [*_three_ways(folder)]
     if findings is None:
         return [*said, "Nothing has been validated yet, so nothing on this page is confirmed."]
-    total, good = len(findings.table), int(findings.table["confirmed"].sum())
     metrics = _metrics(folder / "validate")
-    alpha = metrics.get("alpha", 0.05)
-    likes = good - len(findings.moved)
+    table, alpha = findings.table, metrics.get("alpha", 0.05)
+    own = table[table["proposer"] != "words"] if "proposer" in table else table
+    total, good, words = len(own), int(own["confirmed"].sum()), metrics.get("words_tested", 0)
+    likes = int(table["confirmed"].sum()) - len(findings.moved)
+    beside = f", and {metrics['words_confirmed']} of {words} words" if words else ""
     repeat = f" ({likes} of them say nearly what another says)" if likes else ""
     said.append(
-        f"{good} of {total} behaviours, phrases and groups of sentences that were checked are confirmed{repeat}"
+        f"{good} of {total} behaviours, phrases and groups of sentences that were checked are confirmed{repeat}{beside}"
         f"{f'; at most {share(alpha)} of the confirmed are false on average' if good else ''}."
     )
     held = [material.holds_in(i) for i in findings.moved["hypothesis_id"].head(3)]
