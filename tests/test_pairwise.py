@@ -36,9 +36,9 @@ class Reader:
 
     def __call__(self, body):
         a, b = (Server.part(body, who) for who in "AB")
-        if body["messages"][0]["content"] == DIFFERS:
+        if body["messages"][1]["content"].endswith(DIFFERS):
             return f"It {TEA}." if self.tea(a) != self.tea(b) else f"The answer {WARM}."
-        axis = re.search(r"shows this more: (.*)\?$", body["messages"][1]["content"])[1]
+        axis = re.search(r"shows this more: (.*)\?\n", body["messages"][1]["content"])[1]
         return self.judge(axis, a, b)
 
     @staticmethod
@@ -111,7 +111,7 @@ def test_held_out_pairs_are_unseen_when_axes_are_proposed_and_a_prompt_counts_on
     outcome, bodies = found(tmp_path, harvest, alpha=1.0)
     split = harvest.texts.set_index("text")["split"]
     for body in bodies:
-        asked = body["messages"][0]["content"] == DIFFERS
+        asked = body["messages"][1]["content"].endswith(DIFFERS)
         assert {split[Server.part(body, who)] == "discover" for who in "AB"} == {asked}
     own = harvest.texts[harvest.texts["text_id"].isin(outcome.claims["scores"][0])]
     assert (own.groupby(["prompt_id", "side"]).size() == 1).all() and len(own) == 60
@@ -123,7 +123,7 @@ def test_held_out_pairs_are_unseen_when_axes_are_proposed_and_a_prompt_counts_on
 def test_it_is_blind_to_the_side_and_shows_either_first(tmp_path):
     harvest = planted_harvest(0.9)
     _, bodies = found(tmp_path, harvest)
-    asked = [b for b in bodies if b["messages"][0]["content"] == DIFFERS]
+    asked = [b for b in bodies if b["messages"][1]["content"].endswith(DIFFERS)]
     first = [Reader.tea(Server.part(b, "A")) for b in asked]
     assert 3 <= sum(first) <= 17
     assert not any(w in m["content"] for b in bodies for m in b["messages"] for w in ("base", "intervention", "chang"))
@@ -169,6 +169,24 @@ def test_phrases_that_say_the_same_are_one_axis_and_the_most_said_come_first():
 
 
 @pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        ("Mentions tea.\nIt is about tea.", "mentions tea"),
+        ("A is more formal, while B is not.", "is more formal"),
+        ("**Answer B:** hedges", "hedges"),
+        ("The answer hedges", "hedges"),
+        ("Hedges, and B gives examples", "hedges"),
+        ("A is a statement, B is a question.", "is a statement"),
+        ("Is more direct than answer B", "is more direct"),
+        ("word " * 30, ""),
+        ("", ""),
+    ],
+)
+def test_a_phrase_names_neither_answer(reply, said):
+    assert pairwise.phrase(reply) == said
+
+
+@pytest.mark.parametrize(
     ("reply", "side"),
     [
         ("A", "base"),
@@ -180,7 +198,7 @@ def test_phrases_that_say_the_same_are_one_axis_and_the_most_said_come_first():
     ],
 )
 def test_a_reply_names_one_answer_or_none(reply, side):
-    question = Question(None, "", "", ("base", "intervention"))
+    question = Question(None, "", ("base", "intervention"))
     question.receive(Answer(reply, 0, 0, 0.0))
     assert question.side == side
     question.receive(None)

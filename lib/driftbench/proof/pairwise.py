@@ -44,15 +44,20 @@ SHOWN = 1500  # characters of an answer that are shown, and 500 of its prompt
 SAME = 0.6  # mean cosine of two groups of phrases from which on they are one axis
 ORDERS = (("base", "intervention"), ("intervention", "base"))
 
+LONGEST = 120  # characters of a phrase; what is longer is no phrase
+
+ROLE = "You compare two answers, A and B, to one prompt. You do not answer the prompt yourself."
 DIFFERS = (
-    "You compare two answers, A and B, to one prompt. What is the main difference between them?\n"
-    "Reply with one short phrase and nothing else: a verb and at most eight words that say what one of the two does "
-    "and the other does not, in words that could be said of answers to other prompts, too. Name neither A nor B."
+    "What is the main difference between answer A and answer B? Reply with one short phrase and nothing else: a verb "
+    "and at most eight words that say what one of the two does and the other does not, in words that could be said of "
+    "answers to other prompts, too. Name neither A nor B."
 )
 SHOWS = (
-    "You compare two answers, A and B, to one prompt, and say which of the two shows a given trait more.\n"
+    "Which of the two answers shows this more: {axis}?\n"
     "Reply with one word and nothing else: A, B or TIE. TIE: both show it alike, or neither shows it."
 )
+_NAMED = re.compile(r"^\W*(?:(?i:the )?(?i:answer|response) )?[AB]\b\W*")
+_OTHER = re.compile(r"[,;.]?\s+(?:(?i:and|while|whereas|but|than|unlike) )?(?:(?i:the )?(?i:answer|response) )?[AB]\b")
 
 
 @dataclass
@@ -60,13 +65,12 @@ class Question:
     """One call about a pair whose answers are shown in the order of ``sides``. ``reply`` is empty where none came."""
 
     chat: Chat
-    system: str
     body: str
     sides: tuple[str, str]
     reply: str | None = None
 
     def next(self) -> dict[str, Any] | None:
-        messages = [{"role": "system", "content": self.system}, {"role": "user", "content": self.body}]
+        messages = [{"role": "system", "content": ROLE}, {"role": "user", "content": self.body}]
         return self.chat.request(messages, 0) if self.reply is None else None
 
     def receive(self, answer: Answer | None) -> None:
@@ -102,7 +106,7 @@ def pairwise(
     shown = pairs_to_show(texts[seen], prompts, pairs, f"{seed} shown")
     later = pairs_to_show(texts[~seen], prompts, held, f"{seed} held")
     said = differences(chat, shown, seed)
-    found = merged([statement(q.reply or "") for q in said], embed)[:axes]
+    found = merged([phrase(q.reply or "") for q in said], embed)[:axes]
     asked, won = verdicts(chat, later, found)
     more, less = (won > 0).sum(axis=0), (won < 0).sum(axis=0)
     p = [float(binomtest(int(m), int(m + n)).pvalue) if m + n else 1.0 for m, n in zip(more, less, strict=True)]
@@ -126,9 +130,16 @@ def differences(chat: Chat, pairs: pd.DataFrame, seed: int) -> list[Question]:
     asked = []
     for row in pairs.itertuples():
         sides = ORDERS[hashlib.sha256(f"{seed} order {row.prompt_id}".encode()).digest()[0] % 2]
-        asked.append(Question(chat, DIFFERS, _material(row, sides), sides))
+        asked.append(Question(chat, f"{_material(row, sides)}\n\n{DIFFERS}", sides))
     chat.converse(asked)
     return asked
+
+
+def phrase(reply: str) -> str:
+    """What a reply says first that one answer does, without the names of the answers, which those of any other pair
+    have too; empty where it says nothing."""
+    said = statement(_OTHER.split(_NAMED.sub("", reply.strip().partition("\n")[0]))[0])
+    return said if 3 <= len(said) <= LONGEST else ""
 
 
 def merged(phrases: Sequence[str], embed: Callable[[Sequence[str]], np.ndarray]) -> list[str]:
@@ -146,7 +157,7 @@ def verdicts(chat: Chat, pairs: pd.DataFrame, axes: Sequence[str]) -> tuple[list
     """All questions, and int ``[pairs, axes]``: 1 where the changed answer shows an axis more in both orders, -1 where
     the base's does, else 0."""
     asked = [
-        Question(chat, SHOWS, f"{_material(row, sides)}\n\nWhich of the two answers shows this more: {axis}?", sides)
+        Question(chat, f"{_material(row, sides)}\n\n{SHOWS.format(axis=axis)}", sides)
         for row in pairs.itertuples()
         for sides in ORDERS
         for axis in axes
