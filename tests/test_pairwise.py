@@ -139,6 +139,13 @@ def test_a_model_that_goes_by_the_place_confirms_nothing(tmp_path, letter):
     assert not outcome.claims["confirmed"].any()
 
 
+def test_a_model_that_names_only_the_first_answer_or_none_is_heard_in_the_order_that_it_hears(tmp_path):
+    reader = Reader(lambda axis, a, b: "A" if Reader.tea(a) > Reader.tea(b) else "TIE")
+    harvest = planted_harvest(0.6)
+    one = by_axis(found(tmp_path, harvest, reader)[0]).loc[TEA]
+    assert one["confirmed"] and (one["more"], one["less"]) == by_hand(harvest, one["scores"], Reader.tea)
+
+
 def test_where_the_sides_change_names_the_direction_turns_and_nothing_else(tmp_path):
     harvest = planted_harvest(0.6)
     other = {"base": "intervention", "intervention": "base"}

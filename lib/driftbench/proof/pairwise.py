@@ -2,8 +2,8 @@
 
 It reads pairs of answers to one prompt, in an order that is drawn, and says of each pair what one answer does that the
 other does not. Phrases that say the same are one axis. Of pairs to held-out prompts it says for every axis which of
-the two answers shows it more: blind to the side, and in both orders, where only what it says in both is a win. Each
-axis has a sign test over prompts, all of them one Benjamini-Hochberg correction.
+the two answers shows it more: blind to the side, and in both orders, where contrary verdicts are a tie. Each axis has a
+sign test over prompts, all of them one Benjamini-Hochberg correction.
 
 After Dunlap et al., VibeCheck (ICLR 2025), which summarizes axes by a language model where vectors merge them here;
 both orders after Zheng et al., Judging LLM-as-a-Judge (NeurIPS 2023). Nothing that judges or tests is driftbook's.
@@ -154,8 +154,8 @@ def merged(phrases: Sequence[str], embed: Callable[[Sequence[str]], np.ndarray])
 
 
 def verdicts(chat: Chat, pairs: pd.DataFrame, axes: Sequence[str]) -> tuple[list[Question], np.ndarray]:
-    """All questions, and int ``[pairs, axes]``: 1 where the changed answer shows an axis more in both orders, -1 where
-    the base's does, else 0."""
+    """All questions, and int ``[pairs, axes]``: 1 where the changed answer shows an axis more by the verdicts of both
+    orders together (one and a tie is one), -1 where the base's does, else 0."""
     asked = [
         Question(chat, f"{_material(row, sides)}\n\n{SHOWS.format(axis=axis)}", sides)
         for row in pairs.itertuples()
@@ -165,7 +165,7 @@ def verdicts(chat: Chat, pairs: pd.DataFrame, axes: Sequence[str]) -> tuple[list
     chat.converse(asked)
     sign = {"intervention": 1, "base": -1, None: 0}
     one, two = np.array([sign[q.side] for q in asked], int).reshape(len(pairs), 2, len(axes)).transpose(1, 0, 2)
-    return asked, np.where(one == two, one, 0)
+    return asked, np.sign(one + two)
 
 
 def _material(row: Any, sides: Sequence[str]) -> str:
