@@ -253,6 +253,10 @@ def test_whoever_opens_a_model_collects_garbage_seldom_and_one_who_chose_keeps_t
     assert done.stdout.split() == [str(after), "7", "9"], done.stderr
 
 
+def test_what_captures_imports_no_tables():
+    assert heavy_behind("driftbook.models.tier3") == {"numpy", "scipy", "torch", "transformers"}
+
+
 def test_a_circle_is_found():
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == {frozenset("bc")}
     assert circles({"a": {"b"}, "b": {"c"}}) == set()
