@@ -244,6 +244,19 @@ def test_whoever_opens_a_model_gets_threads_that_wait_without_spinning():
     assert done.stdout == "ACTIVE\n"
 
 
+@pytest.mark.parametrize(("before", "after"), [(700, 5_000), (20_000, 20_000), (0, 0)])
+def test_whoever_opens_a_model_collects_garbage_seldom_and_one_who_chose_keeps_the_choice(before, after):
+    code = f"import gc; gc.set_threshold({before}, 7, 9); import driftbook.models; print(*gc.get_threshold())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(LIB)}, capture_output=True, text=True
+    )
+    assert done.stdout.split() == [str(after), "7", "9"], done.stderr
+
+
+def test_what_captures_imports_no_tables():
+    assert heavy_behind("driftbook.models.tier3") == {"numpy", "scipy", "torch", "transformers"}
+
+
 def test_a_circle_is_found():
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == {frozenset("bc")}
     assert circles({"a": {"b"}, "b": {"c"}}) == set()

@@ -1,17 +1,20 @@
 """Whatever is loaded is accounted for: what is missing, cut or without a place is an error that names it."""
 
 import json
+import math
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from driftbench.tiny import VOCABULARY
 from driftbook.errors import ModelError
 from driftbook.models import gguf_files
 from driftbook.models.gguf_header import read_gguf_header, shards
+from driftbook.models.load_report import not_finite
 from driftbook.models.loading import load, resolve
 from driftbook.sections import ModelSpec
 from gguf_models import qwen2, write_gguf
@@ -136,6 +139,29 @@ def test_numbers_that_are_not_finite_are_refused_by_the_name_of_the_weight(copy,
     rewrite(copy, spoil)
     with pytest.raises(ModelError, match=r"in float32: numbers that are not finite in model\.layers\.2\.mlp\.up_proj"):
         load(spec(copy), tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_one_number_that_is_not_finite_is_found_wherever_it_stands(dtype, bad):
+    layer = nn.Linear(37, 3).to(dtype)
+    largest = torch.finfo(dtype).max
+    for place in range(111):
+        layer.weight.data = torch.full((3, 37), largest if place % 2 else -largest, dtype=dtype)
+        layer.weight.data[2] = 0
+        assert not_finite(layer) is None
+        layer.weight.data[divmod(place, 37)] = bad
+        assert [math.isfinite(v) for v in layer.weight.flatten().tolist()].index(False) == place
+        assert not_finite(layer) == "weight (1 of its weights)"
+        layer.weight.data = layer.weight.data.T.contiguous().T  # in memory column by column
+        assert not_finite(layer) == "weight (1 of its weights)"
+
+
+def test_weights_without_numbers_are_finite():
+    model = nn.ModuleDict({"empty": nn.Embedding(0, 4), "fine": nn.Embedding(2, 2)})
+    assert not_finite(model) is None
+    model["fine"].weight.data[1, 1] = math.nan
+    assert not_finite(model) == "fine.weight (1 of its weights)"
 
 
 # ------------------------------------------------------------------------------------------------------------ the files

@@ -1,6 +1,7 @@
 """The overnight bench on a tiny model: every way does the whole work, and says where its time went."""
 
 import json
+import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -53,6 +54,27 @@ def test_the_old_way_is_a_process_for_each_prompt(work, monkeypatch, tmp_path):
     assert [a["prompts"] for a in asked] == [["Hi?"], ["Why is that?"], ["Go on"]]
     assert [a["tier3"] for a in asked] == [[], [0], []]
     assert (night.tokens, night.peak_rss_mb) == (15, 30.0)
+
+
+def test_the_old_way_is_a_script_that_knows_nothing_of_driftbook(work, monkeypatch):
+    asked = []
+
+    def run(command, **_):
+        asked.append(command)
+        part = {"load": 0, "tier2": 0, "tier3": 0, "tokens": 5, "peak_rss_mb": 10.0}
+        return type("Done", (), {"stdout": json.dumps(part)})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(overnight.subprocess, "run", run)
+        overnight.spend("one_load", work)
+    python, *options, script, _ = asked[0]
+    assert options == ["-P"]  # nor is its folder on the path
+    code = (
+        f"import runpy, sys; runpy.run_path({script!r})['one_load']\n"
+        "print(*[m for m in sys.modules if m.startswith('drift')])"
+    )
+    done = subprocess.run([python, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
 
 
 def test_figures_come_from_all_runs():

@@ -1,11 +1,12 @@
 """The overnight capture, as the scripts before ran it and as one process runs it: ``python -m
-driftbench.overnight WAY SPEC``.
+driftbench.overnight SPEC``.
 
 Both tiers: every prompt is answered with every layer and three sites projected, and some are also taken apart inside
-one layer. What a way needs is imported inside it, so that nobody pays for the other's libraries.
+one layer.
 
 ``process_per_prompt`` is one process a prompt: load, batch size 1, every state copied to the host at every token, one
-trait. ``one_load`` does the same after one load. ``one_batch`` is ours: one load, one batch, all traits at once.
+trait. ``one_load`` does the same after one load; both are a script without driftbook
+(:mod:`driftbench.overnight_before`). ``one_batch`` is ours: one load, one batch, all traits at once.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ import dataclasses
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from driftbench import overnight_before
+from driftbench.overnight_before import Clock, told
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,8 +80,8 @@ def spend(way: str, work: Work) -> Night:
         spec = folder / "work.json"
         spec.write_text(json.dumps(asdict(chosen)))
         before = time.perf_counter()
-        command = [sys.executable, "-m", "driftbench.overnight", way, str(spec)]
-        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        code = ["-m", "driftbench.overnight"] if way == "one_batch" else ["-P", overnight_before.__file__]
+        out = subprocess.run([sys.executable, *code, str(spec)], check=True, capture_output=True, text=True).stdout
         part = json.loads(out.strip().splitlines()[-1])
         part["start"] = time.perf_counter() - before - part["load"] - part["tier2"] - part["tier3"]
         parts.append(part)
@@ -205,7 +208,7 @@ def one_batch(work: Work) -> dict[str, float]:
     from driftbook.parameters import ModelSpec
     from driftbook.sections import RESIDUAL_SITES
 
-    clock = _Clock()
+    clock = Clock()
     folder = Path(work.folder)
     model = load(ModelSpec(model=work.model), Path(work.cache))
     model = dataclasses.replace(model, eos_ids=frozenset())
@@ -230,92 +233,9 @@ def one_batch(work: Work) -> dict[str, float]:
     return clock.laps | {"tokens": sum(map(len, said.values()))}
 
 
-# --------------------------------------------------------------------------------------------------------- the old way
-
-
-def one_load(work: Work) -> dict[str, float]:
-    """What the scripts did, for each prompt in turn: states to the host at every token, then one vector on them."""
-    import torch  # what this way needs
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    clock = _Clock()
-    tokenizer = AutoTokenizer.from_pretrained(work.model)
-    model = AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32).eval()
-    model.generation_config.eos_token_id = None
-    vector = torch.randn(model.config.hidden_size, generator=torch.Generator().manual_seed(0))
-    captured: dict[tuple[int, str], list[torch.Tensor]] = {}
-
-    def keep(layer: int, site: str):
-        def hook(_module, _inputs, output):
-            value = output[0] if isinstance(output, tuple) else output
-            captured.setdefault((layer, site), []).append(value.detach().cpu().clone())
-
-        return hook
-
-    for i, block in enumerate(model.model.layers):
-        block.input_layernorm.register_forward_hook(keep(i, "resid_pre"))
-        block.self_attn.register_forward_hook(keep(i, "attn"))
-        block.register_forward_hook(keep(i, "resid_post"))
-    clock.lap("load")
-    tokens = 0
-    for place, prompt in enumerate(work.prompts):
-        captured.clear()
-        inside = place in work.tier3
-        handles = _watch_inside(model.model.layers[work.layer], work.layer, keep) if inside else []
-        chat = [{"role": "user", "content": prompt}]
-        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-        with torch.no_grad():
-            if inside:  # attention weights are formed by the eager kernel alone
-                model.set_attn_implementation("eager")
-            out = model.generate(
-                **ids,
-                max_new_tokens=work.max_new_tokens,
-                do_sample=True,
-                temperature=0.7,
-                pad_token_id=0,
-                output_attentions=inside,
-                return_dict_in_generate=True,
-            )
-            model.set_attn_implementation("sdpa")
-        for handle in handles:
-            handle.remove()
-        tokens += out.sequences.shape[1] - ids["input_ids"].shape[1]
-        stacked = {f"{layer}.{site}": torch.cat([s.flatten(0, -2) for s in v]) for (layer, site), v in captured.items()}
-        sites = {k: (v @ vector).numpy() for k, v in stacked.items() if k.endswith(("resid_pre", "attn", "resid_post"))}
-        np.savez(Path(work.folder) / f"prompt{place}.npz", **sites)
-        if inside:
-            weights = {f"attention{t}": step[work.layer].numpy() for t, step in enumerate(out.attentions)}
-            own = {name: v.numpy() for name, v in stacked.items() if name.startswith(f"{work.layer}.")}
-            np.savez(Path(work.folder) / f"inside{place}.npz", **weights, **own)
-        clock.lap("tier3" if inside else "tier2")
-    return clock.laps | {"tokens": tokens}
-
-
-def _watch_inside(block: Any, layer: int, keep: Any) -> list[Any]:
-    attention, mlp = block.self_attn, block.mlp
-    parts = {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj, "up": mlp.up_proj}
-    parts |= {"activation": mlp.act_fn, "down": mlp.down_proj}
-    return [module.register_forward_hook(keep(layer, name)) for name, module in parts.items()]
-
-
-class _Clock:
-    def __init__(self):
-        self.laps = {"load": 0.0, "tier2": 0.0, "tier3": 0.0}
-        self.last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] += now - self.last
-        self.last = now
-
-
-def main(arguments: Sequence[str]) -> None:
-    way, spec = arguments
-    work = Work(**json.loads(Path(spec).read_text()))
-    out = one_batch(work) if way == "one_batch" else one_load(work)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps(out | {"peak_rss_mb": peak}))
+def main(spec: str) -> None:
+    print(told(one_batch(Work(**json.loads(Path(spec).read_text())))))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1])

@@ -18,14 +18,15 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
 from driftbook.errors import CacheError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 T = TypeVar("T")
 Key = TypeVar("Key")
@@ -51,6 +52,8 @@ class ShardStore:
 
     def table(self, key: str) -> pa.Table | None:
         """The table under a key, or None."""
+        import pyarrow.parquet as pq  # a tenth of a second, and arrays are kept without
+
         return self._read(self._path(key, "parquet"), pq.read_table)
 
     def has_table(self, key: str) -> bool:
@@ -58,6 +61,8 @@ class ShardStore:
         return self._path(key, "parquet").exists()
 
     def put_table(self, key: str, table: pa.Table) -> pa.Table:
+        import pyarrow.parquet as pq  # as above
+
         self._write(self._path(key, "parquet"), lambda p: pq.write_table(table, p, compression="zstd"))
         return table
 

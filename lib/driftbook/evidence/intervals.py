@@ -10,8 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
-from scipy.stats import norm
+from scipy.special import ndtri, stdtrit  # scipy.stats takes half a second to import
 
 from driftbook.auc import weighted_auc
 
@@ -27,7 +26,7 @@ def wilson(successes: int, n: int, alpha: float = 0.05) -> Interval:
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"{successes} successes in {n} trials")
     share = successes / n
-    return Interval(share, *wilson_limits(share, n, float(norm.isf(alpha / 2))))
+    return Interval(share, *wilson_limits(share, n, normal_quantile(alpha)))
 
 
 def wilson_limits(share: float, n: float, z: float) -> tuple[float, float]:
@@ -122,7 +121,7 @@ def prompts_needed(
         return None
     growth = gap**2 / (2 * (deviation**2 + gap**2))
     target = np.log(hypotheses / alpha)
-    z = float(norm.ppf(power))
+    z = float(ndtri(power))
     low, high = 1, 1
     while high * growth - z * np.sqrt(2 * high * growth) - 0.5 * math.log(high) < target:
         low, high = high, high * 2
@@ -141,11 +140,16 @@ def detectable(half_width: float, tests: int = 1, alpha: float = 0.05, power: fl
     """
     if tests < 1:
         raise ValueError(f"tests must be at least 1, not {tests}")
-    standard_error = half_width / float(norm.isf(0.025))
-    return float((norm.isf(alpha / (2 * tests)) + norm.ppf(power)) * standard_error)
+    standard_error = half_width / normal_quantile(0.05)
+    return float((normal_quantile(alpha / tests) + ndtri(power)) * standard_error)
 
 
 # ---------------------------------------------------------------------------------------- differences of paired sides
+
+
+def normal_quantile(alpha: float) -> float:
+    """The standard normal's two-sided quantile."""
+    return -float(ndtri(alpha / 2))
 
 
 def student_quantile(alpha: float, freedom: float) -> float:
@@ -187,7 +191,7 @@ def summary_interval(values: np.ndarray, center: str = "mean", alpha: float = 0.
     variance = float(values.var(ddof=1)) / n
     if bounded(values):
         trials = mean * (1 - mean) / variance if variance > 1e-15 else n
-        return Interval(mean, *wilson_limits(mean, trials, float(norm.isf(alpha / 2))))
+        return Interval(mean, *wilson_limits(mean, trials, normal_quantile(alpha)))
     half = student_quantile(alpha, n - 1) * math.sqrt(variance)
     return Interval(mean, mean - half, mean + half)
 

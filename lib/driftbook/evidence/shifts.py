@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-from scipy.stats import t as student
+from scipy.special import stdtr, stdtrit  # scipy.stats takes half a second to import
 
 from driftbook.evidence.intervals import resample_counts
 from driftbook.evidence.multiplicity import bh_adjusted
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def shift_table(
     mean = difference.mean(0)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = mean / (difference.std(0, ddof=1) / n**0.5) if n > 1 else np.full_like(mean, np.nan)
-    p = 2 * student.sf(np.abs(t), n - 1)
+    p = 2 * stdtr(n - 1, -np.abs(t))
     return table.assign(shift=mean.ravel(), low=low.ravel(), high=high.ravel(), prompts=n, p=p.ravel())
 
 
@@ -148,6 +151,8 @@ def prompt_shift_table(
         Columns comparison, prompt_id, layer, site, trait, shift, low, high, answers. Prompts without an answer on one
         side are left out.
     """
+    import pandas as pd  # a third of a second, and capturing does without
+
     unit = scale.sd[None, ..., None]
     kept = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if len(a) and len(b)]
     if comparison == "same_tokens":
@@ -163,7 +168,7 @@ def prompt_shift_table(
         variance = sum(parts)
         with np.errstate(divide="ignore", invalid="ignore"):
             freedom = variance**2 / sum(p**2 / df for p, (_, df) in zip(parts, spreads, strict=True))
-            half = np.where(variance > 0, student.isf(alpha / 2, freedom) * np.sqrt(variance), variance)
+            half = np.where(variance > 0, -stdtrit(freedom, alpha / 2) * np.sqrt(variance), variance)
         table = _points(grid)
         table.insert(0, "comparison", comparison)
         table.insert(1, "prompt_id", prompt_ids[i])
@@ -183,5 +188,7 @@ def _pooled(groups: Sequence[np.ndarray]) -> tuple[np.ndarray, int]:
 
 def _points(grid: Grid) -> pd.DataFrame:
     """Columns layer, site, trait, one row per entry of a ``[layers, sites, traits]`` array."""
+    import pandas as pd  # a third of a second, and capturing does without
+
     index = pd.MultiIndex.from_product([grid.layers, grid.sites, grid.traits], names=["layer", "site", "trait"])
     return index.to_frame(index=False)

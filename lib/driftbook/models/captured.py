@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from driftbook.evidence.shifts import Grid
@@ -24,6 +23,9 @@ from driftbook.models.sides import Pair, Side
 from driftbook.models.vectors import VectorSet
 from driftbook.prompts import Prompt
 from driftbook.store import ShardStore, digest
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 REPLAY_SHARD = 128  # sequences that are replayed and kept together
 
@@ -279,6 +281,8 @@ def text_scores(
     Returns:
         ``text_id`` and one column per trait; texts without a token are left out.
     """
+    import pandas as pd  # a third of a second, and capturing does without
+
     chosen = {t: (vectors.chosen(t).layer, vectors.chosen(t).site) for t in vectors.traits}
     points = sorted(set(chosen.values()))
     method = vectors.chosen(vectors.traits[0]).method
