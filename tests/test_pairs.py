@@ -22,6 +22,8 @@ def table_of(prompts=60, changed="That is all. Would you like more?"):
 def told_of(table, *claims, hypotheses=(), strongest=()):
     columns = ["hypothesis_id", "claim", "measure", "direction", "confirmed", "prompts", "unit", "difference"]
     frame = pd.DataFrame([(*c, 60, "share", 0.5) for c in claims], columns=columns)
+    words = frame["claim"].str.startswith('says "')
+    frame = frame.assign(text=frame["claim"], proposer=words.map({True: "words", False: "phrases"}))
     return pairs.Told(
         "t", table, frame, {h.hypothesis_id: h for h in hypotheses}, ["Changed."], list(strongest), {"decode": 1.0}
     )
@@ -80,6 +82,8 @@ def test_claims_are_counted_again_and_what_contradicts_counting_is_wrong():
         ("b", "opens with sure", "opens_with_sure", "intervention", True),  # the other way round
         (phrase.hypothesis_id, 'opens with "sure"', "words_sure", "base", True),
         ("d", "sentiment", "sentiment", "base", True),  # nothing here counts it
+        ("f", 'says "sure"', "words_sure", "base", True),
+        ("g", 'says "sure,"', "words_sure", "intervention", True),  # the other way round
         ("e", "has an emoji", "has_emoji", "base", False),  # not claimed
         hypotheses=[phrase],
     )
@@ -89,6 +93,8 @@ def test_claims_are_counted_again_and_what_contradicts_counting_is_wrong():
         "opens with sure": False,
         'opens with "sure"': True,
         "sentiment": None,
+        'says "sure"': True,
+        'says "sure,"': False,
     }
 
 
