@@ -2,13 +2,13 @@ import math
 import random
 import re
 from collections import Counter
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from driftbook.discovery.splits import alike, prompt_set, sample_prompts, split_prompts, units, words
+from driftbook.discovery.splits import _joined, alike, prompt_set, sample_prompts, split_prompts, units, words
 from driftbook.errors import PromptError
 from driftbook.prompt_files import read_prompts
 from driftbook.prompts import Prompt
@@ -290,3 +290,24 @@ def test_nothing_of_the_discovery_set_looks_like_another_prompt(shipped):
 def test_too_few_prompts_that_differ_are_refused_with_their_number():
     with pytest.raises(PromptError, match=r"12 prompts \(1 that differ\) are too few to split"):
         prompt_set([Prompt("Why is the sea salty?" + " " * i) for i in range(12)], SHARES)
+
+
+@pytest.mark.parametrize(("seed", "bound"), [(0, 0.6), (1, 0.7), (2, 0.85), (3, 0.5)])
+def test_sets_are_joined_where_comparing_all_pairs_joins_them(seed, bound):
+    """Weighted Jaccard index of every pair by hand, and what is linked by steps is one."""
+    rng, sets = np.random.default_rng(seed), []
+    for _ in range(60):
+        own = set(rng.zipf(1.4, 14) % 90)
+        sets.append(own)
+        for _ in range(int(rng.integers(0, 4))):  # relatives, from near to far
+            sets.append({x if rng.random() < 0.85 else int(rng.integers(200)) for x in own})
+    often = Counter(x for one in sets for x in one)
+    weight = {x: math.log1p(len(sets) / k) for x, k in often.items()}
+    group = list(range(len(sets)))
+    for a, b in combinations(range(len(sets)), 2):
+        shared, whole = (sum(weight[x] for x in part) for part in (sets[a] & sets[b], sets[a] | sets[b]))
+        if shared >= bound * whole - 1e-9:
+            group = [group[a] if g == group[b] else g for g in group]
+    found = _joined(np.arange(len(sets)), sets, bound).tolist()
+    assert 60 < len(set(group)) < len(sets)
+    assert len(set(zip(found, group, strict=True))) == len(set(found)) == len(set(group))

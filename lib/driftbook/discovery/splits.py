@@ -211,13 +211,18 @@ def _joined(label: np.ndarray, sets: Sequence[Collection[Any]], bound: float) ->
     before = np.cumsum(weight) - weight  # of the rarer members of the set
     before -= (np.cumsum(total) - total)[row]
     rare = total[row] - before >= bound * total[row] - 1e-6  # what is left could still be enough
+    rest = np.bincount(row[~rare], weight[~rare], minlength=len(sets))
+    last = np.zeros(len(sets), dtype=np.int64)
+    last[row[rare]] = column[rare]  # columns of a row rise
     whole = sparse.csr_matrix((np.sqrt(weight), (row, column)), shape=shape)
-    head = sparse.csr_matrix((np.ones(rare.sum(), np.int32), (row[rare], column[rare])), shape=shape)
+    head = sparse.csr_matrix((np.sqrt(weight[rare]), (row[rare], column[rare])), shape=shape)
     others, shuffle = head.T.tocsr(), np.random.default_rng(0).permutation
     for start in range(0, len(sets), 256):
         near = (head[start : start + 256] @ others).tocoo()
         one, two = near.row + start, near.col
-        kept = np.flatnonzero(two < one)
+        # of two sets, the rare members of the one whose rare ones end first are no common ones of the other
+        most = near.data + np.where(last[one] <= last[two], rest[one], rest[two])
+        kept = np.flatnonzero((two < one) & (most >= bound * (total[one] + total[two] - most) - 1e-6))
         pairs = np.stack([one[kept], two[kept]])[:, shuffle(len(kept))]  # what all have in common joins them at once
         while (apart := label[pairs[0]] != label[pairs[1]]).any():
             pairs = pairs[:, apart]
