@@ -219,7 +219,7 @@ def test_prompts_are_read_from_parquet_and_yaml_too(tmp_path):
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n", "a pointer of git-lfs"),
         (b"\n<!DOCTYPE html>\n<html>404</html>\n", "a web page, not the file"),
-        (gzip.compress(b"Why?\n"), "compressed by gzip"),
+        (gzip.compress(b"Why?\n", mtime=0), "compressed by gzip"),
         (b"PK\x03\x04\x14\x00", "a zip archive"),
         (b"PAR1\x15\x04", "a parquet file; call it .parquet"),
         (bz2.compress(b"Why?\n"), "compressed by bzip2"),
@@ -227,6 +227,7 @@ def test_prompts_are_read_from_parquet_and_yaml_too(tmp_path):
         (b"%PDF-1.4\n1 0 obj\n", "a PDF document"),
         (rb"{\rtf1\ansi Why?}", "a document in rich text"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",  # bytes would be part of the tests' names
 )
 @pytest.mark.parametrize("suffix", [".txt", ".csv"])
 def test_what_stands_in_for_a_file_is_named(tmp_path, content, says, suffix):
