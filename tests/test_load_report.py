@@ -164,6 +164,16 @@ def test_weights_without_numbers_are_finite():
     assert not_finite(model) == "fine.weight (1 of its weights)"
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e8m0fnu])
+def test_a_weight_of_eight_bits_is_read_as_any_other(dtype):
+    layer = nn.Linear(3, 2).to(dtype)
+    assert not_finite(layer) is None
+    values = torch.ones(2, 3)
+    values[1, 2] = math.nan
+    layer.weight.data = values.to(dtype)
+    assert not_finite(layer) == "weight (1 of its weights)"
+
+
 # ------------------------------------------------------------------------------------------------------------ the files
 
 
