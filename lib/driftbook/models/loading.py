@@ -279,7 +279,12 @@ def load(spec: ModelSpec, cache: Path, attn_implementation: str | None = None) -
             **load_report.written_in(files, gguf),
             "quantization": load_report.quantization(model),
             "layer_kinds": load_report.layer_kinds(model),
-            "remarks": [*(gguf.told() if gguf else []), *turned, *load_report.remarks(model, tensors)],
+            "remarks": [
+                *(gguf.told() if gguf else []),
+                *turned,
+                *load_report.remarks(model, tensors),
+                *(templates.passed_over(folder, tokenizer) if folder else []),
+            ],
         },
     }
     loaded = LoadedModel(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from driftbook.errors import ModelError, first_line
@@ -143,6 +145,17 @@ def described(tokenizer: Any, template: ChatTemplate | None) -> dict[str, Any]:
         "own_system_text": own_system_text(tokenizer, template),
         "writes_the_date": "strftime_now" in text or "date_string" in text,
     }
+
+
+def passed_over(folder: Path, tokenizer: Any) -> list[str]:
+    """Of a folder with a template in two files, which one transformers takes, where they differ."""
+    files = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if not all(file.is_file() for file in files):
+        return []
+    other = json.loads(files[1].read_text(encoding="utf-8")).get("chat_template")
+    if other is None or other == tokenizer.chat_template:
+        return []
+    return ["chat_template.jinja is used; tokenizer_config.json holds another template, which is passed over"]
 
 
 def remarks(tokenizer: Any, template: ChatTemplate | None, end_tokens: Iterable[str]) -> list[str]:
