@@ -162,7 +162,7 @@ def _texts_of(side: Side, work: _Work, made: set[str], progress: Callable[[int],
     out["side"] = side.name
     out["prompt_id"] = [p.prompt_id for p in asked]
     out["family"] = [p.family for p in asked]
-    out["split"] = [work.prompts.splits[a.prompt] for a in asks]
+    out["split"] = [p.split for p in asked]
     out["strength"] = side.exaggerated.strength if side.exaggerated else 0.0
     out["sample_index"] = np.array([a.sample for a in asks], np.int32)
     out["round"] = np.array([a.round for a in asks], np.int32)
@@ -170,8 +170,9 @@ def _texts_of(side: Side, work: _Work, made: set[str], progress: Callable[[int],
     out["log_ratio"] = np.nan
     out["model_key"] = side.key
     out["engine"] = side.engine.name
+    params = asdict(work.params)
     out["text_id"] = [
-        digest(side.name, side.key, p, int(s), int(k), asdict(work.params))[:16]
+        digest(side.name, side.key, p, int(s), int(k), params)[:16]
         for p, s, k in zip(out.prompt_id, out.sample_index, out.seed, strict=True)
     ]
     return out[[*TEXT_SCHEMA.names, "seconds"]]

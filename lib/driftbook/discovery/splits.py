@@ -42,7 +42,9 @@ _NUMBER = re.compile(r"\d+")
 _FOLDED_AWAY = regex.compile(r"(?<=\d)([\p{Z}\p{P}\p{C}\s]+)(?=\d)|[\p{Z}\p{P}\p{C}\s]+")
 
 
-def split_prompts(prompts: Sequence[Prompt], shares: Mapping[str, float], salt: int = 0) -> list[str]:
+def split_prompts(
+    prompts: Sequence[Prompt], shares: Mapping[str, float], salt: int = 0, of: Sequence[str] | None = None
+) -> list[str]:
     """The split of each prompt: ``discover``, ``screen`` or ``validate``, by content inside each family.
 
     Inside a family the prompts are ordered by a salted hash of their words; with n of them, rank r stands at (r + u) /
@@ -58,6 +60,7 @@ def split_prompts(prompts: Sequence[Prompt], shares: Mapping[str, float], salt: 
     Args:
         shares: of each split; they sum to 1.
         salt: another value gives another split of the same set.
+        of: the unit of each prompt; looked for where they are not given.
 
     Raises:
         PromptError: the shares do not sum to 1, or the set is too small to put a prompt into every split that has a
@@ -70,9 +73,10 @@ def split_prompts(prompts: Sequence[Prompt], shares: Mapping[str, float], salt: 
         return []
     keys = dict[str, str]()  # of each unit: the first of the words of its prompts
     family = dict[str, str]()
-    of = units(prompts)
+    of = units(prompts) if of is None else of
     for prompt, unit in zip(prompts, of, strict=True):
-        keys[unit] = min(keys.get(unit, _words_key(prompt)), _words_key(prompt))
+        key = _words_key(prompt)
+        keys[unit] = min(keys.get(unit, key), key)
         family[unit] = min(family.get(unit, prompt.family), prompt.family)
     families: dict[str, set[str]] = defaultdict(set)
     for unit, name in family.items():
@@ -101,7 +105,7 @@ def prompt_set(prompts: Sequence[Prompt], shares: Mapping[str, float], limit: in
     Raises PromptError as ``split_prompts`` does.
     """
     prompts = with_units(sample_prompts(prompts, limit))
-    return PromptSet.of(prompts, split_prompts(prompts, shares))
+    return PromptSet.of(prompts, split_prompts(prompts, shares, of=[p.unit for p in prompts]))
 
 
 def with_units(prompts: Sequence[Prompt]) -> list[Prompt]:
