@@ -283,7 +283,7 @@ def load(spec: ModelSpec, cache: Path, attn_implementation: str | None = None) -
                 *(gguf.told() if gguf else []),
                 *turned,
                 *load_report.remarks(model, tensors),
-                *(templates.passed_over(folder, tokenizer) if folder else []),
+                *(templates.passed_over(folder, tokenizer) if folder and asked else []),
             ],
         },
     }

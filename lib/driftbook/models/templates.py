@@ -148,12 +148,15 @@ def described(tokenizer: Any, template: ChatTemplate | None) -> dict[str, Any]:
 
 
 def passed_over(folder: Path, tokenizer: Any) -> list[str]:
-    """Of a folder with a template in two files, which one transformers takes, where they differ."""
+    """Of a folder with a default template in two files, which one transformers takes, where they differ."""
     files = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if not all(file.is_file() for file in files):
         return []
     other = json.loads(files[1].read_text(encoding="utf-8")).get("chat_template")
-    if other is None or other == tokenizer.chat_template:
+    if isinstance(other, list):  # several, each with its name
+        other = {one["name"]: one["template"] for one in other}
+    used, other = (t.get(DEFAULT) if isinstance(t, dict) else t for t in (tokenizer.chat_template, other))
+    if other is None or other == used:
         return []
     return ["chat_template.jinja is used; tokenizer_config.json holds another template, which is passed over"]
 
