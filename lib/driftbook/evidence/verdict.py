@@ -76,7 +76,7 @@ def verdict(
         moved = f"Changed: {headline(first)}{more}."
     elif seen <= WIDE:
         state = "no change found"
-        beside = f" and {words[1]} words" if words[1] else ""
+        beside = f" and {_words(words[1])}" if words[1] else ""
         moved = f"No change found: none of {len(claims)} behaviours and phrases{beside} was shown to move."
     else:
         state = "could not tell"
@@ -219,9 +219,13 @@ def _unmoved(claims: pd.DataFrame, seen: float) -> str:
 def _sure(claims: pd.DataFrame, prompts: int, answers: int, alpha: float, words: tuple[int, int]) -> str:
     own = claims[claims["proposer"] != "words"]
     good = int(own["confirmed"].sum())
-    said = f"{good} of {len(own)} claims" + (f" and {words[0]} of {words[1]} words" if words[1] else "")
+    said = f"{good} of {len(own)} claims" + (f" and {words[0]} of {_words(words[1])}" if words[1] else "")
     false = f", of which at most {alpha:.0%} are false on average" if good or words[0] else ""
     return (
         f"{prompts:,} prompts, {answers} answer{'' if answers == 1 else 's'} of each model to each; {said} are "
         f"confirmed{false}."
     )
+
+
+def _words(count: int) -> str:
+    return "1 word" if count == 1 else f"{count} words"
