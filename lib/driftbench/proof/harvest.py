@@ -68,7 +68,7 @@ class Harvest:
 
 @dataclass(frozen=True)
 class Design:
-    """What is decoded: ``samples`` answers to each prompt for the pipelines, and one ``fresh`` answer to those of the
+    """What is decoded: ``samples`` answers to each prompt for the pipelines, and ``fresh`` ones more to those of the
     held-out splits."""
 
     prompts: list[str]
@@ -76,6 +76,7 @@ class Design:
     samples: int
     max_new_tokens: int
     conversations: int = 0  # of the prompts, second turns of a conversation
+    fresh: int = 1
     temperature: float = 0.7
     top_p: float = 0.9
     screen_tokens: int = 12
@@ -112,7 +113,7 @@ def harvest(
     fresh = texts[texts["sample_index"] >= design.samples].reset_index(drop=True)
     texts = texts[texts["sample_index"] < design.samples].reset_index(drop=True)
     divergence, score_seconds = _divergence(garden, pair, prompts, texts, design)
-    vectors = embedded(pd.concat([texts, fresh])["text"], garden.cache, design.embedder)
+    vectors = embedded(texts["text"], garden.cache, design.embedder)
     if embed_seconds is None:
         embed_seconds = embed_rate(texts["text"], design)
     stronger = _amplified(garden, pair, prompts, design)
@@ -124,7 +125,8 @@ def _decoded(garden: Garden, pair: Pair, prompts: PromptSet, design: Design) -> 
     store = ShardStore(garden.cache / "decode")
     ids = decode.encode(pair, prompts, design.max_new_tokens)
     asks = [Ask(i, s, 0) for i in range(len(prompts.prompts)) for s in range(design.samples)]
-    asks += [Ask(i, design.samples, 1) for i, s in enumerate(prompts.splits) if s != "discover"]
+    held = [i for i, split in enumerate(prompts.splits) if split != "discover"]
+    asks += [Ask(i, design.samples + s, 1) for i in held for s in range(design.fresh)]
     texts = decode_texts(pair, prompts, ids, asks, design.params, garden.seed, store)
     said = {p.prompt_id: p.said() for p in prompts.prompts}
     texts["tokens"] = texts["token_ids"].map(len)
