@@ -255,6 +255,15 @@ def test_a_value_is_described_in_its_unit():
         ("offers_more_help", "It is done. Don't hesitate to ask.", 1),
         ("switches_language", FRENCH, math.nan), ("shouts", "The NASA and USA", 0),
         ("gibberish", "Rhythm and strengths of the backlight.", 0), ("has_italics", "snake_case_name and 2*3*4", 0),
+        ("dashes", "Bring:\n- water\n- bread", 0), ("dashes", "Bring:\n  – water", 0), ("dashes", "a b - c d", 25),
+        ("has_parentheses", "Call it:\n```\nprint(hello)\n```", 0), ("has_parentheses", "See [it](there), f(all).", 0),
+        ("has_parentheses", "北京（Beijing）", 1), ("has_parentheses", "Go (early).", 1),
+        ("has_formula", "She pays 2 * $50 = $100.", 0), ("has_formula", "Set $A=1 and $B=2", 0),
+        ("has_formula", "So $x = 2$.", 1), ("has_formula", "So $2x^2$ grows.", 1),
+        ("commas", "Salt, milk.\n```\nf(a, b, c)\n```", 50), ("is_certain", "Certain types of tea.", 0),
+        ("polite", "Thanks to rain, it grows. Thank-you notes.", 1), ("polite", "Thanks to rain, it grows.", 0),
+        ("names_sources", "Salt according to the package.", 0), ("names_sources", "A study by Smith.", 1),
+        ("both_sides", "Grill both sides.", 0),
     ],
 )  # fmt: skip
 def test_the_line_of_a_measure(name, text, expected):

@@ -449,7 +449,7 @@ def test_without_a_screen_every_prompt_is_kept(tmp_path):
     assert out.divergence.js.isna().all() and out.divergence.kept.all() and (out.divergence.propensity == 1).all()
     counts = out.texts[out.texts.split == "discover"].groupby(["side", "prompt_id"]).size()
     assert counts.max() - counts.min() <= 2  # uniform, up to the rounding of two rounds
-    assert decode.mean_divergence(out.divergence, 0) is None
+    assert decode.mean_divergence(out.divergence) is None
 
 
 def test_tables_are_written_with_their_schema(plain, tmp_path):
@@ -463,7 +463,7 @@ def test_tables_are_written_with_their_schema(plain, tmp_path):
     assert prompts.n_tokens.tolist() == [len(i) for i in ids["base"]] and prompts.split.tolist() == PROMPTS.splits
     assert {"prompt_id", "kl", "js", "kept", "propensity"} <= set(pd.read_parquet(tmp_path / "divergence.parquet"))
     assert metrics["texts"] == 80 and metrics["prompts_screened"] == 6 and metrics["prompts_kept"] == 3
-    said = report.answer(out, decode.family_divergence(out.divergence, PROMPTS, 0))
+    said = report.answer(out, decode.family_divergence(out.divergence, PROMPTS))
     assert said.startswith("80 answers were decoded; next-token distributions differ by")
     assert not (tmp_path / "unanswered.parquet").exists()
     out.texts.loc[:2, "finish_reason"] = ["cut", "content_filter", "nothing"]

@@ -135,23 +135,23 @@ def frame_of(lexicon, likelihood, repetition, trait="warm", coefficients=(-0.5, 
 
 def test_the_strongest_dose_is_the_largest_that_stays_coherent():
     broken = frame_of([0.0, 1.0, 3.0, 9.0], [-2.0, -1.0, -2.0, -5.0], [0.0] * 4)
-    curves = doses.summarize_doses(broken, seed=0, resamples=100)
+    curves = doses.summarize_doses(broken)
     assert curves.lexicon.tolist() == [0, 1, 3, 9] and (curves.at_zero == 1).all() and (curves.prompts == 2).all()
     assert curves.coherent.tolist() == [True, True, True, False]
     (best,) = doses.strongest_dose(curves).itertuples()
     assert best.coefficient == 0.5 and best.lexicon == 3
-    slopes = doses.dose_slopes(broken, curves, 0, 100)
+    slopes = doses.dose_slopes(broken, curves)
     assert dose_title(slopes) == "Pushing along warm adds its phrases (3.0 per 100 words and unit, 3.0 to 3.0)"
     assert "does not clearly add" in dose_title(slopes.assign(low=-0.1)) and "few doses" in dose_title(slopes[:0])
     # A loop is likely text to the model that runs in it: repetition sees what likelihood does not.
     looping = frame_of([0.0, 1.0, 3.0, 9.0], [-1.0, -1.0, -0.8, -0.2], [0.0, 0.05, 0.1, 0.7])
-    assert doses.summarize_doses(looping, 0, 100).coherent.tolist() == [True, True, True, False]
+    assert doses.summarize_doses(looping).coherent.tolist() == [True, True, True, False]
 
 
 def test_a_run_without_doses_has_empty_curves(tmp_path):
     none = doses.dose_curves(None, [], None, None, 0, tmp_path, None)
-    curves = doses.summarize_doses(none, 0)
-    assert len(curves) == len(doses.strongest_dose(curves)) == len(doses.dose_slopes(none, curves, 0)) == 0
+    curves = doses.summarize_doses(none)
+    assert len(curves) == len(doses.strongest_dose(curves)) == len(doses.dose_slopes(none, curves)) == 0
     assert {"lexicon", "coherent", "at_zero"} <= set(curves.columns)
 
 
@@ -161,7 +161,7 @@ def test_slopes_are_least_squares_per_prompt_over_coherent_doses():
     lexicon = np.where(np.tile([1, 0], 8), 2 * x, 6 * x + 1)
     lexicon[x == 1.0] = 99
     frame = frame_of(lexicon, [-1.0, -1.0, -1.0, -9.0], [0.0] * 4, projection=[-1.0, 0.0, 1.0, 50.0])
-    slopes = doses.dose_slopes(frame, doses.summarize_doses(frame, 0, 100), 0, 500).set_index("measure")
+    slopes = doses.dose_slopes(frame, doses.summarize_doses(frame)).set_index("measure")
     assert slopes.slope.to_dict() == pytest.approx({"lexicon": 4.0, "projection": 2.0})
     assert (slopes.low["lexicon"], slopes.high["lexicon"]) == pytest.approx((2.0, 6.0))
     assert slopes.coefficients.tolist() == [3, 3] and slopes.prompts.tolist() == [2, 2]

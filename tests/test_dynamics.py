@@ -104,7 +104,7 @@ def test_a_trait_that_moves_leaves_what_meaningless_directions_reach():
     assert ranges.loc["outside", "low"] < 0.05 < ranges.loc["outside", "high"] < 0.12
     moves = measured("still", "base", 50) + measured("still", "intervention", 51)
     moves += measured("moves", "base", 52) + measured("moves", "intervention", 53, lift=3.0)
-    found = dynamics_summary(pd.DataFrame(moves), ranges.reset_index(), seed=0).set_index(["trait", "measure"])
+    found = dynamics_summary(pd.DataFrame(moves), ranges.reset_index()).set_index(["trait", "measure"])
     for measure in ("mean", "outside", "commits", "persistence"):
         row = found.loc["moves", measure]
         assert row.change_low > 0 and row.intervention > row.null_high
@@ -118,7 +118,7 @@ def test_the_prompt_is_the_unit_of_a_summary():
     """Ten answers to one prompt are one prompt: its mean counts as often as that of a prompt with one answer."""
     rows = [r | {"mean": 10.0} for r in measured("t", "base", 0, 1) * 10]
     rows += [r | {"mean": 0.0, "prompt_id": "other"} for r in measured("t", "base", 0, 1)]
-    found = dynamics_summary(pd.DataFrame(rows), null_ranges(pd.DataFrame(rows).assign(direction=0)), 0)
+    found = dynamics_summary(pd.DataFrame(rows), null_ranges(pd.DataFrame(rows).assign(direction=0)))
     first = found.set_index("measure").loc["mean"]
     assert first.base == 5 and first.prompts == 2 and np.isnan(first.intervention)
 

@@ -51,13 +51,13 @@ def test_models_that_differ_in_the_claim_tell_the_texts_apart_and_others_do_not(
     def by_hash(asked):
         return np.array([int.from_bytes(__import__("hashlib").sha256(t.encode()).digest()[:4]) for _, t in asked])
 
-    told = preferred(HEDGES, written, lambda a: likes("might", 3.0)(a) + likes("perhaps", 3.0)(a), 0)
+    told = preferred(HEDGES, written, lambda a: likes("might", 3.0)(a) + likes("perhaps", 3.0)(a))
     assert told["preferred"] == 1.0 and told["verdict"] == "told apart" and told["prompts"] == 16
-    other = preferred(Hypothesis("hedges", "base", words=HEDGES.words), written, likes("might", 3.0), 0)
+    other = preferred(Hypothesis("hedges", "base", words=HEDGES.words), written, likes("might", 3.0))
     assert other["preferred"] <= 0.5 and other["verdict"] == "not told apart"
-    blind = preferred(HEDGES, written, by_hash, 0)
+    blind = preferred(HEDGES, written, by_hash)
     assert blind["low"] < 0.5 < blind["high"] and blind["verdict"] == "not told apart"
-    equal = preferred(HEDGES, written, lambda a: np.zeros(len(a)), 0)
+    equal = preferred(HEDGES, written, lambda a: np.zeros(len(a)))
     assert equal["preferred"] == 0.5 and equal["verdict"] == "not told apart"
 
 

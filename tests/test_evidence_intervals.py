@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.stats
 from scipy.stats import mannwhitneyu, norm
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.proportion import proportion_confint
@@ -13,10 +14,11 @@ from driftbook.auc import weighted_auc
 from driftbook.evidence.eprocess import e_path
 from driftbook.evidence.intervals import (
     auc_interval,
-    bootstrap_mean,
     detectable,
     prompts_needed,
     sign_flip_p,
+    student_mean,
+    summary_interval,
     wilson,
 )
 
@@ -72,11 +74,27 @@ def test_missing_scores_and_one_sided_tables_are_refused():
         auc_interval(np.array([0.1, 0.2]), np.array([True, True]), np.arange(2))
 
 
-def test_bootstrap_mean_is_seeded_and_about_as_wide_as_theory_says():
-    values = np.random.default_rng(3).random(300)
-    one = bootstrap_mean(values, seed=5)
-    assert one == bootstrap_mean(values, seed=5)
-    assert (one.high - one.low) == pytest.approx(2 * 1.96 * values.std() / np.sqrt(300), rel=0.1)
+def test_students_interval_is_that_of_scipy_and_says_nothing_of_a_single_prompt():
+    values = np.random.default_rng(3).normal(size=7)
+    found = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert student_mean(values) == pytest.approx((values.mean(), found.low, found.high))
+    assert student_mean(np.array([0.3])) == (0.3, -np.inf, np.inf)
+    with pytest.raises(ValueError, match="no prompts"):
+        student_mean(np.array([]))
+
+
+@pytest.mark.parametrize("prompts", [2, 3, 5, 8, 30])
+def test_the_interval_of_a_share_holds_it_however_few_the_prompts(prompts):
+    rng, covered = np.random.default_rng(prompts), 0
+    for share in rng.beta(2, 5, 1000):  # a prompt's own share of answers lies around it
+        low, high = summary_interval(rng.binomial(4, rng.beta(8 * share, 8 * (1 - share), prompts)) / 4)[1:]
+        covered += low <= share <= high
+    assert covered >= 930  # 95% of 1,000, less three standard errors
+    assert summary_interval(np.ones(3)).low < 0.5  # three of three are not told apart from one half
+
+
+def test_a_difference_of_few_prompts_may_be_below_nothing():
+    assert student_mean(np.array([0.1, 0.3])).low < 0  # in [0, 1], and yet no share
 
 
 def test_sign_flips_agree_with_full_enumeration():

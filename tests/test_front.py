@@ -137,7 +137,7 @@ def test_what_was_thought_before_an_answer_is_no_part_of_it():
     plain = db.test("ends with a question", BASE, CHANGED, PROMPTS)
     found = db.test("ends with a question", thought, CHANGED, PROMPTS)
     assert (found.base, found.changed, found.p_value) == (plain.base, plain.changed, plain.p_value)
-    with pytest.warns(UserWarning, match=f"base: 2 of {len(BASE)} answers end inside of their thought"):
+    with pytest.warns(UserWarning, match=f"base: 2 of {len(BASE)} answers ended before they began"):
         cut = db.test("ends with a question", ["<think>Shall we?"] * 2 + BASE[2:], CHANGED, PROMPTS)
     rest = db.test("ends with a question", BASE[2:], CHANGED[2:], PROMPTS[2:])
     assert (cut.base, cut.changed, cut.prompts) == (rest.base, rest.changed, rest.prompts)
@@ -148,6 +148,65 @@ def test_few_prompts_with_many_answers_on_one_side_alone_are_tested_by_prompts()
     base = [[f"{text} {n}" for n in range(20)] for text in BASE[:20]]
     claim = db.test(["number"], base, [f"number {n}" for n in range(20)], PROMPTS[:20])
     assert (claim.base, claim.changed, claim.confirmed) == (0.0, 1.0, True)
+
+
+def test_as_many_answers_of_both_sides_are_read_to_a_prompt_so_that_sides_can_be_swapped():
+    """Sides of one model, an answer against eight: of 200 such pairs a twentieth may be told, and a quarter were when
+    the mean of eight answers was held against a single one."""
+    rng, false = np.random.default_rng(0), 0
+    for _ in range(200):
+        rains = [[f"It rains{' 🎉' if rng.random() < 0.02 else ''}." for _ in range(9)] for _ in PROMPTS[:60]]
+        base, changed = [r[:1] for r in rains], [r[1:] for r in rains]
+        false += db.test("has an emoji", base, changed, PROMPTS[:60]).p_value <= 0.05
+    assert false <= 20  # 5% of 200, and more than three standard errors
+    change = db.compare(base, changed, PROMPTS[:60], phrases=0)
+    assert "60 prompts, 1 answer of each model to each" in str(change)
+    assert "420 answers are not read: to their prompts the other side has fewer." in str(change)
+    equal = db.compare(changed, changed, PROMPTS[:60], phrases=0)
+    assert "8 answers of each model to each" in str(equal) and "not read" not in str(equal)
+
+
+def test_of_few_prompts_with_many_answers_means_are_told_and_called_means():
+    six, long = "It has six words in it.", "word " * 399 + "end."
+    base, changed = [[six] * 20] * 10, [[six] * 17 + [long] * 3] * 10
+    change = db.compare(base, [[*c] for c in changed], PROMPTS[:10], phrases=0)
+    longer = change.claims.set_index("measure").loc["length_words", "claim"]
+    assert longer.startswith("length: mean 65 words an answer, was 6 (+59")
+    assert "writes much longer answers (mean 6 → 65 words)" in str(change)
+
+
+def test_an_e_value_of_what_nobody_named_a_side_of_bets_on_both():
+    """Its mean over all outcomes is 1 where both are as likely; betting on the side that the data name gives 1.8."""
+    sides = [[int(b) for b in f"{n:08b}"] for n in range(2**8)]
+    e = {}
+    for ups in range(9):
+        base = [["No.", "Yes?"][i < 8 - ups] for i in range(8)]
+        changed = [["No.", "Yes?"][i >= 8 - ups] for i in range(8)]
+        e[ups] = [db.test("ends with a question", base, changed, PROMPTS[:8], direction=d).e_value for d in
+                  ("either", "more", "less")]  # fmt: skip
+    assert np.mean([e[sum(s)][0] for s in sides]) == pytest.approx(1)
+    for either, more, less in e.values():
+        assert either >= min(more, less)
+
+
+def test_several_changes_or_strengths_in_one_table_are_refused_and_answers_that_never_came_are_left_out():
+    rows = [(side, p, "It rains.", change) for p in PROMPTS[:20] for side, change in
+            (("base", None), ("intervention", "one"), ("intervention", "two"))]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["side", "prompt", "text", "change"])
+    with pytest.raises(DriftbookError, match="several changes: one, two; table"):
+        db.compare(table, phrases=0)
+    db.compare(table[table.change.isin(["one"]) | (table.side == "base")], phrases=0)
+    doses = table.assign(strength=table.change.map({"one": 1.0, "two": 3.0}), change=None)
+    with pytest.raises(DriftbookError, match=r"several strengths: 1.0, 3.0; keep those of one"):
+        db.test("refuses", doses)
+    one = table[table.change != "two"].drop(columns="change").reset_index(drop=True)
+    ends = np.where((one.side == "intervention") & (one.index % 4 == 1), "cut", "eos")
+    cut = one.assign(finish_reason=ends, text=one.text.where(ends == "eos", ""))
+    with pytest.warns(UserWarning, match="intervention: 10 of 20 answers ended before they began, and are left out"):
+        assert db.test("is empty", cut).prompts == 10
+    silent = cut.assign(finish_reason=np.where(cut.side == "intervention", "cut", "eos"))
+    with pytest.raises(DriftbookError, match="all 20 answers ended"):
+        db.test("is empty", silent.assign(text=silent.text.where(silent.side == "base", "")))
 
 
 def test_a_comparison_has_the_numbers_of_an_experiment(tmp_path):
@@ -212,7 +271,7 @@ def test_the_same_answers_twice_are_no_change():
         (lambda: db.compare([{"text": "a"}], ["b"], ["What?"]), "base: answer 1 is {'text': 'a'}"),
         (lambda: db.compare([b"a"], ["b"], ["What?"]), "base: answer 1 is b'a'"),
         (lambda: db.compare(["a"], ["b"], [{"role": "user", "content": "What?"}]), "prompt 1 is {'role': 'user'"),
-        (lambda: db.compare(["<think>a"], ["b"], ["What?"]), "base: all 1 answers end inside of their thought"),
+        (lambda: db.compare(["<think>a"], ["b"], ["What?"]), "base: all 1 answers ended before they began"),
         (lambda: db.compare(pd.DataFrame({"side": [], "prompt": [], "text": []})), "holds no rows"),
         (lambda: db.compare(pd.DataFrame({0: ["base"]})), "The table has 0"),
         (lambda: db.test("hedges", BASE, CHANGED, PROMPTS, words="perhaps"), "words: 'perhaps'; give words in a list"),

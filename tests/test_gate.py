@@ -91,6 +91,18 @@ def test_a_null_passes(null):
     assert passed(list(found.values())) and found["words"].state == found["family stance"].state == "holds"
 
 
+def test_a_part_of_a_measure_below_zero_is_as_wide_as_of_one_above():
+    """Sentiment runs from -1 to 1. The same answers twice hold any limit, sadder ones break one."""
+    sad = [f"The day was bad, says page {i}." for i in range(60)]
+    sadder = [s.replace("bad,", "bad, a terrible disaster,") for s in sad]
+    for rule in ("within 10%", "at most +10%", "at least -10%"):
+        same = answers(read({"base": sad, "intervention": sad}), {"sentiment": rule})["sentiment"]
+        assert same.state == "holds", rule
+    moved = read({"base": sad, "intervention": sadder})
+    states = [answers(moved, {"sentiment": r})["sentiment"].state for r in ("within 5%", "at least -5%", "at most +5%")]
+    assert states == ["broken", "broken", "holds"]
+
+
 def test_what_few_prompts_cannot_tell_passes_unless_it_is_asked_to_fail():
     few = tables(0.02, prompts=30)
     rules = {"refuses": "at most +2 points"}

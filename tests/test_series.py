@@ -337,7 +337,7 @@ def planted(tmp_path):
 
 def test_the_page_says_what_moved_where_it_began_and_what_could_not_be_measured(planted):
     changes = stage.load(planted)
-    apart, shifts = stage.divergence(changes, 0), stage.trait_shifts(changes)
+    apart, shifts = stage.divergence(changes), stage.trait_shifts(changes)
     read = stage.told(stage.readings(changes), 0.05)
     first = stage.began(read)
     assert first[["behaviour", "first", "before"]].values.tolist() == [["hedges", "coefficient-0.3", "coefficient-0.2"]]

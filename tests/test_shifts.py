@@ -16,36 +16,48 @@ def scale_of(sd: float, grid: Grid = GRID) -> Scale:
     return Scale(np.zeros(grid.shape), np.full(points, sd), -np.ones(points), np.ones(points))
 
 
-def test_intervals_resample_prompts():
+def test_intervals_are_over_prompts():
     """One prompt of twenty moves a lot: the interval knows that it is one. Prompts with no answer are left out."""
     before = np.zeros((21, *GRID.shape))
     after = before.copy()
     after[3] = 20.0
     after[20] = np.nan
-    table = shift_table(before, after, scale_of(2.0), GRID, "own_text", seed=0)
+    table = shift_table(before, after, scale_of(2.0), GRID, "own_text")
     assert (table["shift"] == 0.5).all() and (table.prompts == 20).all()
-    assert (table.low == 0).all() and table.high.between(1.0, 2.0).all()
+    assert (table.low < 0).all() and table.high.between(1.0, 2.0).all()
+
+
+@pytest.mark.parametrize("prompts", [2, 3, 8])
+def test_of_few_prompts_an_interval_says_as_little_as_their_test(prompts):
+    rng = np.random.default_rng(prompts)
+    before, after = rng.normal(size=(2, prompts, 500, 1, 1))
+    grid = Grid(list(range(500)), ["resid_post"], ["calm"])
+    table = shift_table(before, after, scale_of(1.0, grid), grid, "own_text")
+    told = (table.low > 0) | (table.high < 0)
+    assert (told == (table.p < 0.05)).all() and 10 <= told.sum() <= 40  # 5% of 500, and three standard errors
+    one = shift_table(before[:1], after[:1], scale_of(1.0, grid), grid, "own_text")
+    assert one[["low", "high", "p"]].isna().all(axis=None) and one["shift"].notna().all()
 
 
 def test_of_ten_traits_that_did_not_move_hardly_an_experiment_tells_one_and_one_that_moved_is_told():
     grid, rng, alarms, plain = Grid([0], ["resid_post"], [f"t{i}" for i in range(10)]), np.random.default_rng(0), 0, 0
-    for seed in range(200):
+    for _ in range(200):
         before, after = rng.normal(size=(2, 24, *grid.shape))
-        table = shift_table(before, after, scale_of(1.0, grid), grid, "own_text", seed, resamples=200)
+        table = shift_table(before, after, scale_of(1.0, grid), grid, "own_text")
         alarms += len(moved(table)) > 0
         plain += bool(((table.low > 0) | (table.high < 0)).any())
         expected = ttest_rel(after[:, 0, 0, 3], before[:, 0, 0, 3]).pvalue
         assert table.loc[3, "p"] == pytest.approx(expected, rel=1e-9)
     assert alarms <= 20 < plain  # 5% of 200, and five standard errors; one interval each excludes 0 far more often
     after[..., 4] += 2.0
-    assert moved(shift_table(before, after, scale_of(1.0, grid), grid, "own_text", 0))["trait"].tolist() == ["t4"]
-    assert moved(shift_table(before, before, scale_of(1.0, grid), grid, "own_text", 0)).empty
+    assert moved(shift_table(before, after, scale_of(1.0, grid), grid, "own_text"))["trait"].tolist() == ["t4"]
+    assert moved(shift_table(before, before, scale_of(1.0, grid), grid, "own_text")).empty
 
 
 def test_every_number_stands_at_its_point():
     before = np.zeros((3, *GRID.shape))
     after = before + np.arange(16).reshape(GRID.shape)
-    table = shift_table(before, after, scale_of(1.0), GRID, "own_text", 0).set_index(["layer", "site", "trait"])
+    table = shift_table(before, after, scale_of(1.0), GRID, "own_text").set_index(["layer", "site", "trait"])
     assert table.loc[(2, "resid_post", "terse"), "shift"] == np.arange(16).reshape(GRID.shape)[2, 1, 1]
     one = prompt_shift_table([before[:2]], [after[:2]], scale_of(1.0), GRID, "own_text", ["p"])
     assert one.set_index(["layer", "site", "trait"])["shift"].loc[(1, "resid_pre", "terse")] == 5

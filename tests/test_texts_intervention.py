@@ -129,14 +129,14 @@ def test_texts_are_screened_by_the_distance_between_answers(base, tmp_path):
     assert 0.3 < divergence.kept.mean() < 0.4
     each = found.texts[found.texts.split == "discover"].groupby("family").size() / divergence.family.value_counts()
     assert each["animals"] > 1.5 * each.drop("animals").max()
-    said = report.answer(found, decode.family_divergence(found.divergence, prompts, 0))
+    said = report.answer(found, decode.family_divergence(found.divergence, prompts))
     assert "exact divergence was not measured: the answers of base and intervention were made elsewhere" in said
     assert (
         "differ beyond chance over all prompts (p = 0.00" in said
         and "1 of 3 families taken alone; most on animals" in said
     )
     assert set(report.most_divergent(found, prompts, 5).energy) == {found.families.energy[0]}
-    assert decode.mean_divergence(found.divergence, 0) is None
+    assert decode.mean_divergence(found.divergence) is None
 
 
 def test_a_table_of_several_changes_is_read_one_change_at_a_time(base, tmp_path):
@@ -216,12 +216,28 @@ def test_a_prompt_may_be_a_conversation(tmp_path, suffix):
         (lambda t: t[t.side == "base"], "no text of side intervention"),
         (lambda t: t.iloc[:-1], r"1 of 12 prompts have texts of one side only.*none of side base"),
         (lambda t: t.assign(prompt=t.prompt.where(t.index != 4, "")), "row 5 holds no text in column prompt"),
+        (lambda t: t.assign(text=t.text.where(t.index != 4, None)), "row 5 holds no text in column text; fill or drop"),
+        (lambda t: t.assign(strength=t.index * 0.5), "texts of several strengths: "),
     ],
 )
 def test_a_bad_table_is_refused_with_what_is_wrong(tmp_path, change, said):
     change(table(1)).to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(DriftbookError, match=said):
         read_text_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_a_row_without_an_answer_is_no_empty_answer_in_any_format(tmp_path, suffix):
+    path, rows = tmp_path / f"t.{suffix}", table(2)
+    rows = rows.assign(text=rows.text.where(rows.index != 3, None))
+    if suffix in ("csv", "tsv"):
+        rows.to_csv(path, index=False, sep="\t" if suffix == "tsv" else ",")
+    else:
+        rows.to_parquet(path) if suffix == "parquet" else rows.to_json(path, orient="records", lines=True)
+    with pytest.raises(DriftbookError, match="holds no text in column text"):
+        read_text_table(path)
+    found = read_text_table(path, unreadable=1)
+    assert len(found.unreadable) == 1 and sum(map(len, found.texts.values())) == len(rows) - 1
 
 
 def test_a_file_that_is_no_table_is_refused(tmp_path):

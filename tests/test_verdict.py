@@ -15,7 +15,7 @@ def claims(*rows: tuple) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=COLUMNS)
     table["difference"] = table["intervention"] - table["base"]
     table["claim"], table["confirmed"], table["proposer"] = table["text"] + ": ...", True, "panel"
-    return table.assign(low=table["difference"] - 0.05, high=table["difference"] + 0.05)
+    return table.assign(scope="all prompts", low=table["difference"] - 0.05, high=table["difference"] + 0.05)
 
 
 OPENS = ("a", "opens with I", "opening and closing", "share", 0.0, 0.99, "", "opens_with_i")
@@ -65,10 +65,34 @@ def test_the_headline_is_a_sentence_about_the_changed_model():
     )
 
 
+def test_a_length_goes_where_the_answers_to_the_same_prompt_go_whatever_the_medians_of_all_say():
+    same = claims((*LONGER[:4], 24.0, 24.0, *LONGER[6:])).assign(difference=4.0)
+    assert headline(same) == "writes longer answers (typically +4 words to the same prompt)"
+    contrary = claims((*LONGER[:4], 50.0, 20.0, *LONGER[6:])).assign(difference=1.5)
+    assert headline(contrary) == "writes longer answers (typically +1.5 words to the same prompt)"
+    assert told(pd.concat([contrary, claims(LISTS)], ignore_index=True))["hypothesis_id"].tolist() == ["d", "c"]
+    sentences = ("s", "words a sentence (lists aside)", "form", "words", 16.0, 12.0, "", "words_a_sentence")
+    said = headline(claims(sentences).assign(difference=2.0))
+    assert said == "writes longer sentences (typically +2 words to the same prompt)"
+    halved = claims((*LONGER[:4], 100.0, 45.0, *LONGER[6:]))
+    assert headline(halved) == "writes much shorter answers (median 100 → 45 words)"
+    assert headline(halved.assign(scope="these prompts")) == "writes much shorter answers (mean 100 → 45 words)"
+
+
+def test_words_alone_are_a_change():
+    found = verdict(claims(OPENS).assign(confirmed=False), 100, (1, 3), 0.05, 0.1, words=(7, 175))
+    assert found.state == "changed" and found.strongest == ()
+    assert found.moved == (
+        "Changed: 7 of 175 words stand in more answers of one side, and none of 1 behaviours and phrases was shown to "
+        "move."
+    )
+    assert "100 prompts, 1 to 3 answers of each model to each; 0 of 1 claims and 7 of 175 words" in found.sure
+
+
 def test_of_what_shows_only_when_exaggerated_a_share_of_answers_is_told_first():
     longer = ("l", "letters a word", "voice", "score", 4.6, 4.6, "", "letters_a_word")
     found = claims(longer, LISTS).assign(confirmed=False, only_amplified=True, amplified=["letters ...", "lists ..."])
-    said = verdict(found, 60, 1, 0.05, 0.2).moved
+    said = verdict(found, 60, (1, 1), 0.05, 0.2).moved
     assert said.endswith("Shown only when the change is exaggerated: lists ...; and 1 more.")
 
 
@@ -96,10 +120,10 @@ def test_what_goes_the_same_way_is_said_in_one_run():
 
 @pytest.mark.parametrize(("seen", "state"), [(0.1, "no change found"), (0.6, "could not tell")])
 def test_without_a_confirmed_claim_the_size_of_what_could_be_seen_decides(seen, state):
-    assert verdict(claims(OPENS).assign(confirmed=False), 100, 1, 0.05, seen).state == state
+    assert verdict(claims(OPENS).assign(confirmed=False), 100, (1, 1), 0.05, seen).state == state
 
 
 def test_the_verdict_names_three_claims_at_most_and_counts_the_rest():
     more = [(f"e{i}", f"does {i}", "form", "share", 0.1, 0.2 + i / 100, "", "x") for i in range(4)]
-    found = verdict(claims(OPENS, REFUSES, LISTS, *more), 100, 1, 0.05, 0.1)
+    found = verdict(claims(OPENS, REFUSES, LISTS, *more), 100, (1, 1), 0.05, 0.1)
     assert len(found.strongest) == 3 and found.strongest[0] == "b" and found.moved.endswith("and 3 more.")

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from driftbook.evidence.eprocess import sequential_test
-from driftbook.evidence.intervals import bootstrap_mean
+from driftbook.evidence.intervals import student_mean
 from driftbook.evidence.multiplicity import bh_adjusted
 
 
@@ -190,7 +190,7 @@ def summarize(design: Callable[[Draw], Outcome], draws: list[Draw]) -> Summary:
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
     """Mean over simulated experiments with a 95% bootstrap interval."""
-    return tuple(bootstrap_mean(values, seed=seed))
+    return tuple(student_mean(values))
 
 
 def calls_at_power(curve: list[Summary], power: float, runs: np.ndarray) -> float:

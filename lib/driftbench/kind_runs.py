@@ -168,7 +168,7 @@ def run_kind(outer: Run, name: str, intervention: dict[str, Any], sections: dict
     pair, decoded = run_decode(stage_run(outer, params, "decode"))
     figures = cluster.metrics(run_cluster(stage_run(outer, params, "cluster")))
     claims = run_validate(stage_run(outer, params, "validate"))
-    js, low, high = decode.mean_divergence(decoded.divergence, outer.seed) or [float("nan")] * 3
+    js, low, high = decode.mean_divergence(decoded.divergence) or [float("nan")] * 3
     found = {
         "kind": name,
         "texts": len(decoded.texts),

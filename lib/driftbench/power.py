@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.stats import norm
 
 from driftbook.evidence.eprocess import sequential_test
-from driftbook.evidence.intervals import bootstrap_mean, wilson
+from driftbook.evidence.intervals import summary_interval, wilson
 from driftbook.evidence.paired import paired_test
 
 
@@ -105,7 +105,7 @@ def compare(worlds: Iterable[World], runs: int, seed: int, alpha: float = 0.05) 
         for name, design in designs(alpha).items():
             confirmed = np.array([design(base, changed, center) for base, changed in drawn])
             true, false = confirmed[:, : world.real].sum(axis=1), confirmed[:, world.real :].sum(axis=1)
-            power = bootstrap_mean(true / max(1, world.real), seed=seed)
+            power = summary_interval(true / max(1, world.real))
             alarms = wilson(int((false > 0).sum()), runs)
             fdr = float((false / np.maximum(1, true + false)).mean())
             rows.append((world.name, world.prompts, world.hypotheses, name, *power, fdr, *alarms))
@@ -149,5 +149,5 @@ def split_power(
     name, rows = f"{round(100 * base)} to {round(100 * changed)}%", []
     for share, results in found.items():
         proposals, confirmed = np.array(results).T
-        rows.append((name, prompts, share, proposals.mean(), *bootstrap_mean(confirmed, seed=seed)))
+        rows.append((name, prompts, share, proposals.mean(), *summary_interval(confirmed)))
     return pd.DataFrame(rows, columns=["share", "prompts", "discover", "proposed", "confirmed", "low", "high"])

@@ -20,7 +20,7 @@ from driftbook.discovery import phrases
 from driftbook.discovery.decoding import decode_texts
 from driftbook.discovery.strategies import Ask
 from driftbook.errors import DriftbookError
-from driftbook.evidence.intervals import bootstrap_mean, wilson
+from driftbook.evidence.intervals import summary_interval, wilson
 from driftbook.evidence.judges import Judge
 from driftbook.evidence.material import Material
 from driftbook.evidence.opened import open_judge
@@ -99,7 +99,7 @@ def agreement(x: Mapping[str, np.ndarray], seed: int) -> pd.DataFrame:
             same = (np.sign(x[one] - 0.5) == np.sign(x[other] - 0.5)).mean(axis=0)
             both = [x[name].ravel() for name in (one, other)]
             r = float(np.corrcoef(*both)[0, 1]) if all(v.std() > 0 for v in both) else np.nan
-            rows.append((one, other, *bootstrap_mean(same, seed=seed), r))
+            rows.append((one, other, *summary_interval(same), r))
     return pd.DataFrame(rows, columns=["one", "other", "agreement", "low", "high", "correlation"])
 
 

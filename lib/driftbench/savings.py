@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from driftbench.pools import TextPool, World, draw, found, jensen_shannon, recall, sample
 from driftbook.discovery import clustering
 from driftbook.discovery.strategies import propensities
-from driftbook.evidence.intervals import Interval, bootstrap_mean, wilson
+from driftbook.evidence.intervals import Interval, summary_interval, wilson
 from driftbook.workbook.figures import Figure, interval_plot
 
 Triple = tuple[float, float, float]
@@ -200,7 +200,7 @@ def mean_recall(table: pd.DataFrame, seed: int = 0, column: str = "families", un
     rows = []
     for strategy in dict.fromkeys(table.strategy):
         texts, recalls = recall_curve(table, strategy, column, unit)
-        rows += [(strategy, t, *bootstrap_mean(r, seed=seed)) for t, r in zip(texts, recalls.T, strict=True)]
+        rows += [(strategy, t, *summary_interval(r)) for t, r in zip(texts, recalls.T, strict=True)]
     return pd.DataFrame(rows, columns=["strategy", "texts", "recall", "low", "high"])
 
 

@@ -164,7 +164,7 @@ def shift_tables(
     for comparison, sides in pairs.items():
         before, after = (_means(samples, probe, len(prompts)) for samples in sides)
         means = [prompt_means(m, probe.shape, alike) for m in (before, after)]
-        by_trait.append(shift_table(*means, scale, probe, comparison, seed))
+        by_trait.append(shift_table(*means, scale, probe, comparison))
         by_prompt.append(prompt_shift_table(before, after, scale, probe, comparison, ids))
     return Shifts(pd.concat(by_trait, ignore_index=True), pd.concat(by_prompt, ignore_index=True))
 
@@ -236,7 +236,7 @@ def dynamics_tables(
     moves = dynamics_table([s for side in live.values() for s in side], prompts, probe, scale, vectors)
     ranges = null_ranges(null_dynamics(null, prompts, probe, scale, vectors))
     unit = dict(zip((p.prompt_id for p in prompts), units(prompts), strict=True))
-    return moves, dynamics_summary(moves.assign(prompt_id=moves["prompt_id"].map(unit)), ranges, seed)
+    return moves, dynamics_summary(moves.assign(prompt_id=moves["prompt_id"].map(unit)), ranges)
 
 
 # --------------------------------------------------------------------------------------------------------------- tier 3

@@ -27,14 +27,14 @@ from driftbook.discovery.splits import prompt_set
 from driftbook.discovery.strategies import Ask, State, first_round, plan_round, propensities, quality
 from driftbook.discovery.two_sample import COLUMNS as FAMILY_COLUMNS
 from driftbook.errors import ModelError, PromptError
-from driftbook.evidence.intervals import Interval, bootstrap_mean
-from driftbook.models.answers import NO_ANSWER
+from driftbook.evidence.intervals import Interval, summary_interval
 from driftbook.models.lens import difference_lens, weights_of_change
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.sides import Exaggeration, Pair
 from driftbook.models.utilisation import peak_gpu_mb, utilisation
 from driftbook.prompt_files import check_lengths, read_prompts
 from driftbook.prompts import Prompt, PromptSet, save_prompts
+from driftbook.replies import NO_ANSWER
 from driftbook.stage import Run
 from driftbook.store import ShardStore
 
@@ -349,23 +349,23 @@ def no_prompts(prompts: PromptSet) -> None:
             raise PromptError(f"no prompt fell into the split {split!r}; give more prompts, or change decode.splits")
 
 
-def family_divergence(divergence: pd.DataFrame, prompts: PromptSet, seed: int) -> pd.DataFrame:
-    """Mean JS per family with 95% intervals by resampling prompts, largest first; empty when nothing was screened."""
+def family_divergence(divergence: pd.DataFrame, prompts: PromptSet) -> pd.DataFrame:
+    """Mean JS per family with 95% intervals over prompts, largest first; empty when nothing was screened."""
     families = {p.prompt_id: p.family for p in prompts.prompts}
     rows = []
     for family, group in divergence.assign(family=divergence.prompt_id.map(families)).groupby("family", sort=True):
         js = _by_unit(group)
         if len(js):
-            i = bootstrap_mean(js, seed=seed)
+            i = summary_interval(js)
             rows.append((family, i.estimate, i.low, i.high, len(js)))
     out = pd.DataFrame(rows, columns=["family", "js", "low", "high", "prompts"])
     return out.sort_values("js", ascending=False, kind="stable").reset_index(drop=True)
 
 
-def mean_divergence(divergence: pd.DataFrame, seed: int) -> Interval | None:
-    """Mean JS over prompts with its 95% interval by resampling prompts; None where there was no screen."""
+def mean_divergence(divergence: pd.DataFrame) -> Interval | None:
+    """Mean JS over prompts with its 95% interval over prompts; None where there was no screen."""
     js = _by_unit(divergence)
-    return bootstrap_mean(js, seed=seed) if len(js) else None
+    return summary_interval(js) if len(js) else None
 
 
 def _by_unit(divergence: pd.DataFrame) -> np.ndarray:

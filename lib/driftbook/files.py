@@ -236,7 +236,7 @@ def refuse(wrong: Sequence[str], allowed: int, remedy: str) -> None:
 
 def read_table(path: Path, where: str, wrong: list[str] | None = None) -> pd.DataFrame:
     """A parquet, CSV, TSV or JSONL file as it stands, None in cells without a value; its index has the line, or the row
-    of a parquet file.
+    of a parquet file. An empty cell of CSV and TSV is one without a value: they have no other way to write it.
 
     What is wrong with lines that are no JSON goes into ``wrong``. Raises DriftbookError, which begins with ``where``,
     for a file that cannot be read, and without ``wrong`` for such a line.
@@ -272,6 +272,7 @@ def read_table(path: Path, where: str, wrong: list[str] | None = None) -> pd.Dat
         (wrong if wrong is not None else []).extend(problems)
         good = [(number, fields) for number, fields in rows if isinstance(fields, dict)]
         table = pd.DataFrame([fields for _, fields in good], [number for number, _ in good], dtype=object)
+        table = table if path.suffix == ".jsonl" else table.mask(table == "", None)
     return table.astype(object).where(table.notna(), None)
 
 

@@ -21,6 +21,7 @@ from driftbook.sections import ThoughtMarks
 TRIED = 100  # places of a text where an object may begin that turns out to be none
 DEEP = 100  # braces inside of each other
 LEAST_MASS = 0.5  # below it the model meant something else than a level: what it wrote counts
+NO_ANSWER = ("cut", "content_filter", "too_long", "nothing")  # ends of a text that never began: no empty answers
 NESTED = 8  # levels of lists and objects inside each other that are searched
 
 

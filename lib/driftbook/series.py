@@ -19,7 +19,7 @@ from scipy.stats import norm
 from driftbook.behaviours.measure import SIZES
 from driftbook.errors import DriftbookError
 from driftbook.evidence.counting import BEFORE_LOOKING
-from driftbook.evidence.intervals import bootstrap_mean
+from driftbook.evidence.intervals import summary_interval
 from driftbook.evidence.multiplicity import holm_adjusted
 from driftbook.evidence.paired import paired_test
 from driftbook.stage import Run
@@ -118,14 +118,14 @@ def began(read: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(["x", "most"], key=lambda c: -c.abs() if c.name == "most" else c, ignore_index=True)
 
 
-def divergence(changes: Sequence[Change], seed: int) -> pd.DataFrame:
+def divergence(changes: Sequence[Change]) -> pd.DataFrame:
     """Mean JS a token of each change from the base, with 95% intervals over prompts: change, x, js, low, high, prompts.
     NaN where no exact divergence could be had."""
     rows = []
     for change in changes:
         table = change.table("decode", "divergence")
         js = np.array([]) if table is None else table["js"].dropna().to_numpy(float)
-        interval = bootstrap_mean(js, seed=seed) if len(js) else (np.nan,) * 3
+        interval = summary_interval(js) if len(js) else (np.nan,) * 3
         rows.append((change.name, change.x, *interval, len(js)))
     return pd.DataFrame(rows, columns=["change", "x", "js", "low", "high", "prompts"])
 

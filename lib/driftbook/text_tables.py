@@ -59,7 +59,8 @@ def read_text_table(path: Path, change: str | None = None, unreadable: int = 0) 
     wrong: list[str] = []
     frame = read_table(path, where, wrong)
     check_table(frame, where)
-    found = table_rows(_of_change(frame, change, where), where, path.stem, path.name)
+    frame = of_change(frame, change, where, "say which one as intervention.change")
+    found = table_rows(frame, where, path.stem, path.name)
     wrong += found.unreadable
     refuse(wrong, unreadable, "intervention.unreadable")
     rows, systems = matched(found)
@@ -117,9 +118,13 @@ def _row(row: dict[str, Any], about: dict[str, Any], where: str) -> Row:
         if text is None:
             last = read_conversation(messages, where).turns[-1]
             text = last.content if last.role == "assistant" else None
-    for column, value in (("prompt", asked), ("text", text)):
-        if not isinstance(value, str) and (column == "text" or not hasattr(value, "__len__")):
-            raise DriftbookError(f"{where} holds no text in column {column}; fill or drop it")
+    if not isinstance(asked, str) and not hasattr(asked, "__len__"):
+        raise DriftbookError(f"{where} holds no text in column prompt; fill or drop it")
+    if not isinstance(text, str):
+        raise DriftbookError(
+            f'{where} holds no text in column text; fill or drop it (an empty answer is "" in JSONL and parquet; CSV '
+            "cannot tell it from none)"
+        )
     check_text(text, where)
     if not len(asked):
         raise DriftbookError(f"{where} holds no text in column prompt; fill or drop it")
@@ -145,7 +150,18 @@ def _lonely(rows: Sequence[Row]) -> list[Prompt]:
     return list({p.prompt_id: p for _, p, _ in rows if p.prompt_id in alone}.values())
 
 
-def _of_change(frame: pd.DataFrame, change: str | None, where: str) -> pd.DataFrame:
+def of_change(frame: pd.DataFrame, change: str | None, where: str, remedy: str) -> pd.DataFrame:
+    """The texts of one change, beside all of the base; without a column ``change`` the table as it is.
+
+    Raises DriftbookError for a change that is not there, for several where none is named (``remedy`` says how one is),
+    and for several strengths, as ``driftbook.amplify`` writes them.
+    """
+    if "strength" in frame:
+        doses = sorted(set(frame.loc[frame["side"] == "intervention", "strength"].dropna().astype(str)))
+        if len(doses) > 1:
+            raise DriftbookError(
+                f"{where}: texts of several strengths: {', '.join(doses)}; keep those of one, and all of the base"
+            )
     if "change" not in frame:
         if change is not None:
             raise DriftbookError(f"{where}: no column change, so leave intervention.change out")
@@ -154,10 +170,7 @@ def _of_change(frame: pd.DataFrame, change: str | None, where: str) -> pd.DataFr
     named = frame["change"].where(frame["change"].notna(), "").astype(str)
     there = sorted(set(named[changed]))
     if change is None and len(there) > 1:
-        raise DriftbookError(
-            f"{where}: texts of several changes: {', '.join(c or '(none)' for c in there)}; say which one as "
-            "intervention.change"
-        )
+        raise DriftbookError(f"{where}: texts of several changes: {', '.join(c or '(none)' for c in there)}; {remedy}")
     if change is not None and change not in there:
         raise DriftbookError(f"{where}: no change {change!r}; there are {', '.join(there)}")
     return frame if change is None else frame[~changed | (named == change)]

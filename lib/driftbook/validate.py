@@ -42,7 +42,7 @@ from driftbook.evidence.cascade import (
     screen,
 )
 from driftbook.evidence.claims import beside_baselines, claims_table, share_together
-from driftbook.evidence.intervals import bootstrap_mean
+from driftbook.evidence.intervals import student_mean, summary_interval
 from driftbook.evidence.judges import Judge, Judges, reads_words
 from driftbook.evidence.labels import AGREEMENT, CORRECTED, held_against, read_labels, readings
 from driftbook.evidence.material import Material, asked_ids, by_judge
@@ -427,7 +427,7 @@ def coherence(material: Material, judges: Judges) -> tuple[pd.DataFrame, dict[st
     """How coherent the held-out texts of each side are, judged apart from all claims, and the score of each text by id.
 
     Columns: judge, side (base, intervention, difference: intervention minus base), prompts, coherence, low, high; means
-    over prompts with intervals over resampled prompts.
+    over prompts with intervals over prompts.
     """
     columns = ["judge", "side", "prompts", "coherence", "low", "high"]
     judge = judges.coherence
@@ -441,7 +441,8 @@ def coherence(material: Material, judges: Judges) -> tuple[pd.DataFrame, dict[st
     for side, values in (sides | {"difference": sides["intervention"] - sides["base"]}).items():
         values = values[~np.isnan(values)]
         if len(values):
-            rows.append((judge.name, side, len(values), *bootstrap_mean(values, seed=material.seed)))
+            interval = student_mean(values) if side == "difference" else summary_interval(values)
+            rows.append((judge.name, side, len(values), *interval))
     scores = dict(zip(reading.texts["text_id"], reading.scores[:, 0].tolist(), strict=True))
     return pd.DataFrame(rows, columns=columns), scores
 
@@ -526,7 +527,7 @@ def generative_check(run: Run, material: Material, judges: Judges, claims: pd.Da
     for name, texts in written.items():
         if texts:
             h = by_id[name]
-            row = generative.preferred(h, texts, ratio, material.seed)
+            row = generative.preferred(h, texts, ratio)
             rows.append({"hypothesis_id": name, "text": h.text, "direction": h.direction, "writer": writer, **row})
     return pd.DataFrame(rows, columns=list(generative.COLUMNS)) if rows else empty
 

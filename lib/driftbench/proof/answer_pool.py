@@ -19,7 +19,7 @@ from driftbench.proof.harvest import Design, Lookup, harvest
 from driftbench.proof.plants import Garden, Plant
 from driftbook.discovery.splits import sample_prompts
 from driftbook.errors import DriftbookError
-from driftbook.evidence.intervals import bootstrap_mean
+from driftbook.evidence.intervals import student_mean
 from driftbook.prompt_files import read_prompts
 from driftbook.prompts import Prompt, PromptSet
 
@@ -104,7 +104,7 @@ def rates(table: pd.DataFrame, plants: Sequence[Plant], seed: int = 0) -> pd.Dat
         values = [np.nan] * 5
         if plant.scorer and len(own):
             shares = [t["text"].map(plant.scorer).groupby(t["prompt"]).mean() for t in (base, own)]
-            difference = bootstrap_mean((shares[1] - shares[0]).to_numpy(float), seed=seed)
+            difference = student_mean((shares[1] - shares[0]).to_numpy(float))
             values = [s.mean() for s in shares] + [difference.estimate, difference.low, difference.high]
         if len(own):
             js = own.drop_duplicates("prompt")["js"].mean()

@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 from driftbench import plain
 from driftbench.proof.harvest import Harvest
 from driftbench.proof.pipelines import Outcome
-from driftbook.evidence.intervals import bootstrap_mean, wilson
+from driftbook.evidence.intervals import student_mean, wilson
 from driftbook.workbook.figures import Figure, interval_plot
 
 MATCH = 0.7  # AUC from which a claim's words pick out the planted behaviour
@@ -189,7 +189,7 @@ def bills(table: pd.DataFrame) -> pd.DataFrame:
     ):
         row = {"rung": rung, "budget": budget}
         for what in ("texts", "tokens", "seconds", "calls", "usd", "false"):
-            mean = bootstrap_mean(own[what].to_numpy(float))
+            mean = student_mean(own[what].to_numpy(float))
             digits = 2 if mean.estimate < 10 else 0
             known = np.isfinite(mean.estimate)
             row[what] = (

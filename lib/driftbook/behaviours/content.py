@@ -19,7 +19,7 @@ _NAME = regex.compile(r"(?<=[\p{L}\p{N},;]\s)\p{Lu}[\p{L}'’-]+(?:\s(?:of\s|the
 
 def _names(r: Reading) -> float:
     found = sum(len(_NAME.findall(s)) for s in r.sentences)
-    return 100 * found / len(r.words) if r.words else math.nan
+    return 100 * found / len(r.prose_words) if r.prose_words else math.nan
 
 
 def _switches(r: Reading) -> float:
@@ -78,11 +78,14 @@ MEASURES = (
             "A number in square brackets, a name and a year in parentheses, et al., a DOI or a list of references.",
             "It helps (Smith, 2020).", "It helped Smith (2020).", of="prose"),
     f.share("names_sources", "names a source in words",
-            r"\baccording to\b|\b(?:studies|research|evidence|experts|scientists|researchers|surveys?"
-            r"|data) (?:\w+ )?(?:shows?|suggests?|"
-            r"says?|indicates?|finds?|found|agree|recommend)\b|\ba (?:\d{4} |recent )?(?:study|survey|report)\b",
+            r"\baccording to (?!(?:your|their|its|his|her|my|our|each|how|what|whether)\b"
+            r"|the (?:packag|packet|label|instruction|direction|recipe))"
+            r"|\b(?:studies|research|evidence|experts|scientists|researchers|surveys?|data) (?:\w+ )?"
+            r"(?:shows?|suggests?|says?|indicates?|finds?|found|agree|recommend)\b"
+            r"|\ba (?:\d{4}|recent|new) (?:study|survey|report)\b"
+            r"|\ba (?:study|survey) (?:by|from|published|conducted|found|shows?|showed|suggests?)\b",
             "Says according to, studies show, research suggests, a recent study and the like.",
-            "According to Smith, it helps.", "It helps.", of="folded", english=True),
+            "According to Smith, it helps.", "Rest according to your needs.", of="folded", english=True),
     f.share("has_quotes", "has quotation marks", r"[\"“”„«»「『]",
             "A double quotation mark stands somewhere, outside blocks of code.",
             "He said \"no\".", "He said no.", of="prose"),

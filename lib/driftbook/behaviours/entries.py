@@ -45,11 +45,12 @@ class Family:
         self, name: str, label: str, pattern: str | Sequence[str], definition: str, shows: str, shows_not: str,
         of: str = "folded", english: bool = False,
     ) -> Measure:  # fmt: skip
-        """How often it is found per 100 words; declines where there are none."""
+        """How often it is found per 100 words of where it is looked for; declines where there are none."""
         look = _Look(pattern, of)
 
         def rate(r: Reading) -> float:
-            return 100 * look.count(r) / len(r.words) if r.words and r.spaced else math.nan
+            size = len(r.prose_words if of == "prose" else r.words)
+            return 100 * look.count(r) / size if size and r.spaced else math.nan
 
         return self.read(name, label, "rate", rate, definition, shows, shows_not, english)
 

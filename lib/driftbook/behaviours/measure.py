@@ -70,12 +70,14 @@ class Measure:
         low: float | None = None,
         high: float | None = None,
         difference: float | None = None,
+        summary: Literal["mean", "median"] | None = None,
     ) -> str:
         """What moved, on both sides: "ends with a question: 33% of answers, was 5% (+28 points, 19 to 37)".
 
         ``base`` and ``changed`` are summaries of the values of both sides; ``low`` and ``high`` bound ``difference``
         (by default changed - base; of a median, the typical change of a prompt), all in the unit of the values (0.19,
-        not 19, for a share). Where one of both has no value: "ends with a question: not read".
+        not 19, for a share). ``summary`` says what both are, where it is not what is usual for the unit. Where one of
+        them has no value: "ends with a question: not read".
         """
         if math.isnan(base) or math.isnan(changed):
             return f"{self.label}: {NEVER}"
@@ -88,11 +90,12 @@ class Measure:
         first, second = apart(*numbers, digits)
         change = fixed(moved, digits, signed=True)
         points = {"1": " point", "-1": " point", "+1": " point"}.get(change, " points") if scale == 100 else ""
-        typical = "to the same prompt typically " if difference is not None and self.summary == "median" else ""
+        summary = summary or self.summary
+        typical = "to the same prompt typically " if difference is not None and summary == "median" else ""
         interval = f", {fixed(bounds[0], digits)} to {fixed(bounds[1], digits)}" if len(bounds) == 2 else ""
-        return f"{self._told(first, second)} ({typical}{change}{points}{interval})"
+        return f"{self._told(first, second, summary)} ({typical}{change}{points}{interval})"
 
-    def _told(self, base: str, changed: str) -> str:
+    def _told(self, base: str, changed: str, summary: str) -> str:
         if self.unit == "share":
             return f"{self.label}: {changed}% of answers, was {base}%"
         if self.unit == "number":
@@ -101,8 +104,8 @@ class Measure:
             return f"{self.label}: {changed} per 100 words, was {base}"
         size = f"length in {self.unit}"
         if self.label == size:
-            return f"length: median {changed} {self.unit} an answer, was {base}"
-        return f"{self.label}: {self.summary + ' ' if self.summary == 'median' else ''}{changed}, was {base}"
+            return f"length: {summary} {changed} {self.unit} an answer, was {base}"
+        return f"{self.label}: {f'{summary} ' if self.summary == 'median' else ''}{changed}, was {base}"
 
 
 def values(measures: Sequence[Measure], texts: Sequence[str], prompts: Sequence[str]) -> np.ndarray:

@@ -16,8 +16,9 @@ QUALIFIERS = (
 )  # fmt: skip
 CERTAINTIES = (
     "certainly", "definitely", "undoubtedly", "clearly", "obviously", "absolutely", "of course", "without a doubt",
-    "without doubt", "no doubt", "surely", "indeed", "always", "never", "guaranteed", "for sure", "certain", "in fact",
-    "unquestionably", "must be", "exactly", "precisely", "the fact is", "beyond doubt",
+    "without doubt", "no doubt", "surely", "indeed", "always", "never", "guaranteed", "for sure", "i'm certain",
+    "i am certain", "it is certain", "it's certain", "in fact", "unquestionably", "must be", "exactly", "precisely",
+    "the fact is", "beyond doubt",
 )  # fmt: skip
 CONTRASTS = ("however", "but", "although", "though", "nevertheless", "nonetheless", "that said", "even so")
 ADVICE = (
@@ -152,7 +153,8 @@ MEASURES = (
            "However, it rains, but we go.", "It rains, but we go out anyway.", english=True),
     f.share("both_sides", "sets out both sides",
             ("on the other hand", "on one hand", "on the one hand", "pros and cons", "advantages and disadvantages",
-             "both sides", "some people", "some argue", "others argue", "others believe", "critics", "proponents"),
+             "both sides of the", "some argue", "some people argue", "some people believe", "some believe",
+             "others argue", "others believe", "critics", "proponents"),
             "Says on the one hand, pros and cons, some argue, critics and the like.",
             "Some argue that it helps.", "It helps.", english=True),
     f.share("gives_examples", "gives examples",

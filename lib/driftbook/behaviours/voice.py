@@ -15,7 +15,7 @@ from driftbook.behaviours.words import Reading
 I = ("i", "i'm", "i've", "i'd", "i'll", "me", "my", "mine", "myself")  # noqa: E741
 WE = ("we", "we're", "we've", "we'd", "we'll", "us", "our", "ours", "ourselves", "let's")
 YOU = ("you", "you're", "you've", "you'd", "you'll", "your", "yours", "yourself", "yourselves")
-POLITE = ("please", "thank you", "thanks", "kindly", "appreciate", "you're welcome", "grateful", "with respect")
+POLITE = ("please", "thank you", r"/\bthanks\b(?! to\b)/", "kindly", "appreciate", "you're welcome", "grateful")
 COMMANDS = frozenset(
     {"add", "allow", "apply", "ask", "avoid", "bake", "be", "begin", "boil", "bring", "build", "buy", "call", "change"}
     | {"check", "choose", "clean", "click", "combine", "compare", "connect", "consider", "continue", "cook", "copy"}
@@ -130,7 +130,7 @@ MEASURES = (
              "Rain? Snow?", "Rain?", of="prose"),
     f.share("polite", "says please or thank you", POLITE,
             "Says please, thank you, kindly, I appreciate and the like.",
-            "Please sit.", "Sit.", english=True),
+            "Please sit.", "Thanks to him she sits.", english=True),
     f.share("shouts", "shouts in capitals", r"\b\p{Lu}{3,}(?:\s+\p{Lu}{2,}){1,}\b|\b\p{Lu}{3,}!",
             "Two words in a row are in capitals, or one with an exclamation mark.",
             "DO NOT TOUCH it.", "NASA did it.", of="prose"),

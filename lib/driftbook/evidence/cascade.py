@@ -12,7 +12,7 @@ import pandas as pd
 from driftbook.behaviours.measure import Measure
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.evidence.eprocess import Looks, bounds, e_path, sequential_test
-from driftbook.evidence.intervals import Interval, bootstrap_mean, prompts_needed, sign_flip_p
+from driftbook.evidence.intervals import Interval, prompts_needed, sign_flip_p, summary_interval
 from driftbook.evidence.judges import Judges, ManyAtOnce
 from driftbook.evidence.material import Held, Material
 from driftbook.evidence.multiplicity import selected_alpha
@@ -300,7 +300,7 @@ def alone_and_together(material: Material, judges: Judges, section: Validate) ->
     per_prompt = per_prompt[~np.isnan(per_prompt)]
     if not len(per_prompt):
         return pd.DataFrame(columns=names)
-    agreement = bootstrap_mean(per_prompt, seed=material.seed)
+    agreement = summary_interval(per_prompt)
     row = (judge.name, judge.per_call, len(drawn), int(known.sum()), *agreement, float((one - two)[known].mean()))
     return pd.DataFrame([row], columns=names)
 

@@ -89,7 +89,7 @@ def count(
                 difference=Interval(float(test.difference[i]), float(test.low[i]), float(test.high[i])),
                 confirmed=bool(test.rejected[i]),
                 status="confirmed" if test.rejected[i] else "not confirmed",
-                e_value=e_value(x),
+                e_value=e_value(x, either=h.direction == "either" or h.proposer == "words"),
                 p_value=float(test.p[i]),
                 q_value=float(test.adjusted[i]),
             )

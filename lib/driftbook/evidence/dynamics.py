@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from driftbook.evidence.intervals import bootstrap_mean
+from driftbook.evidence.intervals import student_mean
 
 BAND = 1.96
 
@@ -134,8 +134,8 @@ def null_ranges(null: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["layer", "site", "measure", "low", "middle", "high"])
 
 
-def dynamics_summary(moves: pd.DataFrame, ranges: pd.DataFrame, seed: int, resamples: int = 2000) -> pd.DataFrame:
-    """Per trait and measure: both sides' means over prompts and what changed, with 95% intervals by resampling prompts,
+def dynamics_summary(moves: pd.DataFrame, ranges: pd.DataFrame) -> pd.DataFrame:
+    """Per trait and measure: both sides' means over prompts and what changed, with Student's 95% intervals,
     beside what meaningless directions reach at the same layer and site.
 
     Args:
@@ -160,7 +160,7 @@ def dynamics_summary(moves: pd.DataFrame, ranges: pd.DataFrame, seed: int, resam
             for name, values in columns.items():
                 found = values.dropna().to_numpy(float)
                 if len(found):
-                    interval = bootstrap_mean(found, resamples=resamples, seed=seed)
+                    interval = student_mean(found)
                     row |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
             if measure in where.index:
                 row |= {"null_low": where.low[measure], "null_high": where.high[measure]}

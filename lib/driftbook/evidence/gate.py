@@ -194,7 +194,7 @@ def _bounded(
 
     def beyond(bound: float, upward: bool, level: float) -> tuple[bool, bool]:
         """(is the difference shown to lie inside, outside of) one bound, at ``level`` and ``alpha / tails``."""
-        off, part = (0.0, bound) if relative else (bound, 0.0)
+        off, part = (0.0, math.copysign(bound, bound * float(row["base"]))) if relative else (bound, 0.0)
         (low, high), (least, most) = ends(level, part), ends(alpha / tails, part)
         return (high <= off, least > off) if upward else (low >= off, most < off)
 

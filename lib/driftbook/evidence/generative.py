@@ -17,7 +17,7 @@ import pandas as pd
 
 from driftbook.chat import Chat
 from driftbook.discovery.hypotheses import Hypothesis, tokenize
-from driftbook.evidence.intervals import bootstrap_mean
+from driftbook.evidence.intervals import summary_interval
 from driftbook.evidence.rubrics import rubric
 from driftbook.prompts import Prompt
 from driftbook.replies import Answer, json_objects
@@ -109,19 +109,18 @@ def preferred(
     hypothesis: Hypothesis,
     written: Sequence[Written],
     ratio: Callable[[Sequence[tuple[str, str]]], np.ndarray],
-    seed: int,
 ) -> dict[str, Any]:
     """How often the claimed side prefers the text that shows the claim more than the other side does.
 
     ``ratio`` gives log p(text | prompt) of the intervention minus that of the base for (prompt id, text) pairs. The
-    mean is taken over prompts, with an interval over resampled prompts; a tie is one half. ``verdict``: ``told apart``
+    mean is taken over prompts, with an interval over prompts; a tie is one half. ``verdict``: ``told apart``
     above one half, ``not told apart`` else.
     """
     asked = [(w.prompt_id, t) for w in written for t in (w.shows, w.shows_not)]
     gained = np.asarray(ratio(asked)).reshape(-1, 2) * (1 if hypothesis.direction == "intervention" else -1)
     won = (gained[:, 0] > gained[:, 1]) + (gained[:, 0] == gained[:, 1]) / 2
     per_prompt = pd.Series(won).groupby([w.prompt_id for w in written]).mean()
-    found = bootstrap_mean(per_prompt.to_numpy(), seed=seed)
+    found = summary_interval(per_prompt.to_numpy())
     return {
         "prompts": len(per_prompt),
         "pairs": len(written),

@@ -1,6 +1,7 @@
 """Intervals and fixed-sample tests whose unit is the prompt.
 
-Texts of one prompt are not independent, so whatever resamples here resamples prompts, with all their texts.
+Texts of one prompt are not independent: a mean is one over prompts, and whatever resamples here resamples prompts, with
+all their texts.
 """
 
 from __future__ import annotations
@@ -44,16 +45,6 @@ def resample_counts(prompts: int, resamples: int, seed: int) -> np.ndarray:
     drawn = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples).astype(np.int32)
     drawn.setflags(write=False)
     return drawn
-
-
-def bootstrap_mean(values: np.ndarray, alpha: float = 0.05, resamples: int = 2000, seed: int = 0) -> Interval:
-    """Percentile bootstrap of the mean over prompts; ``values``: [prompts], one number per prompt."""
-    values = np.asarray(values, dtype=np.float64)
-    if len(values) == 0:
-        raise ValueError("no prompts to resample")
-    means = resample_counts(len(values), resamples, seed) @ values / len(values)
-    low, high = np.quantile(means, [alpha / 2, 1 - alpha / 2])
-    return Interval(float(values.mean()), float(low), float(high))
 
 
 def auc_resamples(
@@ -182,18 +173,35 @@ def bounded(*values: np.ndarray) -> bool:
     return all(v.min() >= 0 and v.max() <= 1 for v in values)
 
 
-def summary_interval(values: np.ndarray, center: str = "mean", alpha: float = 0.05) -> Interval:
-    """What one side shows, one number a prompt: Wilson's interval for shares, worth as many trials as their variance
-    says; Student's for other means, that of the pseudo-median (Hodges and Lehmann) for ``center`` median."""
-    n, mean = len(values), float(values.mean())
-    if center == "median" or n == 1:
-        return Interval(*hodges_lehmann(values, alpha))
-    variance = float(values.var(ddof=1)) / n
-    if bounded(values):
-        trials = mean * (1 - mean) / variance if variance > 1e-15 else n
-        return Interval(mean, *wilson_limits(mean, trials, normal_quantile(alpha)))
-    half = student_quantile(alpha, n - 1) * math.sqrt(variance)
+def student_mean(values: np.ndarray, alpha: float = 0.05) -> Interval:
+    """Mean of ``values`` [prompts], one number a prompt, with Student's interval; infinite for a single one.
+
+    Resampling prompts would be too sure of few of them: its 95% interval holds the mean of two in half of all cases,
+    and that of eight in nine of ten. Raises ValueError for no values.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    n = len(values)
+    if not n:
+        raise ValueError("no prompts")
+    mean = float(values.mean())
+    half = student_quantile(alpha, n - 1) * float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
     return Interval(mean, mean - half, mean + half)
+
+
+def summary_interval(values: np.ndarray, center: str = "mean", alpha: float = 0.05) -> Interval:
+    """What one side shows, one number a prompt that is 0 at least: Wilson's interval for shares and whatever else lies
+    in [0, 1], worth as many trials as their variance says; Student's for other means, that of the pseudo-median (Hodges
+    and Lehmann) for ``center`` median. Raises ValueError for no values."""
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) and center == "median":
+        return Interval(*hodges_lehmann(values, alpha))
+    if not len(values) or not bounded(values):
+        return student_mean(values, alpha)
+    n, mean = len(values), float(values.mean())
+    variance = float(values.var(ddof=1)) / n if n > 1 else 0.0
+    trials = mean * (1 - mean) / variance if variance > 1e-15 else n
+    z = student_quantile(alpha, n - 1) if n > 1 else normal_quantile(alpha)
+    return Interval(mean, *wilson_limits(mean, trials, z))
 
 
 def paired_mean(base: np.ndarray, changed: np.ndarray, alpha: float) -> tuple[float, float, float]:
@@ -209,8 +217,7 @@ def paired_mean(base: np.ndarray, changed: np.ndarray, alpha: float) -> tuple[fl
         r = float(((base - base.mean()) * (changed - changed.mean())).mean() / spread) if spread > 1e-15 else 0.0
         shares = (float(base.mean()), float(changed.mean()))
         return mean, *shares_difference(shares, (base.var(ddof=1) / n, changed.var(ddof=1) / n), (n, n), r, z)
-    half = z * float(d.std(ddof=1)) / math.sqrt(n)
-    return mean, mean - half, mean + half
+    return tuple(student_mean(d, alpha))
 
 
 def hodges_lehmann(d: np.ndarray, alpha: float) -> tuple[float, float, float]:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.evidence.wins import shuffled
-from driftbook.prompts import Prompt
+from driftbook.prompts import SIDES, Prompt
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,25 @@ class Material:
         return Held(split, *self._answered(self.texts[self.texts["split"] == split]), self.prompts)
 
     def paired(self) -> tuple[pd.DataFrame, list[str]]:
-        """The first answers of all splits, on prompts that both sides answered, and those prompts in shuffled order.
+        """The first answers of all splits, as many of both sides to a prompt, on prompts that both answered, and those
+        prompts in shuffled order.
 
         What later rounds added is left out: how often a prompt was asked then depended on divergence, or on what its
         answers said.
         """
         return self._answered(self.texts[self.texts["round"] == 0])
 
+    @property
+    def surplus(self) -> int:
+        """First answers that are not read, because the other side has fewer to their prompt."""
+        first = without_copies(self.texts[self.texts["round"] == 0])
+        both = first.groupby("prompt_id")["side"].transform("nunique") == 2
+        return int(both.sum()) - len(balanced(first[both]))
+
     def _answered(self, texts: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-        sides = texts.groupby("prompt_id")["side"].nunique()
-        order = shuffled([str(p) for p in sides.index[sides == 2]], self.seed)
-        return without_copies(texts[texts["prompt_id"].isin(order)]).reset_index(drop=True), order
+        texts = balanced(without_copies(texts))
+        order = shuffled([str(p) for p in texts["prompt_id"].unique()], self.seed)
+        return texts.reset_index(drop=True), order
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,17 @@ def without_copies(texts: pd.DataFrame) -> pd.DataFrame:
     cell = texts.groupby([asked_ids(texts), "side", "text"], sort=False)
     copies = int(np.gcd.reduce(cell.size().to_numpy(dtype=np.int64)))
     return texts[cell.cumcount() % max(copies, 1) == 0]
+
+
+def balanced(texts: pd.DataFrame) -> pd.DataFrame:
+    """The answers, as many of both sides to each prompt: of the side that has more, the first.
+
+    A test swaps the two sides of a prompt, and the mean of eight answers is no single answer: what one in fifty does
+    would stand on the side that has more of them on most of the prompts that show it at all.
+    """
+    asked = asked_ids(texts)
+    rows = [texts["side"].eq(side).groupby(asked).transform("sum") for side in SIDES]
+    return texts[texts.groupby([asked, "side"]).cumcount() < np.minimum(*rows)]
 
 
 def by_judge(hypothesis: Hypothesis) -> bool:

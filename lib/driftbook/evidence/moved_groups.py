@@ -21,7 +21,7 @@ from driftbook.discovery.groups import Found, Name
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.discovery.segments import segments
 from driftbook.evidence.counting import scope_of
-from driftbook.evidence.material import asked_ids
+from driftbook.evidence.material import asked_ids, balanced
 from driftbook.evidence.paired import Paired, paired_test, per_prompt, within_prompts_test
 
 if TYPE_CHECKING:
@@ -95,15 +95,15 @@ def told(table: pd.DataFrame, level: float = LEVEL) -> pd.DataFrame:
 
 
 def compose(known: Ground, texts: pd.DataFrame, seed: int, count: int = 5) -> Moved:
-    """Compare the sides. ``texts``: text_id, side, prompt_id, those of ``known``; ``count`` sentences a side and group
-    are kept to be read.
+    """Compare the sides. ``texts``: text_id, side, prompt_id, of those of ``known``; as many of both sides to a prompt
+    are compared. ``count`` sentences a side and group are kept to be read.
 
     ``p`` and ``q`` ask whether the sides differ, over prompts like these, or, for few prompts with many answers each,
     on these prompts (``counting.scope_of``). ``beyond`` is the p-value of the same difference when both sides' answers
     to a prompt are read by equally many segments at that place: longer answers hold more of everything. ``like`` is the
     surer group, of the promising ones, that it is a part of, or that is a part of it (-1: none).
     """
-    texts = texts.sort_values("text_id", kind="stable").reset_index(drop=True)
+    texts = balanced(texts.sort_values("text_id", kind="stable")).reset_index(drop=True)
     grouped = known.found.groups
     held = groups.holds(known.table, known.found.members, texts["text_id"], len(grouped))
     if not len(grouped):

@@ -71,7 +71,8 @@ class Outcome:
     def sentence(self) -> str:
         """The claim in plain units, both sides."""
         moved, low, high = self.difference
-        return self.measure.sentence(self.base, self.intervention, low, high, moved)
+        summary = "mean" if self.scope == "these prompts" else None  # answers are exchanged there, not prompts
+        return self.measure.sentence(self.base, self.intervention, low, high, moved, summary)
 
     def declined(self, side: str) -> float:
         """Share of a side's answers that the measure could not read."""
@@ -79,10 +80,16 @@ class Outcome:
         return float(np.isnan(self.scores[own]).mean()) if own.any() else 0.0
 
 
-def e_value(x: np.ndarray) -> float:
-    """The e-value against "no more often than half" after all of ``x``; capped where it is no number any more."""
+def e_value(x: np.ndarray, either: bool = False) -> float:
+    """The e-value against "no more often than half" after all of ``x``; capped where it is no number any more.
+
+    ``either``: against "half", where nobody named a side before looking: half of the stake bets on each.
+    """
     x = x[~np.isnan(x)]
-    return float(np.exp(min(log_wealth(x, 0.5)[-1], MOST_LOG))) if len(x) else 1.0
+    if not len(x):
+        return 1.0
+    bets = [log_wealth(own, 0.5)[-1] for own in ([x, 1 - x] if either else [x])]
+    return float(np.mean([np.exp(min(b, MOST_LOG)) for b in bets]))
 
 
 PLAIN = ("share", "words")  # units that a reader sees with the naked eye

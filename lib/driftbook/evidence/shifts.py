@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import stdtr, stdtrit  # scipy.stats takes half a second to import
 
-from driftbook.evidence.intervals import resample_counts
+from driftbook.evidence.intervals import student_quantile
 from driftbook.evidence.multiplicity import bh_adjusted
 
 if TYPE_CHECKING:
@@ -95,9 +95,9 @@ def prompt_means(
 
 
 def shift_table(
-    before: np.ndarray, after: np.ndarray, scale: Scale, grid: Grid, comparison: str, seed: int, resamples: int = 2000
+    before: np.ndarray, after: np.ndarray, scale: Scale, grid: Grid, comparison: str
 ) -> pd.DataFrame:
-    """How far each trait moved at each layer and site, in null units, with 95% intervals by resampling prompts.
+    """How far each trait moved at each layer and site, in null units, with Student's 95% intervals over prompts.
 
     Args:
         before, after: ``[prompts, layers, sites, traits]`` from :func:`prompt_means`; prompts with NaN are left out.
@@ -105,21 +105,20 @@ def shift_table(
 
     Returns:
         Columns comparison, layer, site, trait, shift, low, high, prompts, p (Student's paired t-test over prompts; NaN
-        where no prompt moved at all).
+        where no prompt moved at all). Of a single prompt low, high and p are NaN.
     """
     difference = (after - before) / scale.sd[None, ..., None]
     difference = difference[np.isfinite(difference).all(axis=(1, 2, 3))]
     n = len(difference)
-    weights = resample_counts(n, resamples, seed) / n
-    means = (weights @ difference.reshape(n, -1)).reshape(resamples, *difference.shape[1:])
-    low, high = np.quantile(means, [0.025, 0.975], axis=0)
     table = _points(grid)
     table.insert(0, "comparison", comparison)
     mean = difference.mean(0)
+    error = difference.std(0, ddof=1) / n**0.5 if n > 1 else np.full_like(mean, np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
-        t = mean / (difference.std(0, ddof=1) / n**0.5) if n > 1 else np.full_like(mean, np.nan)
-    p = 2 * stdtr(n - 1, -np.abs(t))
-    return table.assign(shift=mean.ravel(), low=low.ravel(), high=high.ravel(), prompts=n, p=p.ravel())
+        p = 2 * stdtr(n - 1, -np.abs(mean / error))
+    half = student_quantile(0.05, n - 1) * error if n > 1 else error
+    ends = {"low": (mean - half).ravel(), "high": (mean + half).ravel()}
+    return table.assign(shift=mean.ravel(), **ends, prompts=n, p=p.ravel())
 
 
 def moved(at_chosen: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:

@@ -8,10 +8,11 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from driftbook.behaviours.measure import SIZES
 from driftbook.evidence.counting import scope_of
 from driftbook.evidence.material import Material, asked_ids
 from driftbook.evidence.paired import smallest_seen
-from driftbook.numbers import apart, share
+from driftbook.numbers import apart, fixed, share
 from driftbook.prompts import look_alikes
 
 State = Literal["changed", "no change found", "could not tell"]
@@ -45,12 +46,15 @@ def verdict_of(
     (``vocabulary.Words``), ``missing``: a sentence on answers that never came."""
     texts, prompts = material.paired()
     ids = asked_ids(texts)
-    answers = int(texts.groupby([ids, "side"]).size().median()) if len(texts) else 0
+    sizes = texts.groupby([ids, "side"]).size() if len(texts) else pd.Series([0])
+    answers = int(sizes.min()), int(sizes.max())
     scope = scope_of(texts)
     within = scope.name == "these prompts"
-    seen = smallest_seen(len(prompts) * (answers if within else 1), 0.1, max(1, len(claims)), alpha)
+    seen = smallest_seen(len(prompts) * (int(sizes.median()) if within else 1), 0.1, max(1, len(claims)), alpha)
     alike = look_alikes([material.prompts[p] for p in ids.unique()])
-    said = " ".join(filter(None, [alike, f"It {scope.sentence}." if within else "", missing]))
+    left = material.surplus
+    fewer = f"{left:,} answers are not read: to their prompts the other side has fewer." if left else ""
+    said = " ".join(filter(None, [alike, f"It {scope.sentence}." if within else "", fewer, missing]))
     counted = int(words["confirmed"].sum()), len(words)
     return verdict(claims, len(prompts), answers, alpha, 0.9 if seen is None else seen, said, counted)
 
@@ -58,22 +62,28 @@ def verdict_of(
 def verdict(
     claims: pd.DataFrame,
     prompts: int,
-    answers: int,
+    answers: tuple[int, int],
     alpha: float,
     seen: float,
     scope: str = "",
     words: tuple[int, int] = (0, 0),
 ) -> Verdict:
-    """``claims`` is the table of claims, strongest first; ``prompts`` and ``answers`` (of a side to each prompt) say
-    what was read; ``seen`` is the smallest change of a share, from a tenth of answers, that would have been confirmed
-    four times in five; ``scope`` is a sentence on what the claims speak of, where it is not prompts like these;
-    ``words``: how many of them are confirmed, and how many were tested."""
+    """``claims`` is the table of claims, strongest first; ``prompts`` and ``answers`` (of a side to a prompt, fewest
+    and most) say what was read; ``seen`` is the smallest change of a share, from a tenth of answers, that would
+    have been confirmed four times in five; ``scope`` is a sentence on what the claims speak of, where it is not prompts
+    like these; ``words``: how many of them are confirmed, and how many were tested."""
     good = told(claims)
     first = good.head(STRONGEST)
     if len(good):
         state: State = "changed"
         more = f"; and {len(good) - len(first)} more" if len(good) > len(first) else ""
         moved = f"Changed: {headline(first)}{more}."
+    elif words[0]:
+        state = "changed"
+        moved = (
+            f"Changed: {words[0]} of {_words(words[1])} stand{'s' if words[0] == 1 else ''} in more answers of one "
+            f"side, and none of {len(claims)} behaviours and phrases was shown to move."
+        )
     elif seen <= WIDE:
         state = "no change found"
         beside = f" and {_words(words[1])}" if words[1] else ""
@@ -127,7 +137,8 @@ def _worth(good: pd.DataFrame) -> pd.Series:
     kind, proposer = good.get("kind", pd.Series("", index=good.index)), good["proposer"]
     told = proposer.isin(["panel", "person", "llm"])
     weight = np.select([kind == "stance", told, proposer == "groups"], [STANCE, 1.0, GROUP], PHRASE)
-    part = (now - base).abs() / np.maximum(base.abs(), now.abs()).clip(lower=1e-9)
+    moved = good["difference"].astype(float).abs()  # of answers to the same prompt, which the two medians need not show
+    part = (moved / np.maximum(base.abs(), now.abs()).clip(lower=1e-9)).clip(upper=1)
     size = np.where(good["measure"] == "length_words", LENGTH * part, 0.0)
     return pd.Series(np.where(good["unit"] == "share", h * weight, size), index=good.index)
 
@@ -136,7 +147,7 @@ def _arc(share: pd.Series) -> np.ndarray:
     return np.arcsin(np.sqrt(UNSEEN + (1 - 2 * UNSEEN) * np.clip(share, 0, 1)))
 
 
-MUCH = 1.5  # a length that is so many times the other is much longer or shorter
+MUCH = 1 / 3  # of the longer of two lengths: from such a difference on one is much longer or shorter
 ALWAYS, EVER = 0.95, 0.03  # shares from which on an answer nearly always, or hardly ever, does it
 # Labels complete "an answer ..."; the verdict speaks of the model that writes it.
 _WRITES = (("has no end mark", "stops without an end mark"), ("is empty", "writes nothing"),
@@ -165,21 +176,27 @@ def _how_often(was: float, now: float) -> str:
 def phrase(claim: pd.Series) -> tuple[str, str]:
     """A claim as a model's doing: how often, and what it does: ("less often", "opens with an exclamation (32% →
     13%)"). ``claim`` is a row of the table of claims."""
-    was, now = float(claim["base"]), float(claim["intervention"])
-    more, label = now > was, _short(str(claim["text"]))
+    was, now, moved = (float(claim[k]) for k in ("base", "intervention", "difference"))
+    more, label = moved > 0, _short(str(claim["text"]))
     if claim["unit"] == "share":
         often = "" if claim["proposer"] == "person" else _how_often(was, now)
         verb = next((new + label.removeprefix(old) for old, new in _WRITES if label.startswith(old)), label)
         return often, f"{verb} ({share(was)} → {share(now)})"
-    before, after = apart(was, now, 1)
-    much = "much " if max(was, now) >= MUCH * min(was, now) else ""
-    if claim["unit"] in ("words", "sentences") and label == f"length in {claim['unit']}":
-        return "", f"writes {much}{'longer' if more else 'shorter'} answers (median {before} → {after} {claim['unit']})"
+
+    def sides(unit: str, typical: str = "") -> str:
+        if (now - was) * moved <= 0:  # medians of all answers need not go where answers to the same prompt go
+            return f"(typically {fixed(moved, 1, signed=True)}{unit} to the same prompt)"
+        return f"({typical}{' → '.join(apart(was, now, 1))}{unit})"
+
+    if claim["unit"] in SIZES and label == f"length in {claim['unit']}":
+        much = "much " if abs(moved) >= MUCH * max(was, now) else ""
+        typical = "mean " if claim["scope"] == "these prompts" else "median "
+        return "", f"writes {much}{'longer' if more else 'shorter'} answers {sides(f' {claim.unit}', typical)}"
     if claim["unit"] in ("number", "rate"):
-        unit = "an answer" if claim["unit"] == "number" else "per 100 words"
-        return "", f"writes {'more' if more else 'fewer'} {label} ({before} → {after} {unit})"
+        unit = " an answer" if claim["unit"] == "number" else " per 100 words"
+        return "", f"writes {'more' if more else 'fewer'} {label} {sides(unit)}"
     does, unit = _DOES.get(str(claim["measure"]), ((f"{label}: more", f"{label}: less"), ""))
-    return "", f"{does[not more]} ({before} → {after}{unit})"
+    return "", f"{does[not more]} {sides(unit)}"
 
 
 def _short(text: str, most: int = 160) -> str:
@@ -216,15 +233,14 @@ def _unmoved(claims: pd.DataFrame, seen: float) -> str:
     )
 
 
-def _sure(claims: pd.DataFrame, prompts: int, answers: int, alpha: float, words: tuple[int, int]) -> str:
+def _sure(claims: pd.DataFrame, prompts: int, answers: tuple[int, int], alpha: float, words: tuple[int, int]) -> str:
+    fewest, most = answers
+    each = f"{most} answer{'' if most == 1 else 's'}" if fewest == most else f"{fewest} to {most} answers"
     own = claims[claims["proposer"] != "words"]
     good = int(own["confirmed"].sum())
     said = f"{good} of {len(own)} claims" + (f" and {words[0]} of {_words(words[1])}" if words[1] else "")
     false = f", of which at most {alpha:.0%} are false on average" if good or words[0] else ""
-    return (
-        f"{prompts:,} prompts, {answers} answer{'' if answers == 1 else 's'} of each model to each; {said} are "
-        f"confirmed{false}."
-    )
+    return f"{prompts:,} prompts, {each} of each model to each; {said} are confirmed{false}."
 
 
 def _words(count: int) -> str:

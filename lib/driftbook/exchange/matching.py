@@ -129,7 +129,8 @@ def _plain(answer: Answer) -> str | list[dict[str, str]]:
 
 
 def write(table: pd.DataFrame, path: Path) -> None:
-    """By the suffix: parquet, CSV or JSONL. Raises DriftbookError for another, and for conversations in a CSV."""
+    """By the suffix: parquet, CSV or JSONL. Raises DriftbookError for another, and for conversations and empty
+    answers in a CSV, which cannot hold them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     talks = any(not isinstance(p, str) for p in table["prompt"])
     if path.suffix == ".parquet" and talks and any(isinstance(p, str) for p in table["prompt"]):
@@ -139,7 +140,9 @@ def write(table: pd.DataFrame, path: Path) -> None:
         table.to_parquet(path, index=False)
     elif path.suffix == ".jsonl":
         table.to_json(path, orient="records", lines=True, force_ascii=False)
-    elif path.suffix == ".csv" and not talks:
+    elif path.suffix == ".csv" and not talks and not (table["text"] == "").any():
         table.to_csv(path, index=False)
     else:
-        raise DriftbookError(f"{path}: a table of texts is .parquet, .jsonl, or .csv where no prompt is a conversation")
+        raise DriftbookError(
+            f"{path}: a table of texts is .parquet, .jsonl, or .csv without conversations and empty answers"
+        )

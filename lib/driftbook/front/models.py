@@ -16,7 +16,7 @@ from driftbook.discovery.screen import screen_divergence
 from driftbook.discovery.splits import with_units
 from driftbook.discovery.strategies import Ask
 from driftbook.errors import DriftbookError
-from driftbook.evidence.intervals import Interval, bootstrap_mean
+from driftbook.evidence.intervals import Interval, summary_interval
 from driftbook.front.common import Shown, as_prompts, checked, folder_of
 from driftbook.models import loading
 from driftbook.models.amplified import amplified
@@ -461,7 +461,7 @@ def amplify(
 class Divergence(Shown):
     """How far the next-token distributions of two sides are apart, along answers of both.
 
-    ``js`` is the mean over prompts in nats a token (0: equal, 0.69 at most) with a 95% interval over resampled prompts;
+    ``js`` is the mean over prompts in nats a token (0: equal, 0.69 at most) with a 95% interval over prompts;
     ``table`` has a row a prompt, largest first: prompt, js, js_low, js_high, kl, kl_low, kl_high, n_tokens, prompt_id.
     ``profile`` has a row a position in the answer: position, kl, js, js_se, n. ``promoted`` has the next tokens that
     the change makes likelier or less likely: token, direction, gain, positions, prompts, family, theme.
@@ -519,7 +519,7 @@ def divergence(
     store = ShardStore(folder / "decode")
     table, profile, promoted = screen_divergence(pair, asked, ids, texts, tokens, samples, store)
     unit = table["prompt_id"].map({p.prompt_id: p.unit for p in asked.prompts})
-    mean = bootstrap_mean(table.dropna(subset="js").groupby(unit)["js"].mean().to_numpy(float), seed=seed)
+    mean = summary_interval(table.dropna(subset="js").groupby(unit)["js"].mean().to_numpy(float))
     text = {p.prompt_id: p.text for p in asked.prompts}
     columns = ["prompt", "js", "js_low", "js_high", "kl", "kl_low", "kl_high", "n_tokens", "prompt_id"]
     table = table.assign(prompt=table["prompt_id"].map(text)).sort_values("js", ascending=False, kind="stable")

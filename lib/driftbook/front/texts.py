@@ -39,9 +39,9 @@ from driftbook.parameters import Cluster, Splits, Validate
 from driftbook.prompt_files import PromptList
 from driftbook.prompt_files import read_prompts as read_files
 from driftbook.prompts import Prompt, by_unit, look_alikes
-from driftbook.replies import split_thought
+from driftbook.replies import NO_ANSWER, split_thought
 from driftbook.store import digest
-from driftbook.text_tables import check_table, matched, table_rows
+from driftbook.text_tables import check_table, matched, of_change, table_rows
 
 if TYPE_CHECKING:
     from driftbook.workbook.figures import Figure
@@ -129,14 +129,16 @@ def gathered(base: Any, changed: Any, prompts: Any) -> tuple[pd.DataFrame, list[
     """
     if isinstance(base, pd.DataFrame) and changed is None:
         check_table(base, "the table")
+        base = of_change(base, None, "the table", 'table[table.change.isin([name]) | (table.side == "base")] keeps one')
         found = table_rows(base, "the table")
         refuse(found.unreadable, 0, "table.drop(...)")
-        rows = list(found)
+        rows, ended = list(found), base.get("finish_reason", pd.Series("", base.index)).tolist()
     else:
         rows = _of_lists(base, changed, as_prompts(prompts))
+        ended = [""] * len(rows)
     for _, prompt, text in rows:
         check_text(text, f"the answer to {prompt.text[:60]!r}")
-    rows, _ = matched(_answered(rows))
+    rows, _ = matched(_answered(rows, ended))
     asked: dict[str, Prompt] = {}
     number: dict[tuple[str, str], int] = {}
     table = []
@@ -184,19 +186,21 @@ def _in_order(given: Any) -> bool:
     return np.iterable(given) and not isinstance(given, str | bytes | Mapping | Set | pd.DataFrame)
 
 
-def _answered(rows: list[tuple[str, Prompt, str]]) -> list[tuple[str, Prompt, str]]:
+def _answered(rows: list[tuple[str, Prompt, str]], ended: Sequence[Any]) -> list[tuple[str, Prompt, str]]:
     """The rows with their answers alone, without the thought before them. Answers that never came are no answers.
 
-    Raises DriftbookError where none of a side came.
+    ``ended`` says why each ended, where that is known. Raises DriftbookError where none of a side came.
     """
-    told = [(side, prompt, *split_thought(text)) for side, prompt, text in rows]
-    came = [(side, prompt, text) for side, prompt, thought, text in told if text or not thought]
+    told = [(side, prompt, *split_thought(text), why) for (side, prompt, text), why in zip(rows, ended, strict=True)]
+    came = [
+        (side, prompt, text) for side, prompt, thought, text, why in told if text or not (thought or why in NO_ANSWER)
+    ]
     left = Counter(side for side, *_ in rows) - Counter(side for side, *_ in came)
     for side, number in left.items():
         of = sum(one == side for one, *_ in rows)
         if number == of:
-            raise DriftbookError(f"{side}: all {of} answers end inside of their thought; give the model more tokens")
-        warnings.warn(f"{side}: {number} of {of} answers end inside of their thought, and are left out", stacklevel=4)
+            raise DriftbookError(f"{side}: all {of} answers ended before they began; give the model more tokens")
+        warnings.warn(f"{side}: {number} of {of} answers ended before they began, and are left out", stacklevel=4)
     if not left:
         return came
     both = set.intersection(*({p.prompt_id for one, p, _ in came if one == side} for side in SIDES))

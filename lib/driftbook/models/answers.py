@@ -32,15 +32,11 @@ class Request:
     other_ids: tuple[int, ...] | None = None
 
 
-#: Reasons for which a server says nothing: such a text is no empty answer, and is told of nobody.
-NO_ANSWER = ("cut", "content_filter", "too_long", "nothing")
-
-
 @dataclass(frozen=True)
 class Completion:
     """A finished response. ``token_ids`` hold the end token where there is one; ``finish_reason`` is ``eos`` or
-    ``length``; of a server also ``refusal`` (whose words are the answer) or one of ``NO_ANSWER``: cut before the first
-    word, filtered, with a prompt too long for the server, or ended without one."""
+    ``length``; of a server also ``refusal`` (whose words are the answer) or one of ``replies.NO_ANSWER``: cut before
+    the first word, filtered, with a prompt too long for the server, or ended without one."""
 
     index: int
     token_ids: list[int]

@@ -15,7 +15,7 @@ import torch
 from driftbook.behaviours.measure import Words
 from driftbook.behaviours.words import fold, words
 from driftbook.errors import DriftbookError
-from driftbook.evidence.intervals import bootstrap_mean
+from driftbook.evidence.intervals import student_mean, summary_interval
 from driftbook.models.loading import LoadedModel
 from driftbook.models.local import LocalEngine, Request, Tap
 from driftbook.models.projection import PoolTap
@@ -203,14 +203,14 @@ def _cached_doses(
     return store.kept_table(key, answered).to_pandas()
 
 
-def summarize_doses(doses: pd.DataFrame, seed: int, resamples: int = 2000) -> pd.DataFrame:
-    """Per trait and coefficient: the mean lexicon measure with a 95% interval by resampling prompts, mean projection,
+def summarize_doses(doses: pd.DataFrame) -> pd.DataFrame:
+    """Per trait and coefficient: the mean lexicon measure with a 95% interval over prompts, mean projection,
     repetition and log-likelihood, and whether the text is coherent (within ``MAX_NATS`` and ``MAX_REPETITION`` of the
     unsteered text, where there is one)."""
     rows = []
     for (trait, c), group in doses.groupby(["trait", "coefficient"], sort=True):
         per_prompt = group.groupby("prompt", sort=True).lexicon.mean().to_numpy(float)
-        i = bootstrap_mean(per_prompt, resamples=resamples, seed=seed)
+        i = summary_interval(per_prompt)
         means = [float(group[name].mean()) for name in ("projection", "repetition", "log_likelihood")]
         rows.append((trait, c, i.estimate, i.low, i.high, *means, len(per_prompt)))
     names = ["trait", "coefficient", "lexicon", "low", "high", "projection", "repetition", "log_likelihood", "prompts"]
@@ -222,10 +222,10 @@ def summarize_doses(doses: pd.DataFrame, seed: int, resamples: int = 2000) -> pd
     return out.assign(at_zero=out.trait.map(zero.lexicon), coherent=coherent)
 
 
-def dose_slopes(doses: pd.DataFrame, curves: pd.DataFrame, seed: int, resamples: int = 2000) -> pd.DataFrame:
+def dose_slopes(doses: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     """How much each measure changes per unit of the coefficient, over the coherent coefficients.
 
-    A least-squares slope per prompt, then the mean over prompts with a 95% interval by resampling prompts.
+    A least-squares slope per prompt, then the mean over prompts with a 95% interval over prompts.
 
     Returns:
         trait, measure (projection, lexicon), slope, low, high, prompts, coefficients; a trait with fewer than two
@@ -240,7 +240,7 @@ def dose_slopes(doses: pd.DataFrame, curves: pd.DataFrame, seed: int, resamples:
         for measure in ("projection", "lexicon"):
             grid = mine.pivot_table(index="prompt", columns="coefficient", values=measure, aggfunc="mean").dropna()
             x = grid.columns.to_numpy(float) - grid.columns.to_numpy(float).mean()
-            i = bootstrap_mean(grid.to_numpy(float) @ x / (x @ x), resamples=resamples, seed=seed)
+            i = student_mean(grid.to_numpy(float) @ x / (x @ x))
             rows.append((trait, measure, i.estimate, i.low, i.high, len(grid), len(good)))
     return pd.DataFrame(rows, columns=["trait", "measure", "slope", "low", "high", "prompts", "coefficients"])
 
@@ -304,7 +304,7 @@ def choose_by_steering(
             if score is not None:
                 frame = frame.assign(lexicon=score(trait, frame.text.tolist(), frame.prompt.tolist()))
             zero = frame[frame.coefficient == 0] if zero is None else zero
-            found.append(_layer_effect(trait.name, layer, frame, zero, spec, seed))
+            found.append(_layer_effect(trait.name, layer, frame, zero, spec))
             bar.update(1)
         coherent = [row for row in found if row["coherent"]]
         if not coherent:
@@ -327,11 +327,11 @@ def _choice_prompts(trait: Trait, traits: Sequence[Trait], count: int) -> list[s
 
 
 def _layer_effect(
-    trait: str, layer: int, frame: pd.DataFrame, zero: pd.DataFrame, spec: LayerBySteering, seed: int
+    trait: str, layer: int, frame: pd.DataFrame, zero: pd.DataFrame, spec: LayerBySteering
 ) -> dict[str, Any]:
     sides = {sign: frame[frame.coefficient == sign * spec.coefficient] for sign in (-1.0, 1.0)}
     up, down = (sides[sign].groupby("prompt", sort=True).lexicon.mean() for sign in (1.0, -1.0))
-    i = bootstrap_mean((up - down).dropna().to_numpy(float), seed=seed)
+    i = student_mean((up - down).dropna().to_numpy(float))
     nats = zero.log_likelihood.mean() - min(side.log_likelihood.mean() for side in sides.values())
     repeated = max(side.repetition.mean() for side in sides.values()) - zero.repetition.mean()
     return {

@@ -27,7 +27,7 @@ class EndpointEngine(Engine):
     """Chat completions of one model on one server (:class:`driftbook.chat.ChatClient`).
 
     A reply is stored when it arrives, so what was answered before a failure is not asked for again. What is no answer
-    has an empty text and one of ``NO_ANSWER`` as its ``finish_reason``.
+    has an empty text and one of ``replies.NO_ANSWER`` as its ``finish_reason``.
 
     Args:
         spec: the ``endpoint`` section; reader: the model whose tokens stand for the answer's; cache: for the answers.

@@ -123,8 +123,7 @@ def shift(run: Run, shifts: Shifts, vectors: VectorSet, prompts: Sequence[Prompt
         both.low,
         both.high,
         title=shift_title(shift_at_chosen(shifts.traits, vectors, "own_text")),
-        caption=f"Each trait at its chosen layer, {len(prompts)} prompts, 95% intervals by resampling prompts, seed "
-        f"{run.seed}.",
+        caption=f"Each trait at its chosen layer, {len(prompts)} prompts, 95% intervals over prompts, seed {run.seed}.",
         x_title="shift in null standard deviations",
         table=both,
     )
@@ -163,8 +162,7 @@ def by_layer(run: Run, shifts: Shifts, prompts: Sequence[Prompt], site: str) -> 
                 high=part.high,
                 groups=list(part.trait),
                 title=profile_title(part, comparison),
-                caption=f"{words}, {site}, {len(prompts)} prompts, 95% intervals by resampling prompts, seed "
-                f"{run.seed}.",
+                caption=f"{words}, {site}, {len(prompts)} prompts, 95% intervals over prompts, seed {run.seed}.",
                 x_title="layer",
                 y_title="shift (null SD)",
                 reference=0.0,
@@ -303,7 +301,7 @@ def outside(run: Run, summary: pd.DataFrame, prompts: Sequence[Prompt], null: Pr
         marked_name="more than null directions reach",
         unmarked_name="within what null directions reach",
         title=outside_title(summary),
-        caption=f"At each trait's chosen layer, {len(prompts)} prompts, 95% intervals by resampling prompts, seed "
+        caption=f"At each trait's chosen layer, {len(prompts)} prompts, 95% intervals over prompts, seed "
         f"{run.seed}. Dashed: the 5% that null directions spend there; {min(MOST_NULL, null.matrix.shape[-1])} of them "
         "set what counts as more.",
         x_title="share of tokens outside the null band",
@@ -343,7 +341,7 @@ def outside_title(summary: pd.DataFrame) -> str:
 def dynamics(summary: pd.DataFrame) -> Table:
     """Commitment, persistence, velocity and change points of every trait beside what null directions reach."""
     caption = (
-        "Means over prompts; change: intervention less base on the same prompts, with 95% intervals by resampling "
+        "Means over prompts; change: intervention less base on the same prompts, with 95% intervals over "
         "prompts. Null directions: the middle 95% of what they reach on the base's answers."
     )
     return Table(dynamics_view(summary), "Dynamics by trait", caption, max_rows=80)

@@ -94,7 +94,7 @@ def families(run: Run, decoded: Decoded, families: pd.DataFrame) -> Figure | Non
             families.high,
             title=family_title(families),
             caption=f"Mean Jensen-Shannon divergence per token, {int(families.prompts.sum())} prompts, 95% intervals "
-            f"by resampling prompts, seed {run.seed}.",
+            f"over prompts, seed {run.seed}.",
             x_title="JS (nats per token; at most 0.69)",
         )
     elif len(decoded.families):
@@ -362,8 +362,8 @@ def speed_caption(pair: Pair, made: dict[str, float], busy: dict[str, float]) ->
     )
 
 
-def answer(decoded: Decoded, families: pd.DataFrame, seed: int = 0) -> str:
-    """The stage's answer in a sentence, with 95% intervals from resampled prompts."""
+def answer(decoded: Decoded, families: pd.DataFrame) -> str:
+    """The stage's answer in a sentence, with 95% intervals over prompts."""
     said = f"{len(decoded.texts):,} answers were decoded{never_came(decoded)}"
     if not len(families):
         said = f"{said}; exact divergence was not measured: {decoded.unscreened}."
@@ -375,7 +375,7 @@ def answer(decoded: Decoded, families: pd.DataFrame, seed: int = 0) -> str:
     if (decoded.texts.thought != "").any():
         where = f" over the first {len(decoded.profile)}, which are of the thought or begin with it"
         shared += where
-    mean = mean_divergence(decoded.divergence, seed)
+    mean = mean_divergence(decoded.divergence)
     if mean.estimate < 1e-6:
         return f"{said}; the two models give the same next-token distributions{where}."
     top = families.iloc[0]
@@ -398,7 +398,7 @@ def never_came(decoded: Decoded) -> str:
 def headlines(run: Run, prompts: PromptSet, decoded: Decoded, made: dict[str, float]) -> None:
     """The cards of the stage."""
     run.headline("texts", len(decoded.texts), baseline=f"{len(prompts.prompts)} prompts, both sides")
-    mean = mean_divergence(decoded.divergence, run.seed)
+    mean = mean_divergence(decoded.divergence)
     if mean is not None:
         scale = "0 for the same model, 0.69 at most"
         run.headline("mean divergence (JS)", mean.estimate, mean.low, mean.high, scale, "nats per token")

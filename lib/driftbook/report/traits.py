@@ -153,7 +153,7 @@ def doses(run: Run, curves: pd.DataFrame, slopes: pd.DataFrame) -> Figure | None
         high=curves.high,
         groups=list(curves.trait),
         title=dose_title(slopes),
-        caption=f"{run.section.dose.prompts} prompts a point, 95% intervals by resampling prompts, seed {run.seed}. "
+        caption=f"{run.section.dose.prompts} prompts a point, 95% intervals over prompts, seed {run.seed}. "
         "The change per unit is that of all coefficients at which the text holds.",
         x_title="coefficient (mean activation norms)",
         y_title="net lexicon phrases per 100 words",
@@ -169,7 +169,7 @@ def dose_tables(curves: pd.DataFrame, slopes: pd.DataFrame, answers: pd.DataFram
         "log_likelihood: nats per token under the unsteered model; it falls as text breaks. projection: of the text, "
         "as the unsteered model reads it."
     )
-    change = "Least squares per prompt over the coherent coefficients; 95% intervals by resampling prompts."
+    change = "Least squares per prompt over the coherent coefficients; 95% intervals over prompts."
     read = "First evaluation prompt of each steered trait."
     return [
         Table(curves, "Dose and response", points),

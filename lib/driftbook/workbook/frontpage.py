@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
+from driftbook.behaviours.measure import SIZES
 from driftbook.errors import DriftbookError
 from driftbook.members import experiment_at
 from driftbook.numbers import apart, number, points, share
@@ -169,15 +170,16 @@ def _dumbbell(was: float, now: float, ends: tuple[float, float], top: float) -> 
     )
 
 
-_UNITS = {"words": " words", "sentences": " sentences", "rate": " per 100 words", "number": " an answer"}
+_UNITS = {"rate": " per 100 words", "number": " an answer"}
 
 
 def _other_row(claim: pd.Series) -> Row:
     was, now = apart(float(claim["base"]), float(claim["intervention"]), 1)
     low, high = claim.get("low"), claim.get("high")
     interval = f" ({number(low)} to {number(high)})" if finite(low) and finite(high) else ""
-    median = " (median)" if claim["unit"] in ("words", "sentences") else ""
-    label = f"{shorten(claim['text'], 120)}{median}{_UNITS.get(str(claim['unit']), '') if not median else ''}"
+    typical = "mean" if claim.get("scope") == "these prompts" else "median"
+    of = f" ({typical})" if claim["unit"] in SIZES else _UNITS.get(str(claim["unit"]), "")
+    label = f"{shorten(claim['text'], 120)}{of}"
     moved = float(claim["difference"])
     change = f"{'+' if moved > 0 else ''}{number(moved)}{interval}"
     return Row(int(claim["n"]), label, was, now, change, Markup(""))

@@ -113,7 +113,7 @@ def overlaid_layers(a: Path, b: Path) -> Figure | None:
     traits = [str(t) for t in most.index if (site, t) in common]
     prompts = " and ".join(f"{int(p['prompts'].iloc[0])}" for p in parts)
     title = f"How far each trait moved, layer by layer, in {a.name} and {b.name}"
-    caption = f"Own text at {site}, {prompts} prompts, 95% intervals by resampling prompts."
+    caption = f"Own text at {site}, {prompts} prompts, 95% intervals over prompts."
     figures = []
     for trait in traits:
         own = both[both["trait"] == trait]
