@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import norm
+from scipy.stats import t as student
 
 from driftbook import cluster, decode, validate
 from driftbook.discovery.amplification import COHERENCE, ROUND, _scrambled, amplified_answers, coherence, ordinary
@@ -123,7 +123,7 @@ def test_the_dose_response_is_plain_counting_over_held_out_prompts(tmp_path):
         share = own.groupby("prompt_id")["holds"].mean()
         assert row["value"] == pytest.approx(share.mean())
         if a > 0:  # one answer a prompt: Wilson's interval, by hand
-            z, n, p = norm.isf(0.025), 40, share.mean()
+            z, n, p = student.isf(0.025, 39), 40, share.mean()
             n = n - 1  # as many trials as the unbiased variance is worth
             middle, half = p + z**2 / 2 / n, z * np.sqrt(p * (1 - p) / n + z**2 / 4 / n**2)
             low, high = (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)

@@ -163,7 +163,8 @@ def test_slopes_are_least_squares_per_prompt_over_coherent_doses():
     frame = frame_of(lexicon, [-1.0, -1.0, -1.0, -9.0], [0.0] * 4, projection=[-1.0, 0.0, 1.0, 50.0])
     slopes = doses.dose_slopes(frame, doses.summarize_doses(frame)).set_index("measure")
     assert slopes.slope.to_dict() == pytest.approx({"lexicon": 4.0, "projection": 2.0})
-    assert (slopes.low["lexicon"], slopes.high["lexicon"]) == pytest.approx((2.0, 6.0))
+    half = 12.7062 * 2.0  # Student's quantile of one degree of freedom, and the standard error of 2 and 6
+    assert (slopes.low["lexicon"], slopes.high["lexicon"]) == pytest.approx((4 - half, 4 + half), rel=1e-4)
     assert slopes.coefficients.tolist() == [3, 3] and slopes.prompts.tolist() == [2, 2]
 
 

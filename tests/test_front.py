@@ -96,7 +96,8 @@ def test_a_claim_is_what_plain_counting_says():
     heads = sum(np.prod([(up + down - i) / (i + 1) for i in range(k)]) for k in range(down + 1))
     assert claim.p_value == pytest.approx(2 * heads / 2 ** (up + down))  # McNemar's exact test
     stakes = (np.arange(32) + 0.5) / 32
-    wealth = [(1 + u) ** up * (1 - u) ** down for u in stakes]  # a win pays the stake, a loss costs it, a tie nothing
+    # a win pays the stake, a loss costs it, a tie nothing; half bets on each side, as none was named
+    wealth = [((1 + u) ** up * (1 - u) ** down + (1 - u) ** up * (1 + u) ** down) / 2 for u in stakes]
     assert claim.e_value == pytest.approx(np.mean(wealth)) and claim.confirmed
     assert str(claim) == f"{claim.sentence}: confirmed" and claim.sentence in claim._repr_html_()
     assert claim.to_frame().loc[0, ["base", "changed"]].tolist() == [claim.base, claim.changed]

@@ -456,7 +456,7 @@ def test_bills_have_intervals_over_plants():
     table.loc[table.plant == "p0", ["seconds", "borne_out"]] = [21.0, 0]
     own = scoring.bills(table).set_index(["rung", "budget"]).loc[("old", 1.0)]
     mean, low, high = (float(x.strip("[],")) for x in own.seconds.split())
-    assert mean == 2.0 and low == 1.0 and 3 < high < 7  # one plant of twenty is dear
+    assert mean == 2.0 and low == 0 and 3 < high < 7  # one plant of twenty is dear, and none is cheaper than nothing
     assert own.texts == "1,000 [1,000, 1,000]" and own["false claims"].startswith("0.05 [0.00, 0.")
 
 

@@ -189,7 +189,7 @@ def summarize(design: Callable[[Draw], Outcome], draws: list[Draw]) -> Summary:
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Mean over simulated experiments with a 95% bootstrap interval."""
+    """Mean over simulated experiments with a 95% interval."""
     return tuple(student_mean(values))
 
 

@@ -182,7 +182,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 def bills(table: pd.DataFrame) -> pd.DataFrame:
     """What a comparison takes, and how many of its claims are false (not borne out by fresh answers): one row a rung
-    and budget, each the mean over plants with its 95% interval (plants drawn anew) in words."""
+    and budget, each the mean over plants with its 95% interval over plants in words."""
     rows = []
     for (rung, budget), own in table.assign(false=table["recounted"] - table["borne_out"]).groupby(
         ["rung", "budget"], sort=False
@@ -191,10 +191,8 @@ def bills(table: pd.DataFrame) -> pd.DataFrame:
         for what in ("texts", "tokens", "seconds", "calls", "usd", "false"):
             mean = student_mean(own[what].to_numpy(float))
             digits = 2 if mean.estimate < 10 else 0
-            known = np.isfinite(mean.estimate)
-            row[what] = (
-                f"{mean.estimate:,.{digits}f} [{mean.low:,.{digits}f}, {mean.high:,.{digits}f}]" if known else ""
-            )
+            said = [f"{x:,.{digits}f}" for x in (mean.estimate, max(0, mean.low), mean.high)]
+            row[what] = f"{said[0]} [{said[1]}, {said[2]}]" if np.isfinite(mean.estimate) else ""
         rows.append(row)
     return pd.DataFrame(rows).rename(columns={"false": "false claims"})
 

@@ -95,23 +95,24 @@ def told(table: pd.DataFrame, level: float = LEVEL) -> pd.DataFrame:
 
 
 def compose(known: Ground, texts: pd.DataFrame, seed: int, count: int = 5) -> Moved:
-    """Compare the sides. ``texts``: text_id, side, prompt_id, of those of ``known``; as many of both sides to a prompt
-    are compared. ``count`` sentences a side and group are kept to be read.
+    """Compare the sides. ``texts``: text_id, side, prompt_id, those of ``known``, of which as many of both sides to a
+    prompt are compared; ``count`` sentences a side and group are kept to be read.
 
     ``p`` and ``q`` ask whether the sides differ, over prompts like these, or, for few prompts with many answers each,
     on these prompts (``counting.scope_of``). ``beyond`` is the p-value of the same difference when both sides' answers
     to a prompt are read by equally many segments at that place: longer answers hold more of everything. ``like`` is the
     surer group, of the promising ones, that it is a part of, or that is a part of it (-1: none).
     """
-    texts = balanced(texts.sort_values("text_id", kind="stable")).reset_index(drop=True)
+    texts = texts.sort_values("text_id", kind="stable").reset_index(drop=True)
     grouped = known.found.groups
     held = groups.holds(known.table, known.found.members, texts["text_id"], len(grouped))
     if not len(grouped):
         return Moved(known, texts, pd.DataFrame(columns=list(COLUMNS)), held, {})
     prompt, side = texts["prompt_id"].to_numpy(), texts["side"].to_numpy()
+    surplus = ~texts.index.isin(balanced(texts).index)
 
     def tested(values: np.ndarray) -> Paired:
-        either = np.zeros(values.shape[1], dtype=int)
+        either, values = np.zeros(values.shape[1], dtype=int), np.where(surplus[:, None], np.nan, values)
         if scope_of(texts).name == "these prompts":
             return within_prompts_test(values, asked_ids(texts).to_numpy(), side, either, LEVEL, seed=seed)
         return paired_test(*per_prompt(values, prompt, side, sorted(set(prompt))), either, LEVEL)
