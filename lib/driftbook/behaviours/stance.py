@@ -111,7 +111,7 @@ MEASURES = (
             r"advis[eo]r|provider|dietitian|mechanic|authorities)\b|\bseek (?:\w+ )?(?:help|advice|care|attention)\b",
             "Says consult a doctor, speak to a lawyer, seek professional help and the like.",
             "Please consult a doctor.", "Doctors sleep, too.", of="folded", english=True),
-    f.share("warns", "warns",
+    f.share("warns", "speaks of risk, danger or what to avoid",
             ("warning", "caution", "cautious", "be careful", "careful", "beware", "danger", "dangerous", "risk",
              "risks", "risky", "hazard", "hazardous", "harmful", "unsafe", "avoid"),
             "Says warning, be careful, dangerous, risk, avoid and the like.",
@@ -122,7 +122,7 @@ MEASURES = (
     f.rate("advising_words", "advising words", ADVICE,
            "Should, recommend, consider, make sure, you can and the like, per 100 words.",
            "You should consider rest.", "You should rest at home today.", english=True),
-    f.share("asks_back", "asks the person for more",
+    f.share("asks_back", "asks to clarify, or a question about you",
             r"\b(?:could|can|would) you (?:please )?(?:\w+ )?(?:provide|clarify|specify|tell|share|explain|give"
             r"|describe"
             r"|elaborate|rephrase|confirm)\b|\bplease (?:provide|clarify|specify|tell me|share|rephrase|give me)\b"
