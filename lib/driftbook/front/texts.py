@@ -282,8 +282,9 @@ def test(
     Args:
         what: what ``measure`` takes: a behaviour of the panel by name or label, a measure, words in a list. With
             ``words`` it is only the name of what they say.
-        base, changed: an answer to each prompt, or a list of answers; or ``base`` alone, a table with the columns side
-            (base, intervention), prompt and text.
+        base, changed: an answer to each prompt, or a list of answers, of which as many of both sides are read; or
+            ``base`` alone, a table of one change with the columns side (base, intervention), prompt and text. Where it
+            has ``finish_reason``, answers that never came are left out.
         prompts: one a position: texts, ``Prompt`` records or conversations. A prompt may stand there twice.
             Look-alikes count as one.
         direction: whether ``changed`` was said to do it ``more`` or ``less``, before looking.
