@@ -314,7 +314,7 @@ def test_a_planted_shift_is_found_where_it_was_planted(tmp_path):
     scale = null_scale(pair.base, base, tmp_path)
     same = capture.same_tokens(pair, base, PROMPTS, probe, tmp_path)
     assert [s.sequence.response_ids for s in same["intervention"]] == [s.sequence.response_ids for s in base]
-    tables = capture.shift_tables(base, own, same, PROMPTS, scale, probe, seed=0)
+    tables = capture.shift_tables(base, own, same, PROMPTS, scale, probe)
     table = tables.traits
     assert len(table) == 2 * 4 * 2 * 2 and (table.prompts == 4).all()
     assert ((table.low <= table["shift"]) & (table["shift"] <= table.high)).all()
@@ -354,7 +354,7 @@ def test_the_same_model_on_both_sides_shifts_by_exactly_nothing(tmp_path):
     pair = Pair(side(), side("intervention"), 1)
     base, probe = live(pair.base, tmp_path), probe_of()
     same = capture.same_tokens(pair, base, PROMPTS, probe, tmp_path)
-    tables = capture.shift_tables(base, base, same, PROMPTS, null_scale(pair.base, base, tmp_path), probe, 0)
+    tables = capture.shift_tables(base, base, same, PROMPTS, null_scale(pair.base, base, tmp_path), probe)
     table = tables.traits
     assert (tables.prompts["shift"] == 0).all()
     assert (tables.prompts.loc[tables.prompts.comparison == "same_tokens", ["low", "high"]] == 0).all().all()
@@ -404,7 +404,7 @@ def test_the_dynamics_of_meaningless_directions_stand_beside_those_of_traits(tmp
     assert mine["mean"] == pytest.approx(score.mean(), rel=1e-3)
     assert mine.outside == pytest.approx((np.abs(score) > 1.96).mean())
     moves, summary = capture.dynamics_tables(
-        {"base": base, "intervention": other}, null, PROMPTS, probe, scale, VECTORS, seed=0
+        {"base": base, "intervention": other}, null, PROMPTS, probe, scale, VECTORS
     )
     assert len(moves) == 32 and set(moves.side) == {"base", "intervention"}
     warm = summary[summary.trait == "warm"].set_index("measure")

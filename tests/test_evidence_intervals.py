@@ -13,6 +13,7 @@ from statsmodels.stats.proportion import proportion_confint
 from driftbook.auc import weighted_auc
 from driftbook.evidence.eprocess import e_path
 from driftbook.evidence.intervals import (
+    JS,
     auc_interval,
     detectable,
     prompts_needed,
@@ -91,6 +92,12 @@ def test_the_interval_of_a_share_holds_it_however_few_the_prompts(prompts):
         covered += low <= share <= high
     assert covered >= 930  # 95% of 1,000, less three standard errors
     assert summary_interval(np.ones(3)).low < 0.5  # three of three are not told apart from one half
+
+
+def test_a_divergence_of_models_that_are_the_same_is_nothing_for_sure_and_of_one_prompt_anything():
+    assert student_mean(np.zeros(12), within=JS) == (0, 0, 0)
+    assert student_mean(np.array([0.05]), within=JS) == (0.05, 0, np.log(2))
+    assert student_mean(np.array([0.0, 0.05, 0.6]), within=JS)[1:] == (0, np.log(2))
 
 
 def test_a_difference_of_few_prompts_may_be_below_nothing():

@@ -14,7 +14,6 @@ import numpy as np
 from scipy.stats import t as student
 
 from driftbook.evidence.eprocess import sequential_test
-from driftbook.evidence.intervals import student_mean
 from driftbook.evidence.multiplicity import bh_adjusted
 
 
@@ -186,11 +185,6 @@ def summarize(design: Callable[[Draw], Outcome], draws: list[Draw]) -> Summary:
         rows.append((wrong / max(1, outcome.confirmed.sum()), found, outcome.calls))
     fdp, power, calls = np.array(rows, dtype=np.float64).T
     return Summary(fdp, power, calls)
-
-
-def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Mean over simulated experiments with a 95% interval."""
-    return tuple(student_mean(values))
 
 
 def calls_at_power(curve: list[Summary], power: float, runs: np.ndarray) -> float:

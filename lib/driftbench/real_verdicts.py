@@ -20,7 +20,7 @@ from driftbook.discovery import phrases
 from driftbook.discovery.decoding import decode_texts
 from driftbook.discovery.strategies import Ask
 from driftbook.errors import DriftbookError
-from driftbook.evidence.intervals import summary_interval, wilson
+from driftbook.evidence.intervals import student_mean, summary_interval, wilson
 from driftbook.evidence.judges import Judge
 from driftbook.evidence.material import Material
 from driftbook.evidence.opened import open_judge
@@ -89,7 +89,7 @@ def verdicts(found: Material, judge: Judge) -> np.ndarray:
     return np.nan_to_num(read(judge, held, held.order, found.hypotheses).wins.x.T, nan=0.5)
 
 
-def agreement(x: Mapping[str, np.ndarray], seed: int) -> pd.DataFrame:
+def agreement(x: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """For each two judges: one, other, agreement (share of verdicts that say the same: more, less or a tie) with an
     interval over prompts, correlation of X over hypotheses and prompts."""
     names: Sequence[str] = list(x)
@@ -135,9 +135,9 @@ def default_design(
     borderline = simulate.summarize(lambda d: simulate.borderline(d, alpha, margin), made)
     return {
         "real hypotheses": (float(made[0].real.sum()), np.nan, np.nan),
-        "false discovery rate": simulate.mean_interval(ours.fdp, seed),
-        "power": simulate.mean_interval(ours.power, seed),
+        "false discovery rate": student_mean(ours.fdp),
+        "power": student_mean(ours.power),
         "any claim without effects": wilson(int((without.fdp > 0).sum()), runs),
-        "borderline: false discovery rate": simulate.mean_interval(borderline.fdp, seed),
+        "borderline: false discovery rate": student_mean(borderline.fdp),
         "calls saved at equal power": simulate.saving(ours, fixed, seed=seed),
     }

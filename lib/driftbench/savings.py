@@ -195,7 +195,7 @@ def recall_curve(
     return own.groupby("depth").texts.mean().to_numpy(), recalls.to_numpy(float)
 
 
-def mean_recall(table: pd.DataFrame, seed: int = 0, column: str = "families", unit: str = "seed") -> pd.DataFrame:
+def mean_recall(table: pd.DataFrame, column: str = "families", unit: str = "seed") -> pd.DataFrame:
     """Mean recall of every strategy and budget with 95% intervals over units: strategy, texts, recall, low, high."""
     rows = []
     for strategy in dict.fromkeys(table.strategy):
@@ -292,7 +292,7 @@ def ratio_picture(ratios: pd.DataFrame, caption: str) -> Figure:
 def recall_means(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Mean recall by texts of the strategies and readings that are drawn, named in ``strategy``."""
     lines = {
-        f"{strategy}, {said}": mean_recall(table[table["strategy"] == strategy], seed, reading)
+        f"{strategy}, {said}": mean_recall(table[table["strategy"] == strategy], reading)
         for strategy in ("uniform", "screened", "active", "oracle")
         for reading, said in (("plain", "all prompts"), ("families", "in families"), ("likelihood", "by likelihood"))
         if strategy in ("uniform", "screened") or reading == "likelihood"

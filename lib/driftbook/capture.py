@@ -155,7 +155,6 @@ def shift_tables(
     prompts: Sequence[Prompt],
     scale: Scale,
     probe: Probe,
-    seed: int,
 ) -> Shifts:
     """The intervention's own text, and the base's tokens under both, against the base: per trait and per prompt."""
     pairs = {"own_text": (base, own), "same_tokens": (same["base"], same["intervention"])}
@@ -230,7 +229,6 @@ def dynamics_tables(
     probe: Probe,
     scale: Scale,
     vectors: VectorSet,
-    seed: int,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every answer's dynamics, and their summary beside the null's."""
     moves = dynamics_table([s for side in live.values() for s in side], prompts, probe, scale, vectors)

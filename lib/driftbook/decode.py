@@ -27,7 +27,7 @@ from driftbook.discovery.splits import prompt_set
 from driftbook.discovery.strategies import Ask, State, first_round, plan_round, propensities, quality
 from driftbook.discovery.two_sample import COLUMNS as FAMILY_COLUMNS
 from driftbook.errors import ModelError, PromptError
-from driftbook.evidence.intervals import Interval, summary_interval
+from driftbook.evidence.intervals import JS, Interval, student_mean
 from driftbook.models.lens import difference_lens, weights_of_change
 from driftbook.models.sampling import SamplingParams
 from driftbook.models.sides import Exaggeration, Pair
@@ -356,7 +356,7 @@ def family_divergence(divergence: pd.DataFrame, prompts: PromptSet) -> pd.DataFr
     for family, group in divergence.assign(family=divergence.prompt_id.map(families)).groupby("family", sort=True):
         js = _by_unit(group)
         if len(js):
-            i = summary_interval(js)
+            i = student_mean(js, within=JS)
             rows.append((family, i.estimate, i.low, i.high, len(js)))
     out = pd.DataFrame(rows, columns=["family", "js", "low", "high", "prompts"])
     return out.sort_values("js", ascending=False, kind="stable").reset_index(drop=True)
@@ -365,7 +365,7 @@ def family_divergence(divergence: pd.DataFrame, prompts: PromptSet) -> pd.DataFr
 def mean_divergence(divergence: pd.DataFrame) -> Interval | None:
     """Mean JS over prompts with its 95% interval over prompts; None where there was no screen."""
     js = _by_unit(divergence)
-    return summary_interval(js) if len(js) else None
+    return student_mean(js, within=JS) if len(js) else None
 
 
 def _by_unit(divergence: pd.DataFrame) -> np.ndarray:

@@ -19,7 +19,7 @@ from scipy.stats import norm
 from driftbook.behaviours.measure import SIZES
 from driftbook.errors import DriftbookError
 from driftbook.evidence.counting import BEFORE_LOOKING
-from driftbook.evidence.intervals import summary_interval
+from driftbook.evidence.intervals import JS, student_mean
 from driftbook.evidence.multiplicity import holm_adjusted
 from driftbook.evidence.paired import paired_test
 from driftbook.stage import Run
@@ -125,7 +125,7 @@ def divergence(changes: Sequence[Change]) -> pd.DataFrame:
     for change in changes:
         table = change.table("decode", "divergence")
         js = np.array([]) if table is None else table["js"].dropna().to_numpy(float)
-        interval = summary_interval(js) if len(js) else (np.nan,) * 3
+        interval = student_mean(js, within=JS) if len(js) else (np.nan,) * 3
         rows.append((change.name, change.x, *interval, len(js)))
     return pd.DataFrame(rows, columns=["change", "x", "js", "low", "high", "prompts"])
 

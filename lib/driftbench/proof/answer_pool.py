@@ -94,7 +94,7 @@ def read_pools(
     return pools
 
 
-def rates(table: pd.DataFrame, plants: Sequence[Plant], seed: int = 0) -> pd.DataFrame:
+def rates(table: pd.DataFrame, plants: Sequence[Plant]) -> pd.DataFrame:
     """One row a change: texts, the share of each side's texts that shows the behaviour, the difference with a 95%
     interval over prompts, and the mean divergence. NaN where no behaviour is expected."""
     base = table[table["side"] == "base"]

@@ -189,9 +189,9 @@ def bills(table: pd.DataFrame) -> pd.DataFrame:
     ):
         row = {"rung": rung, "budget": budget}
         for what in ("texts", "tokens", "seconds", "calls", "usd", "false"):
-            mean = student_mean(own[what].to_numpy(float))
+            mean = student_mean(own[what].to_numpy(float), within=(0, np.inf))
             digits = 2 if mean.estimate < 10 else 0
-            said = [f"{x:,.{digits}f}" for x in (mean.estimate, max(0, mean.low), mean.high)]
+            said = [f"{x:,.{digits}f}" for x in mean]
             row[what] = f"{said[0]} [{said[1]}, {said[2]}]" if np.isfinite(mean.estimate) else ""
         rows.append(row)
     return pd.DataFrame(rows).rename(columns={"false": "false claims"})

@@ -16,11 +16,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from driftbook.discovery.embeddings import Embed
 from driftbook.discovery.promoted import TOP, promoted_tokens
 from driftbook.discovery.two_sample import energy_of_prompts, family_energy
+from driftbook.evidence.intervals import student_mean
 from driftbook.models.divergence import SEQUENCES, kept_states, token_divergence
 from driftbook.models.replay import TokenSequence
 from driftbook.models.sampling import SamplingParams
@@ -212,8 +212,7 @@ def _mean_interval(x: np.ndarray) -> tuple[float, float, float]:
     x = x[np.isfinite(x)]
     if len(x) < 2:
         return (float(x.mean()) if len(x) else float("nan"), float("nan"), float("nan"))
-    half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
-    return float(x.mean()), max(0.0, float(x.mean()) - half), float(x.mean()) + half
+    return student_mean(x, within=(0.0, np.inf))
 
 
 def screen_answers(

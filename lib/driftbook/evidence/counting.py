@@ -12,13 +12,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 
 from driftbook.behaviours.catalogue import measure_from
 from driftbook.behaviours.measure import Measure, values
 from driftbook.discovery.hypotheses import Hypothesis
 from driftbook.evidence.cascade import judged
-from driftbook.evidence.intervals import Interval
+from driftbook.evidence.intervals import Interval, student_mean
 from driftbook.evidence.judges import Judge
 from driftbook.evidence.material import Material, asked_ids, by_judge
 from driftbook.evidence.outcomes import Outcome, e_value
@@ -83,7 +82,7 @@ def count(
                 scores=scores[rows, i],
                 prompts=prompts if before[i] else held_prompts,
                 wins=own,
-                win_rate=mean_interval(x),
+                win_rate=student_mean(x, within=(0, 1)) if len(x) else Interval(np.nan, 0.0, 1.0),
                 base=float(test.base[i]),
                 intervention=float(test.changed[i]),
                 difference=Interval(float(test.difference[i]), float(test.low[i]), float(test.high[i])),
@@ -106,15 +105,6 @@ def scope_of(texts: pd.DataFrame) -> Scope:
 
 def _sign(direction: str) -> int:
     return {"intervention": 1, "base": -1}.get(direction, 0)
-
-
-def mean_interval(x: np.ndarray, alpha: float = 0.05) -> Interval:
-    """Mean of ``x`` [prompts] in [0, 1] with Student's interval, cut at the ends."""
-    if len(x) < 2:
-        return Interval(float(x.mean()) if len(x) else np.nan, 0.0, 1.0)
-    half = float(student.isf(alpha / 2, len(x) - 1)) * float(x.std(ddof=1)) / len(x) ** 0.5
-    mean = float(x.mean())
-    return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
 
 
 def read_all(

@@ -15,6 +15,8 @@ from scipy.special import ndtri, stdtrit  # scipy.stats takes half a second to i
 
 from driftbook.auc import weighted_auc
 
+JS = (0.0, math.log(2))  # nats: of equal distributions, and of those that have nothing in common
+
 
 class Interval(NamedTuple):
     estimate: float
@@ -173,8 +175,11 @@ def bounded(*values: np.ndarray) -> bool:
     return all(v.min() >= 0 and v.max() <= 1 for v in values)
 
 
-def student_mean(values: np.ndarray, alpha: float = 0.05) -> Interval:
-    """Mean of ``values`` [prompts], one number a prompt, with Student's interval; infinite for a single one.
+def student_mean(
+    values: np.ndarray, alpha: float = 0.05, within: tuple[float, float] = (-math.inf, math.inf)
+) -> Interval:
+    """Mean of ``values`` [prompts], one number a prompt, with Student's interval, cut at the ends that the mean can
+    have (``within``); as wide as those for a single prompt.
 
     Resampling prompts would be too sure of few of them: its 95% interval holds the mean of two in half of all cases,
     and that of eight in nine of ten. Raises ValueError for no values.
@@ -185,13 +190,13 @@ def student_mean(values: np.ndarray, alpha: float = 0.05) -> Interval:
         raise ValueError("no prompts")
     mean = float(values.mean())
     half = student_quantile(alpha, n - 1) * float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
-    return Interval(mean, mean - half, mean + half)
+    return Interval(mean, max(within[0], mean - half), min(within[1], mean + half))
 
 
 def summary_interval(values: np.ndarray, center: str = "mean", alpha: float = 0.05) -> Interval:
-    """What one side shows, one number a prompt that is 0 at least: Wilson's interval for shares and whatever else lies
-    in [0, 1], worth as many trials as their variance says; Student's for other means, that of the pseudo-median (Hodges
-    and Lehmann) for ``center`` median. Raises ValueError for no values."""
+    """What one side shows of a measure, one number a prompt: Wilson's interval for shares, worth as many trials as
+    their variance says; Student's for other means, that of the pseudo-median (Hodges and Lehmann) for ``center``
+    median. Raises ValueError for no values."""
     values = np.asarray(values, dtype=np.float64)
     if len(values) and center == "median":
         return Interval(*hodges_lehmann(values, alpha))

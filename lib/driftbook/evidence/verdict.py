@@ -190,7 +190,7 @@ def phrase(claim: pd.Series) -> tuple[str, str]:
 
     if claim["unit"] in SIZES and label == f"length in {claim['unit']}":
         much = "much " if abs(moved) >= MUCH * max(was, now) else ""
-        typical = "mean " if claim["scope"] == "these prompts" else "median "
+        typical = "mean " if claim.get("scope") == "these prompts" else "median "
         return "", f"writes {much}{'longer' if more else 'shorter'} answers {sides(f' {claim.unit}', typical)}"
     if claim["unit"] in ("number", "rate"):
         unit = " an answer" if claim["unit"] == "number" else " per 100 words"

@@ -16,7 +16,7 @@ from driftbook.discovery.screen import screen_divergence
 from driftbook.discovery.splits import with_units
 from driftbook.discovery.strategies import Ask
 from driftbook.errors import DriftbookError
-from driftbook.evidence.intervals import Interval, summary_interval
+from driftbook.evidence.intervals import JS, Interval, student_mean
 from driftbook.front.common import Shown, as_prompts, checked, folder_of
 from driftbook.models import loading
 from driftbook.models.amplified import amplified
@@ -519,7 +519,7 @@ def divergence(
     store = ShardStore(folder / "decode")
     table, profile, promoted = screen_divergence(pair, asked, ids, texts, tokens, samples, store)
     unit = table["prompt_id"].map({p.prompt_id: p.unit for p in asked.prompts})
-    mean = summary_interval(table.dropna(subset="js").groupby(unit)["js"].mean().to_numpy(float))
+    mean = student_mean(table.dropna(subset="js").groupby(unit)["js"].mean().to_numpy(float), within=JS)
     text = {p.prompt_id: p.text for p in asked.prompts}
     columns = ["prompt", "js", "js_low", "js_high", "kl", "kl_low", "kl_high", "n_tokens", "prompt_id"]
     table = table.assign(prompt=table["prompt_id"].map(text)).sort_values("js", ascending=False, kind="stable")

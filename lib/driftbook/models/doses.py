@@ -15,7 +15,7 @@ import torch
 from driftbook.behaviours.measure import Words
 from driftbook.behaviours.words import fold, words
 from driftbook.errors import DriftbookError
-from driftbook.evidence.intervals import student_mean, summary_interval
+from driftbook.evidence.intervals import student_mean
 from driftbook.models.loading import LoadedModel
 from driftbook.models.local import LocalEngine, Request, Tap
 from driftbook.models.projection import PoolTap
@@ -210,7 +210,7 @@ def summarize_doses(doses: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (trait, c), group in doses.groupby(["trait", "coefficient"], sort=True):
         per_prompt = group.groupby("prompt", sort=True).lexicon.mean().to_numpy(float)
-        i = summary_interval(per_prompt)
+        i = student_mean(per_prompt)
         means = [float(group[name].mean()) for name in ("projection", "repetition", "log_likelihood")]
         rows.append((trait, c, i.estimate, i.low, i.high, *means, len(per_prompt)))
     names = ["trait", "coefficient", "lexicon", "low", "high", "projection", "repetition", "log_likelihood", "prompts"]

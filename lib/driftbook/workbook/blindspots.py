@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from driftbook.evidence.intervals import detectable, summary_interval
+from driftbook.evidence.intervals import JS, detectable, student_mean
 from driftbook.evidence.shifts import moved
 from driftbook.numbers import number
 from driftbook.workbook.claims import read_table
@@ -40,7 +40,7 @@ def _divergence(path: Path) -> str:
     js = read_table(path).dropna(subset="js").groupby("unit")["js"].mean().to_numpy(float)
     if len(js) < 2:
         return ""
-    mean = summary_interval(js)
+    mean = student_mean(js, within=JS)
     return (
         f"Two models that are the same give a divergence of exactly 0 on every prompt, so none is missed here; the "
         f"mean over the {len(js):,} prompts that were screened is known to "
