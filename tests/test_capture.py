@@ -360,6 +360,9 @@ def test_the_same_model_on_both_sides_shifts_by_exactly_nothing(tmp_path):
     assert (tables.prompts.loc[tables.prompts.comparison == "same_tokens", ["low", "high"]] == 0).all().all()
     assert (table[["shift", "low", "high"]] == 0).all().all()
     assert report.answer(capture.shift_at_chosen(table, VECTORS, "own_text"), table).startswith("No trait moved")
+    one = capture.shift_at_chosen(table.assign(prompts=1, low=np.nan, high=np.nan, p=np.nan), VECTORS, "own_text")
+    assert report.answer(one, table) == "One prompt cannot tell whether a trait moved: ask several."
+    assert report.shift_title(one) == "One prompt cannot tell whether a trait moved"
 
 
 def test_the_base_tokens_stand_after_the_prompt_as_each_side_gets_it(tmp_path):

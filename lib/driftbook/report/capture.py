@@ -139,11 +139,19 @@ def both_comparisons(shifts: pd.DataFrame, vectors: VectorSet) -> pd.DataFrame:
     return both.assign(label=label).reset_index(drop=True)
 
 
+SINGLE = "One prompt cannot tell whether a trait moved"
+
+
+def single(at_chosen: pd.DataFrame) -> bool:
+    """Whether all shifts are of one prompt, which says nothing of others."""
+    return len(at_chosen) > 0 and int(at_chosen["prompts"].max()) < 2
+
+
 def shift_title(at_chosen: pd.DataFrame) -> str:
     """The finding over the picture of own-text shifts."""
     found = moved(at_chosen)
     if not len(found):
-        return "No trait moved beyond chance"
+        return SINGLE if single(at_chosen) else "No trait moved beyond chance"
     top = found.iloc[0]
     most = f"{top.trait} most ({fixed(top['shift'], 2, signed=True)} null SD)"
     return f"{len(found)} of {len(at_chosen)} traits moved; {most}"
@@ -431,6 +439,8 @@ def neurons_title(inside: Inside) -> str:
 def answer(at_chosen: pd.DataFrame, shifts: pd.DataFrame) -> str:
     """The stage's answer in a sentence or two."""
     found = moved(at_chosen)
+    if single(at_chosen):
+        return f"{SINGLE}: ask several."
     if not len(found):
         widest = at_chosen.high.sub(at_chosen.low).max() / 2
         return (

@@ -79,6 +79,8 @@ def _shifts(data: Path, names: tuple[str, str]) -> str:
     own = table[(table["comparison"] == "own_text") & table["shift"].notna()]
     if not len(own):
         return ""
+    if own["prompts"].max() < 2:
+        return "One prompt cannot tell whether a trait moved: shifts of any size can be missed."
     still = own.drop(moved(own).index)
     what = "All" if not len(still) else f"{len(own) - len(still)} of"
     rest = f", and no shift was found of {', '.join(map(str, still['trait']))}" if len(still) else ""
